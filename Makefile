@@ -1,0 +1,62 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+UV_COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+	--no-emit-index-url --no-annotate --custom-compile-command "make lock"
+PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
+
+TASKS ?= 3000000
+SECONDS ?= 2
+ROUNDS ?= 3
+PARTS ?= all
+
+.PHONY: help install run test check format bench lock clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
+
+install: .venv/installed  ## Install the service into .venv
+
+run: .venv/installed  ## Start the service with demo data on http://127.0.0.1:8080
+	@.venv/bin/audit serve --demo
+
+test: .venv/installed-dev  ## Run every test on a PostgreSQL that they start themselves
+	.venv/bin/python -m pytest
+
+check: .venv/installed-dev  ## Check format, lint and types
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/sqlfluff lint --processes 2 sql migrations
+
+format: .venv/installed-dev  ## Format the code
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+bench: .venv/installed-bench  ## Measure the service: TASKS=3000000 SECONDS=2 ROUNDS=3 PARTS=all
+	.venv/bin/python -m tests.bench --tasks $(TASKS) --seconds $(SECONDS) --rounds $(ROUNDS) \
+		--parts $(PARTS)
+
+lock:  ## Pin the newest allowed versions, with hashes (needs uv)
+	$(UV_COMPILE) pyproject.toml --output-file requirements.lock
+	$(UV_COMPILE) --group local --constraint requirements.lock --output-file requirements-local.lock
+	$(UV_COMPILE) --group dev --constraint requirements.lock --constraint requirements-local.lock \
+		--output-file requirements-dev.lock
+	$(UV_COMPILE) --group bench --constraint requirements-dev.lock --constraint requirements.lock \
+		--constraint requirements-local.lock --output-file requirements-bench.lock
+
+clean:  ## Remove what make made
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .bench dist
+
+.venv/installed: requirements.lock requirements-local.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PIP) install --require-hashes -r requirements.lock -r requirements-local.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.lock
+	$(PIP) install --require-hashes -r requirements-dev.lock
+	@touch $@
+
+.venv/installed-bench: .venv/installed requirements-bench.lock
+	$(PIP) install --require-hashes -r requirements-bench.lock
+	@touch $@
