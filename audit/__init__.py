@@ -1,0 +1,21 @@
+"""Records the task history of an orchestrator in PostgreSQL and answers questions about it."""
+
+from audit.database import open_pool
+from audit.errors import Problem
+from audit.models import NewTask, Task, TaskPage, TaskSummary
+from audit.service import AuditService, Recorded
+from audit.settings import Settings
+from audit.states import State
+
+__all__ = [
+    "AuditService",
+    "open_pool",
+    "Settings",
+    "NewTask",
+    "Recorded",
+    "State",
+    "Task",
+    "TaskPage",
+    "TaskSummary",
+    "Problem",
+]

@@ -1,0 +1,131 @@
+"""The pool of connections: session settings, life, and what a failure of the driver means."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from audit import statements
+from audit.errors import Malformed, Problem, TimedOut, Unavailable
+from audit.settings import Settings
+
+if TYPE_CHECKING:
+    Pool = asyncpg.Pool[asyncpg.Record]
+    Connection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+
+
+class _Session(asyncpg.Connection):
+    """A connection whose release costs no round trip: nothing here sets state of a session."""
+
+    def get_reset_query(self) -> str:
+        return ""
+
+
+@asynccontextmanager
+async def open_pool(settings: Settings, dsn: str) -> AsyncIterator[Pool]:
+    """Open `settings.pool_size` connections and close them at the end.
+
+    Raises:
+        Unavailable: the database does not let us in.
+    """
+    with driver_errors():
+        pool = await asyncpg.create_pool(
+            dsn,
+            min_size=settings.pool_size,
+            max_size=settings.pool_size,
+            connection_class=_Session,
+            max_inactive_connection_lifetime=0,
+            max_cached_statement_lifetime=0,
+            server_settings={
+                "application_name": "task-audit",
+                # sql/ leans on this: `$1 IS NULL OR …` is folded away only in a custom plan.
+                "plan_cache_mode": "force_custom_plan",
+                "jit": "off",
+                "timezone": "UTC",
+                "synchronous_commit": "on",
+                "default_transaction_isolation": "read committed",
+                "statement_timeout": f"{settings.statement_timeout_seconds * 1000:.0f}",
+                "idle_in_transaction_session_timeout": "60000",
+            },
+        )
+    try:
+        yield pool
+    finally:
+        pool.terminate() if pool.is_closing() else await pool.close()
+
+
+@contextmanager
+def driver_errors() -> Iterator[None]:
+    """Turn what asyncpg raises into the Problem that it means to a caller."""
+    try:
+        yield
+    except (
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+        OSError,
+    ) as failure:
+        problem = _meaning(failure)
+        if problem is None:
+            raise
+        raise problem from failure
+
+
+def _meaning(failure: Exception) -> Problem | None:
+    match failure:
+        case asyncpg.QueryCanceledError():
+            return TimedOut("the query ran into its time limit; ask for less, or narrow the time")
+        case TimeoutError():
+            return Unavailable("all connections to the database are busy", retry_after_seconds=1)
+        case asyncpg.DataError() | asyncpg.StatementTooComplexError():
+            return Malformed("a value cannot be stored: it has characters or numbers out of range")
+        case (
+            asyncpg.InterfaceError()
+            | asyncpg.InternalClientError()
+            | OSError()
+            | asyncpg.PostgresConnectionError()
+            | asyncpg.InvalidAuthorizationSpecificationError()
+            | asyncpg.InvalidCatalogNameError()
+            | asyncpg.InsufficientResourcesError()
+            | asyncpg.OperatorInterventionError()
+            | asyncpg.LockNotAvailableError()
+            | asyncpg.IdleInTransactionSessionTimeoutError()
+            | asyncpg.ReadOnlySQLTransactionError()
+        ):
+            return Unavailable("the database does not answer", retry_after_seconds=1)
+        case (
+            asyncpg.UndefinedTableError()
+            | asyncpg.UndefinedObjectError()
+            | asyncpg.UndefinedFunctionError()
+            | asyncpg.UndefinedColumnError()
+        ):
+            return Unavailable("the database is not migrated", retry_after_seconds=10)
+    return None
+
+
+def migrations_on_disk() -> list[str]:
+    """Return the names of all migrations, in their order."""
+    return sorted(
+        file.name.removesuffix(".sql")
+        for file in statements.folder("migrations").iterdir()
+        if file.name.endswith(".sql") and not file.name.endswith(".rollback.sql")
+    )
+
+
+async def pending_migrations(pool: Pool, timeout_seconds: float = 5) -> list[str]:
+    """Return the migrations that the database lacks, in their order.
+
+    Raises:
+        Unavailable: the database does not answer.
+    """
+    with driver_errors():
+        try:
+            async with pool.acquire(timeout=timeout_seconds) as connection:
+                rows = await connection.fetch(statements.LIST_MIGRATIONS)
+        except asyncpg.UndefinedTableError:
+            rows = []
+    applied = {row["migration_id"] for row in rows}
+    return [name for name in migrations_on_disk() if name not in applied]

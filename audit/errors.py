@@ -1,0 +1,112 @@
+"""The expected failures, as exceptions that know how HTTP names them (RFC 9457)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, TypedDict
+
+
+class FieldError(TypedDict):
+    """What is wrong with one parameter or member."""
+
+    field: str
+    detail: str
+
+
+class Problem(Exception):
+    """A failure with a meaning to the caller. `title` never varies; `detail` is about this one."""
+
+    status: ClassVar[int] = 500
+    name: ClassVar[str] = "internal"
+    title: ClassVar[str] = "The service failed; its log says why"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        errors: list[FieldError] | None = None,
+        retry_after_seconds: int | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = errors
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Malformed(Problem):
+    """The request cannot be read: broken JSON or percent-encoding, or a NUL character."""
+
+    status = 400
+    name = "malformed"
+    title = "The request cannot be read"
+
+
+class TaskNotFound(Problem):
+    """No task has this id."""
+
+    status = 404
+    name = "task-not-found"
+    title = "No such task"
+
+
+class BodyTooSlow(Problem):
+    """The body did not arrive within the time limit."""
+
+    status = 408
+    name = "body-too-slow"
+    title = "The body did not arrive in time"
+
+
+class Conflict(Problem):
+    """An id recorded with other content, or a change that the life of a task forbids."""
+
+    status = 409
+    name = "conflict"
+    title = "The history cannot be changed so"
+
+
+class BodyTooLarge(Problem):
+    """The body is over the limit."""
+
+    status = 413
+    name = "body-too-large"
+    title = "The body is too large"
+
+
+class UnsupportedMedia(Problem):
+    """The content type is not one that the route takes."""
+
+    status = 415
+    name = "unsupported-media-type"
+    title = "The content type is not supported"
+
+
+class Invalid(Problem):
+    """Parameters or members that are unknown, out of bounds or of the wrong type."""
+
+    status = 422
+    name = "invalid"
+    title = "Parameters or fields are not valid"
+
+
+class TooManyRequests(Problem):
+    """More requests are in flight than this process takes on."""
+
+    status = 429
+    name = "too-many-requests"
+    title = "Too many requests at once"
+
+
+class Unavailable(Problem):
+    """The database does not answer, is not migrated, or has no connection free."""
+
+    status = 503
+    name = "unavailable"
+    title = "The service cannot answer now"
+
+
+class TimedOut(Problem):
+    """The query ran into its time limit."""
+
+    status = 504
+    name = "timed-out"
+    title = "The query took too long"

@@ -1,0 +1,140 @@
+"""Moves the schema with yoyo: one migrator at a time, each migration whole or not at all.
+
+yoyo by itself commits a migration first and notes it in another transaction; killed in between, it
+would run the migration again. Here both are one transaction. yoyo's own lock is a row that a killed
+migrator leaves behind; here an advisory lock, which ends with its session, makes that row moot.
+This module is for commands: the server only reads which migrations are applied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import psycopg
+import yoyo
+from yoyo.backends.base import DatabaseBackend
+from yoyo.migrations import MigrationList
+
+from audit import statements
+from audit.database import pending_migrations
+from audit.errors import Invalid, Unavailable
+
+if TYPE_CHECKING:
+    from audit.database import Pool
+
+#: A migration that waits for a lock holds up everyone behind it: it gives way instead.
+_OPTIONS = "-c lock_timeout=5s -c statement_timeout=15min -c client_min_messages=warning"
+
+
+class SchemaNotCurrent(Unavailable):
+    """The database lacks migrations, and applying them was not asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migrated:
+    """One migration and whether the database has it."""
+
+    name: str
+    applied: bool
+
+
+async def require_current(pool: Pool) -> None:
+    """Raise SchemaNotCurrent if the database lacks migrations."""
+    pending = await pending_migrations(pool)
+    if pending:
+        raise SchemaNotCurrent(
+            f"the database lacks migrations: {', '.join(pending)}; run `audit migrate`,"
+            " or serve with --migrate"
+        )
+
+
+def status(dsn: str) -> list[Migrated]:
+    """Return all migrations, in their order."""
+    with _backend(dsn) as (backend, migrations):
+        applied = set(backend.get_applied_migration_hashes())
+        return [Migrated(migration.id, migration.hash in applied) for migration in migrations]
+
+
+def apply(dsn: str, to: str | None = None) -> list[str]:
+    """Apply what is missing, up to and including `to`; return the names of what was applied.
+
+    Raises:
+        Invalid: there is no migration `to`.
+        Unavailable: the database does not answer or refuses.
+    """
+    with _backend(dsn) as (backend, migrations):
+        wanted = _up_to(migrations, to)
+        missing = [m for m in backend.to_apply(migrations) if m.id in wanted]
+        for migration in missing:
+            with backend.transaction():
+                migration.process_steps(backend, "apply")
+                backend.log_migration(migration, "apply")
+                backend.mark_one(migration, log=False)
+        return [migration.id for migration in missing]
+
+
+def roll_back(dsn: str, to: str | None = None) -> list[str]:
+    """Roll back what came after `to`, or the newest one; return the names, newest first.
+
+    Raises:
+        Invalid: there is no migration `to`.
+        Unavailable: the database does not answer or refuses.
+    """
+    with _backend(dsn) as (backend, migrations):
+        applied = list(backend.to_rollback(migrations))
+        kept = _up_to(migrations, to)
+        surplus = applied[:1] if to is None else [m for m in applied if m.id not in kept]
+        for migration in surplus:
+            with backend.transaction():
+                migration.process_steps(backend, "rollback")
+                backend.log_migration(migration, "rollback")
+                backend.unmark_one(migration, log=False)
+        return [migration.id for migration in surplus]
+
+
+def _up_to(migrations: MigrationList, to: str | None) -> set[str]:
+    names = [migration.id for migration in migrations]
+    if to is None:
+        return set(names)
+    if to not in names:
+        raise Invalid(f"no migration is named {to}; there are {', '.join(names)}")
+    return set(names[: names.index(to) + 1])
+
+
+@contextlib.contextmanager
+def _backend(dsn: str) -> Iterator[tuple[DatabaseBackend, MigrationList]]:
+    """Connect, and wait until no other migrator is at work."""
+    _name_the_user()
+    migrations = yoyo.read_migrations(str(statements.folder("migrations")))
+    try:
+        with yoyo.get_backend(_yoyo_uri(dsn)) as backend:
+            backend.execute(statements.LOCK_MIGRATIONS)
+            backend.break_lock()
+            yield backend, migrations
+    except psycopg.Error as failure:
+        if refusal := failure.diag.message_primary:
+            raise Unavailable(f"the database refuses: {refusal}") from None
+        raise Unavailable("the database does not answer") from failure
+
+
+def _yoyo_uri(dsn: str) -> str:
+    parts = urlsplit(dsn)
+    arguments = dict(parse_qsl(parts.query))
+    arguments["options"] = f"{arguments.get('options', '')} {_OPTIONS}".strip()
+    arguments.setdefault("application_name", "task-audit migrate")
+    arguments.setdefault("connect_timeout", "10")
+    return urlunsplit(("postgresql+psycopg", *parts[1:3], urlencode(arguments), ""))
+
+
+def _name_the_user() -> None:
+    """Let yoyo note who migrates, also where the user id has no name."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = str(os.getuid())

@@ -1,0 +1,333 @@
+"""Records tasks and answers questions about them. Knows no HTTP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from uuid import UUID
+
+import asyncpg
+
+from audit import cursor, models, statements
+from audit.cursor import Cursor
+from audit.database import driver_errors
+from audit.errors import Conflict, FieldError, Invalid, TaskNotFound
+from audit.models import (
+    DEFAULT_FAILURE_DAYS,
+    AuditQuery,
+    FailuresQuery,
+    NewTask,
+    TaskBatch,
+    TaskDocument,
+    TaskPage,
+    TaskQuery,
+)
+from audit.settings import Partition
+
+if TYPE_CHECKING:
+    from audit.database import Connection, Pool
+
+_ATTEMPTS = 5
+_FURTHEST_AHEAD = timedelta(days=2)
+_FORBIDDEN_CHANGE = {
+    "TA001": "the task is in a terminal state and can no longer change",
+    "TA002": "a task moves forwards only: pending, approved, executing, then a terminal state",
+    "TA003": "a member that may not change is among them",
+}
+
+
+class Filters(TypedDict, total=False):
+    """The further parameters of every question; each is described in `TaskQuery`."""
+
+    since: datetime | str
+    until: datetime | str
+    created_by: str
+    project_id: UUID | str
+    outcome: Mapping[str, Any] | str
+    cursor: str
+
+
+OneOrMore = str | Sequence[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What came of tasks that were sent: how many were new, and the ids of all as sent."""
+
+    recorded: int
+    duplicates: int
+    task_ids: list[str]
+
+
+class AuditService:
+    """The task history in the database that `pool` leads to.
+
+    Every method raises `errors.Invalid` on a value out of bounds, `errors.Unavailable` where the
+    database does not answer, and `errors.TimedOut` where a query runs into its time limit.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        partition: Partition = "month",
+        acquire_timeout_seconds: float = 5,
+    ) -> None:
+        self._pool = pool
+        self._partition = partition
+        self._acquire_timeout_seconds = acquire_timeout_seconds
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    async def get_failures(
+        self,
+        days: int | None = DEFAULT_FAILURE_DAYS,
+        service: OneOrMore = None,
+        limit: int = 100,
+        offset: int = 0,
+        *,
+        intent: OneOrMore = None,
+        **filters: Unpack[Filters],
+    ) -> TaskPage:
+        """Return the tasks that failed in the last `days` (1 to 90) days, newest first.
+
+        The default of `days` gives way to `since` or `until`.
+        """
+        if days == DEFAULT_FAILURE_DAYS and ("since" in filters or "until" in filters):
+            days = None
+        given = _given(service=service, intent=intent, days=days, limit=limit, **filters)
+        with models.judging():
+            query = FailuresQuery.model_validate(_with_offset(given, offset))
+        return await self.list_tasks(query)
+
+    async def get_by_service(
+        self,
+        service_name: OneOrMore,
+        status: OneOrMore = None,
+        days: int | None = None,
+        limit: int = 100,
+        offset: int = 0,
+        *,
+        intent: OneOrMore = None,
+        **filters: Unpack[Filters],
+    ) -> TaskPage:
+        """Return the tasks that touched the service, or all of several, newest first."""
+        if not service_name:
+            raise Invalid("service_name: must not be empty")
+        return await self.audit_query(status, service_name, intent, days, limit, offset, **filters)
+
+    async def audit_query(
+        self,
+        status: OneOrMore = None,
+        service: OneOrMore = None,
+        intent: OneOrMore = None,
+        days: int | None = None,
+        limit: int = 100,
+        offset: int = 0,
+        **filters: Unpack[Filters],
+    ) -> TaskPage:
+        """Return the tasks that match every filter given, newest first; without any, all."""
+        given = _given(
+            status=status, service=service, intent=intent, days=days, limit=limit, **filters
+        )
+        with models.judging():
+            query = AuditQuery.model_validate(_with_offset(given, offset))
+        return await self.list_tasks(query)
+
+    async def get_task_count(
+        self,
+        status: OneOrMore = None,
+        service: OneOrMore = None,
+        intent: OneOrMore = None,
+        days: int | None = None,
+        **filters: Unpack[Filters],
+    ) -> int:
+        """Return how many tasks match every filter given: the exact `total` of `audit_query`."""
+        given = _given(status=status, service=service, intent=intent, days=days, **filters)
+        with models.judging():
+            query = AuditQuery.model_validate(given)
+        row = await self._list(query, position=None, limit=0)
+        return int(row["total"])
+
+    async def list_tasks(self, query: TaskQuery, *, clock: datetime | None = None) -> TaskPage:
+        """Return the page that `query` asks for, and its exact total, of one snapshot.
+
+        `clock` is what `days` count back from; None: the database's, rounded down to a second.
+        """
+        position = cursor.decode(query.cursor, query.fingerprint) if query.cursor else None
+        row = await self._list(query, position=position, limit=query.limit, clock=clock)
+        following = None
+        if row["more"]:
+            following = Cursor(row["clock"], row["last_at"], row["last_id"], row["total"])
+        return TaskPage(
+            tasks_json=row["tasks"],
+            total=row["total"],
+            limit=query.limit,
+            offset=None if position else query.offset or 0,
+            next_cursor=following.encode(query.fingerprint) if following else None,
+        )
+
+    async def _list(
+        self,
+        query: TaskQuery,
+        *,
+        position: Cursor | None,
+        limit: int,
+        clock: datetime | None = None,
+    ) -> asyncpg.Record:
+        async with self._connection() as connection:
+            row = await connection.fetchrow(
+                statements.LIST_TASKS,
+                query.statuses or None,
+                query.service or None,
+                query.intent or None,
+                query.days,
+                query.since,
+                query.until,
+                query.created_by,
+                query.project_id,
+                query.outcome,
+                position.clock if position else clock,
+                position.created_at if position else None,
+                position.task_id if position else None,
+                limit,
+                query.offset or 0,
+                position.total if position else None,
+            )
+        assert row is not None  # noqa: S101 - an aggregate always has its row
+        return row
+
+    async def get_task(self, task_id: UUID) -> TaskDocument:
+        """Return one task whole.
+
+        Raises:
+            TaskNotFound: no task has this id.
+        """
+        async with self._connection() as connection:
+            document = await connection.fetchval(statements.GET_TASK, task_id)
+        if document is None:
+            raise TaskNotFound(f"no task has the id {task_id}")
+        return TaskDocument(document)
+
+    # --- recording --------------------------------------------------------------------------------
+
+    async def record(self, tasks: Iterable[NewTask | Mapping[str, Any]]) -> Recorded:
+        """Record all of the tasks, or none.
+
+        Those recorded before with the same content count as duplicates and stay as they are.
+
+        Raises:
+            Conflict: an id is recorded with other content.
+        """
+        return await self.record_batches([models.batch_of(tasks)])
+
+    async def record_batches(self, batches: Sequence[TaskBatch]) -> Recorded:
+        """Record batches that are judged already, all in one transaction; like `record`."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return await self._record_once(batches)
+            except asyncpg.CheckViolationError as refused:
+                # Only a missing partition has no name of a constraint.
+                if refused.constraint_name is not None or attempt == _ATTEMPTS:
+                    raise
+                await self._make_partitions(batches)
+            except (asyncpg.DeadlockDetectedError, asyncpg.UniqueViolationError):
+                # Another transaction records the same ids, in another order or by plain SQL.
+                if attempt == _ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _record_once(self, batches: Sequence[TaskBatch]) -> Recorded:
+        recorded = 0
+        task_ids: list[str] = []
+        async with self._connection() as connection, connection.transaction():
+            for batch in batches:
+                row = await connection.fetchrow(statements.RECORD_TASKS, batch.text)
+                assert row is not None  # noqa: S101 - an aggregate always has its row
+                if row["too_late"]:
+                    raise _too_late(json.loads(row["too_late"]), batch)
+                if row["known_ids"]:
+                    await self._refuse_conflicts(connection, row)
+                recorded += row["recorded"]
+                task_ids += json.loads(row["task_ids"] or "[]")
+        return Recorded(recorded, len(task_ids) - recorded, task_ids)
+
+    @staticmethod
+    async def _refuse_conflicts(connection: Connection, row: asyncpg.Record) -> None:
+        conflicts = await connection.fetchval(
+            statements.FIND_CONFLICTS, row["known_ids"], row["known_digests"]
+        )
+        if conflicts:
+            more = f" and {len(conflicts) - 10} more" if len(conflicts) > 10 else ""  # noqa: PLR2004
+            raise Conflict(f"recorded with other content: {', '.join(conflicts[:10])}{more}")
+
+    async def _make_partitions(self, batches: Sequence[TaskBatch]) -> None:
+        now = datetime.now(UTC)
+        asked = [
+            datetime.fromisoformat(task["created_at"].upper()) if task.get("created_at") else now
+            for batch in batches
+            for task in json.loads(batch.text)
+        ]
+        # What is too far ahead is refused by the database's clock; its partition is not wanted.
+        times = [time for time in asked if time < now + _FURTHEST_AHEAD]
+        async with self._connection() as connection:
+            await connection.fetchval(statements.MAKE_PARTITIONS, times, self._partition)
+
+    async def make_coming_partitions(self) -> None:
+        """Make the partitions of the present and the next three months, where they are missing."""
+        async with self._connection() as connection:
+            await connection.fetchval(statements.MAKE_COMING_PARTITIONS, self._partition)
+
+    async def update(self, task_id: UUID, change: Mapping[str, Any]) -> TaskDocument:
+        """Move an open task on and fill in what is known; return it whole. None clears a member.
+
+        Raises:
+            TaskNotFound: no task has this id.
+            Conflict: the task is terminal, or the change goes backwards or may not be made.
+        """
+        return await self.update_judged(
+            task_id, models.parse_change(json.dumps(change, default=str).encode())
+        )
+
+    async def update_judged(self, task_id: UUID, change: str) -> TaskDocument:
+        """Make a change that `models.parse_change` has judged; like `update`."""
+        try:
+            async with self._connection() as connection:
+                document = await connection.fetchval(statements.UPDATE_TASK, task_id, change)
+        except asyncpg.PostgresError as refused:
+            if refused.sqlstate not in _FORBIDDEN_CHANGE:
+                raise
+            raise Conflict(f"{task_id}: {_FORBIDDEN_CHANGE[refused.sqlstate]}") from refused
+        if document is None:
+            raise TaskNotFound(f"no task has the id {task_id}")
+        return TaskDocument(document)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        with driver_errors():
+            async with self._pool.acquire(timeout=self._acquire_timeout_seconds) as connection:
+                yield connection
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _with_offset(given: dict[str, Any], offset: int) -> dict[str, Any]:
+    """The default of `offset` gives way to a cursor."""
+    return given if "cursor" in given and offset == 0 else {**given, "offset": offset}
+
+
+def _too_late(positions: Sequence[int], batch: TaskBatch) -> Invalid:
+    errors: list[FieldError] = [
+        {
+            "field": f"{batch.labels[position]}created_at",
+            "detail": "must not be more than 24 hours ahead of the database's clock",
+        }
+        for position in positions
+    ]
+    return Invalid(f"{errors[0]['field']}: {errors[0]['detail']}", errors=errors)

@@ -1,0 +1,69 @@
+"""The configuration of the service: each setting is an option and an `AUDIT_…` variable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+import platformdirs
+from pydantic import AfterValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Partition = Literal["month", "week", "day"]
+
+
+def _url_of_postgresql(dsn: SecretStr) -> SecretStr:
+    """Refuse here what the drivers would quote in their errors, password and all."""
+    try:
+        parts = urlsplit(dsn.get_secret_value())
+        is_one = parts.scheme in {"postgresql", "postgres"} and parts.port != 0
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise ValueError(
+            "must look like postgresql://user:password@host:port/database, where special"
+            " characters of a name or password are percent-encoded"
+        )
+    return dsn
+
+
+class Settings(BaseSettings):
+    """Given values come before variables of the environment, and those before the defaults."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="AUDIT_",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+    )
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    """Address to listen on."""
+    port: int = Field(default=8080, ge=0, le=65535)
+    """Port to listen on; 0: any that is free."""
+    workers: int = Field(default=1, ge=1, le=64)
+    """Processes that share the listening socket."""
+    dsn: Annotated[SecretStr, AfterValidator(_url_of_postgresql)] | None = None
+    """PostgreSQL, postgresql://user:password@host:port/database; without it, an embedded one."""
+    data_dir: Path = Path(platformdirs.user_data_dir("task-audit", appauthor=False))
+    """Where the embedded PostgreSQL keeps its data."""
+    demo: bool = False
+    """Record 20,000 demo tasks of the last 90 days if the history is empty."""
+    migrate: bool | None = None
+    """Bring the schema up to date before serving; unset: only on the embedded database."""
+    partition: Partition = "month"
+    """Range of time of new partitions: month, week or day."""
+    pool_size: int = Field(default=8, ge=1, le=1000)
+    """Connections to PostgreSQL, for each worker."""
+    acquire_timeout_seconds: float = Field(default=5, gt=0, le=3600)
+    """How long a request waits for a free connection before it is refused with 503."""
+    statement_timeout_seconds: float = Field(default=10, gt=0, le=3600)
+    """How long a statement may run before it is refused with 504."""
+    max_in_flight: int = Field(default=1000, ge=1)
+    """Requests under way in one worker; one more is refused with 429."""
+    max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
+    """Longest body of a POST or PATCH."""
+    body_timeout_seconds: float = Field(default=60, gt=0, le=3600)
+    """How long a body may take to arrive."""

@@ -1,0 +1,28 @@
+"""The text of every statement, read from `sql/` once at import."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+
+def folder(name: str) -> Traversable:
+    """Return `sql` or `migrations`: in an installed wheel, or beside the package in a checkout."""
+    package = files("audit")
+    installed = package / f"_{name}"
+    return installed if installed.is_dir() else package / ".." / name
+
+
+def _read(name: str) -> str:
+    return (folder("sql") / f"{name}.sql").read_text(encoding="utf-8")
+
+
+LIST_TASKS = _read("list_tasks")
+GET_TASK = _read("get_task")
+RECORD_TASKS = _read("record_tasks")
+FIND_CONFLICTS = _read("find_conflicts")
+UPDATE_TASK = _read("update_task")
+MAKE_PARTITIONS = _read("make_partitions")
+MAKE_COMING_PARTITIONS = _read("make_coming_partitions")
+LIST_MIGRATIONS = _read("list_migrations")
+LOCK_MIGRATIONS = _read("lock_migrations")

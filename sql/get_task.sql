@@ -1,0 +1,10 @@
+-- get_task: one task whole, as a JSON object; no row where the id is not recorded.
+--
+--  $1 task_id uuid
+--
+-- document: text, every column of a task.
+SELECT task_document(tasks) AS document
+FROM tasks
+WHERE
+    task_id = $1::uuid
+    AND created_at = (SELECT task_keys.created_at FROM task_keys WHERE task_keys.task_id = $1)

@@ -1,0 +1,99 @@
+-- record_tasks: record a batch, skipping the ids that are recorded already; one row.
+--
+--  $1 tasks json  an array of objects whose members are named like the columns; absent: NULL
+--
+-- task_ids: text, a JSON array, in the order sent; ids that were not sent are made here.
+-- recorded: how many were new. too_late: text, a JSON array of the positions (from 0) of those
+-- whose created_at is over 24 h ahead of the clock; they are not recorded.
+-- known_ids, known_digests: the ids that were not new, or not the first of that id in the batch,
+-- with the digests of what was sent: what find_conflicts takes. A task that another transaction
+-- is just recording is waited for.
+-- Keys are claimed in the order of ids, so that two batches cannot wait for each other; rows go
+-- in by time, so that a page of tasks lies on few blocks.
+WITH sent AS MATERIALIZED (
+    SELECT
+        item.position,
+        COALESCE(batch.task_id, gen_random_uuid()) AS task_id,
+        COALESCE(batch.created_at, now()) AS created_at,
+        COALESCE(batch.status, 'pending') AS status,
+        COALESCE(batch.services_touched, '{}') AS services_touched,
+        batch.project_id,
+        batch.approved_at,
+        batch.completed_at,
+        batch.request_text,
+        batch.created_by,
+        batch.outcome,
+        batch.estimated_resources,
+        batch.actual_resources,
+        batch.external_ai_used,
+        batch.error_message,
+        batch.suggestions,
+        sha256(convert_to(jsonb_build_array(
+            batch.project_id,
+            batch.request_text,
+            batch.created_by,
+            COALESCE(batch.status, 'pending'),
+            extract(EPOCH FROM batch.created_at),
+            extract(EPOCH FROM batch.approved_at),
+            extract(EPOCH FROM batch.completed_at),
+            COALESCE(batch.services_touched, '{}'),
+            batch.outcome,
+            batch.estimated_resources,
+            batch.actual_resources,
+            batch.external_ai_used,
+            batch.error_message,
+            batch.suggestions
+        )::text, 'UTF8')) AS digest
+    FROM json_array_elements($1::json) WITH ORDINALITY AS item (task, position)
+    CROSS JOIN
+        LATERAL json_to_record(item.task) AS batch (
+            task_id uuid, project_id uuid, created_at timestamptz, approved_at timestamptz,
+            completed_at timestamptz, status task_status, request_text text, created_by text,
+            services_touched text[], outcome jsonb, estimated_resources jsonb,
+            actual_resources jsonb, external_ai_used jsonb, error_message text,
+            suggestions jsonb
+        )
+),
+
+first_of_each AS (
+    SELECT DISTINCT ON (task_id) *
+    FROM sent
+    WHERE created_at <= now() + interval '24 hours'
+    ORDER BY task_id ASC, position ASC
+),
+
+claimed AS (
+    INSERT INTO task_keys (task_id, created_at, digest)
+    SELECT task_id, created_at, digest
+    FROM first_of_each
+    ON CONFLICT (task_id) DO NOTHING
+    RETURNING task_id
+),
+
+recorded AS (
+    INSERT INTO tasks (
+        task_id, project_id, created_at, approved_at, completed_at, status, request_text,
+        created_by, services_touched, outcome, estimated_resources, actual_resources,
+        external_ai_used, error_message, suggestions
+    )
+    SELECT
+        task_id, project_id, created_at, approved_at, completed_at, status, request_text,
+        created_by, services_touched, outcome, estimated_resources, actual_resources,
+        external_ai_used, error_message, suggestions
+    FROM first_of_each
+    WHERE task_id IN (SELECT claimed.task_id FROM claimed)
+    ORDER BY created_at, task_id
+    RETURNING task_id
+)
+
+SELECT
+    json_agg(sent.task_id ORDER BY sent.position)::text AS task_ids,
+    (SELECT count(*) FROM recorded) AS recorded,
+    json_agg(sent.position - 1 ORDER BY sent.position) FILTER (
+        WHERE sent.created_at > now() + interval '24 hours'
+    )::text AS too_late,
+    array_agg(sent.task_id) FILTER (WHERE claimed.task_id IS NULL) AS known_ids,
+    array_agg(sent.digest) FILTER (WHERE claimed.task_id IS NULL) AS known_digests
+FROM sent
+LEFT JOIN first_of_each ON sent.position = first_of_each.position
+LEFT JOIN claimed ON first_of_each.task_id = claimed.task_id
