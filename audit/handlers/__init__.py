@@ -1,0 +1,22 @@
+"""HTTP in, a question to the service, HTTP out: one small module for each group of routes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from audit.service import AuditService
+from audit.settings import Settings
+
+if TYPE_CHECKING:
+    from audit.database import Pool
+
+SERVICE: Final = web.AppKey("service", AuditService)
+SETTINGS: Final = web.AppKey("settings", Settings)
+POOL: Final[web.AppKey[Pool]] = web.AppKey("pool")
+
+
+def json_response(body: bytes, status: int = 200) -> web.Response:
+    """Send JSON that is written already."""
+    return web.Response(body=body, status=status, content_type="application/json")

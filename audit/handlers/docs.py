@@ -1,0 +1,69 @@
+"""The OpenAPI document, and a page to read and try it."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Final
+
+from aiohttp import web
+
+from audit import openapi
+from audit.handlers import json_response
+
+_FOLDER: Final = files("audit") / "static"
+_PAGE: Final = (_FOLDER / "docs.html").read_bytes()
+# By name, so that no path of a request ever reaches the file system.
+_ASSETS: Final = {
+    "docs.js": ("text/javascript", (_FOLDER / "docs.js").read_bytes()),
+    "swagger-ui-bundle.js": (
+        "text/javascript",
+        (_FOLDER / "swagger-ui" / "swagger-ui-bundle.js").read_bytes(),
+    ),
+    "swagger-ui.css": ("text/css", (_FOLDER / "swagger-ui" / "swagger-ui.css").read_bytes()),
+}
+_PAGE_HEADERS: Final = {
+    "Cache-Control": "no-cache",
+    # Swagger UI styles elements from its script and draws icons from data: URLs.
+    "Content-Security-Policy": (
+        "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+        "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+_ASSET_HEADERS: Final = {
+    "Cache-Control": "public, max-age=3600",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def add_routes(app: web.Application) -> None:
+    """Serve `/openapi.json`, and `/docs` with what the page is made of."""
+    app.router.add_get("/openapi.json", openapi_json)
+    app.router.add_get("/docs", page)
+    app.router.add_get("/docs/{asset}", asset)
+
+
+async def openapi_json(request: web.Request) -> web.Response:
+    """The OpenAPI 3.1 document."""
+    response = json_response(openapi.document_json())
+    response.headers["Cache-Control"] = "no-cache"
+    return response
+
+
+async def page(request: web.Request) -> web.Response:
+    """The page, which asks this service for all it needs and no other host for anything."""
+    return web.Response(
+        body=_PAGE, content_type="text/html", charset="utf-8", headers=_PAGE_HEADERS
+    )
+
+
+async def asset(request: web.Request) -> web.Response:
+    """A script or style sheet of the page."""
+    found = _ASSETS.get(request.match_info["asset"])
+    if found is None:
+        raise web.HTTPNotFound
+    content_type, body = found
+    return web.Response(
+        body=body, content_type=content_type, charset="utf-8", headers=_ASSET_HEADERS
+    )

@@ -1,0 +1,110 @@
+"""The routes that record."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Collection
+
+from aiohttp import web
+
+from audit.errors import BodyTooLarge, BodyTooSlow, Invalid, Malformed, UnsupportedMedia
+from audit.handlers import SERVICE, SETTINGS, json_response
+from audit.handlers.reading import query_params, task_id_of
+from audit.models import NoParams, TaskBatch, parse_change, parse_lines, parse_query, parse_tasks
+
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+_CODINGS = ("identity", "gzip", "deflate")
+_LINES_IN_BATCH = 1000
+
+
+async def record(request: web.Request) -> web.Response:
+    """Record a task, an array of tasks, or NDJSON: all of it, or nothing."""
+    parse_query(NoParams, query_params(request))
+    if _content_type(request, (JSON, NDJSON)) == NDJSON:
+        batches = await _read_lines(request)
+    else:
+        batches = [parse_tasks(await _read(request))]
+    # A client that leaves must not undo what may be committed already.
+    result = await asyncio.shield(request.app[SERVICE].record_batches(batches))
+    body = {
+        "recorded": result.recorded,
+        "duplicates": result.duplicates,
+        "task_ids": result.task_ids,
+    }
+    return json_response(json.dumps(body).encode(), 201 if result.recorded else 200)
+
+
+async def update(request: web.Request) -> web.Response:
+    """Move an open task on and fill in what is known."""
+    task_id = task_id_of(request)
+    _content_type(request, (JSON,))
+    change = parse_change(await _read(request))
+    document = await asyncio.shield(request.app[SERVICE].update_judged(task_id, change))
+    return json_response(document.json.encode())
+
+
+def _content_type(request: web.Request, allowed: Collection[str]) -> str:
+    if request.content_type not in allowed:
+        given = request.headers.get("Content-Type", "none")
+        raise UnsupportedMedia(f"the content type is {given}; send {' or '.join(allowed)}")
+    coding = request.headers.get("Content-Encoding", "identity")
+    if coding.lower() not in _CODINGS:
+        raise UnsupportedMedia(f"the content encoding is {coding}; send {' or '.join(_CODINGS)}")
+    return request.content_type
+
+
+async def _read(request: web.Request) -> bytes:
+    return b"".join([chunk async for chunk in _chunks(request)])
+
+
+async def _read_lines(request: web.Request) -> list[TaskBatch]:
+    """Judge NDJSON while it arrives; lines of white space are passed over."""
+    batches: list[TaskBatch] = []
+    lines: list[tuple[int, bytes]] = []
+    number = 1
+    pieces: list[bytes] = []
+    async for chunk in _chunks(request):
+        first, *others = chunk.split(b"\n")
+        pieces.append(first)
+        for other in others:
+            _add_line(lines, number, pieces)
+            number += 1
+            pieces = [other]
+        while len(lines) >= _LINES_IN_BATCH:
+            batches.append(parse_lines(lines[:_LINES_IN_BATCH]))
+            del lines[:_LINES_IN_BATCH]
+    _add_line(lines, number, pieces)
+    if lines:
+        batches.append(parse_lines(lines))
+    if not batches:
+        raise Invalid("the body is empty", errors=[{"field": "", "detail": "must hold a task"}])
+    return batches
+
+
+def _add_line(lines: list[tuple[int, bytes]], number: int, pieces: list[bytes]) -> None:
+    line = b"".join(pieces)
+    if line.strip():
+        lines.append((number, line))
+
+
+async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
+    """Yield the body as it arrives, within the limits of size and time."""
+    settings = request.app[SETTINGS]
+    left = settings.max_body_bytes
+    too_large = BodyTooLarge(f"the body is over {settings.max_body_bytes} bytes; send it in parts")
+    if (request.content_length or 0) > left:
+        raise too_large
+    try:
+        async with asyncio.timeout(settings.body_timeout_seconds):
+            async for chunk in request.content.iter_any():
+                left -= len(chunk)
+                if left < 0:
+                    raise too_large
+                yield chunk
+    except web.RequestPayloadError:
+        raise Malformed("the body breaks off, or is not what its Content-Encoding says") from None
+    except TimeoutError:
+        seconds = f"{settings.body_timeout_seconds:g}"
+        raise BodyTooSlow(f"the body did not arrive within {seconds} seconds") from None

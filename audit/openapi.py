@@ -1,0 +1,587 @@
+"""The OpenAPI 3.1 document, made from the same models that judge requests and shape answers."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.metadata import version
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+from pydantic_core import core_schema
+
+from audit import errors, models
+
+_API: Final = "/api/v1/audit"
+_REF: Final = "#/components/schemas/{model}"
+_REQUEST_ID: Final = "0b5c2f4e8a7d4c1f9e3a6b2d1c0f8e7a"
+
+# --- what an error holds --------------------------------------------------------------------------
+
+
+class FieldError(BaseModel):
+    """What is wrong with one parameter or member."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    field: str
+    """Its name; in an array of tasks such as `3.status`, in NDJSON such as `line 4: status`."""
+    detail: str
+
+
+class Problem(BaseModel):
+    """Why a request was refused, or failed (RFC 9457)."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    type: str
+    """`urn:task-audit:problem:` and a name that never changes, or `about:blank`."""
+    title: str
+    """The same for all problems of a type."""
+    status: int
+    detail: str
+    """About this problem."""
+    instance: str
+    """The id of the request, as in `X-Request-ID`."""
+    errors: list[FieldError] = []
+    """With status 422, every parameter or member that is wrong."""
+
+
+# What the service says, for each problem that a route may answer with.
+_DETAILS: Final[dict[type[errors.Problem], str]] = {
+    errors.Malformed: "the URL holds a % that two hexadecimal digits do not follow",
+    errors.TaskNotFound: "no task has the id 7d9f1c9e-0c3f-4d0e-9a63-6b6f0b7c2d11",
+    errors.BodyTooSlow: "the body did not arrive within 60 seconds",
+    errors.Conflict: (
+        "7d9f1c9e-0c3f-4d0e-9a63-6b6f0b7c2d11: "
+        "the task is in a terminal state and can no longer change"
+    ),
+    errors.BodyTooLarge: "the body is over 33554432 bytes; send it in parts",
+    errors.UnsupportedMedia: "the content type is text/plain; send application/json",
+    errors.Invalid: "limit: must be a whole number from 1 to 1000 (and 1 more)",
+    errors.TooManyRequests: "1000 requests are under way in this process",
+    errors.Problem: f"the log has it under {_REQUEST_ID}",
+    errors.Unavailable: "the database does not answer",
+    errors.TimedOut: "the query ran into its time limit; ask for less, or narrow the time",
+}
+_WRONG: Final = [
+    {"field": "limit", "detail": "must be a whole number from 1 to 1000"},
+    {
+        "field": "status",
+        "detail": "must be one of pending, approved, executing, completed, failed, rejected",
+    },
+]
+_RETRIED: Final = (errors.TooManyRequests, errors.Unavailable)
+_ASKING: Final = (
+    errors.Malformed,
+    errors.Invalid,
+    errors.TooManyRequests,
+    errors.Problem,
+    errors.Unavailable,
+    errors.TimedOut,
+)
+_SENDING: Final = (
+    *_ASKING,
+    errors.BodyTooSlow,
+    errors.Conflict,
+    errors.BodyTooLarge,
+    errors.UnsupportedMedia,
+)
+
+# --- examples -------------------------------------------------------------------------------------
+
+_FAILED: Final[dict[str, Any]] = {
+    "task_id": "7d9f1c9e-0c3f-4d0e-9a63-6b6f0b7c2d11",
+    "status": "failed",
+    "request_text": "Deploy checkout 2.14.0 to production",
+    "services_touched": ["checkout", "payments"],
+    "outcome": {"action_type": "deploy", "version": "2.14.0", "rolled_back": True},
+    "created_at": "2026-06-21T09:14:03.218734Z",
+    "completed_at": "2026-06-21T09:16:47.902115Z",
+    "error_message": "payments: 2 of 6 instances did not become healthy",
+}
+_ROTATED: Final[dict[str, Any]] = {
+    "task_id": "1f0c8a52-5b7e-4f0b-8d55-2a9c4f1e7b60",
+    "status": "completed",
+    "request_text": "Rotate the database password of payments",
+    "services_touched": ["payments"],
+    "outcome": {"action_type": "rotate_secret", "secret": "payments/database"},
+    "created_at": "2026-06-20T22:05:11.000000Z",
+    "completed_at": "2026-06-20T22:05:19.441092Z",
+    "error_message": None,
+}
+_FAILED_WHOLE: Final[dict[str, Any]] = {
+    **_FAILED,
+    "project_id": "c2a5e7d4-91b3-4b6e-8f0a-3d7c6e5b4a29",
+    "created_by": "maria@example.com",
+    "recorded_at": "2026-06-21T09:14:03.231406Z",
+    "approved_at": "2026-06-21T09:14:30.000000Z",
+    "estimated_resources": {"cpu_seconds": 40},
+    "actual_resources": {"cpu_seconds": 163.5},
+    "external_ai_used": None,
+    "suggestions": ["Raise the memory limit of payments"],
+}
+_CURSOR: Final = "AQAGVOclSUAAAAZUv_Jwoy59nxyeDD9NDppja28LfC0RAAAAAAAAEKB7pF2UdQMtFA"
+_FIRST_PAGE: Final = {
+    "tasks": [_FAILED],
+    "total": 4256,
+    "limit": 1,
+    "offset": 0,
+    "next_cursor": _CURSOR,
+}
+_LAST_PAGE: Final = {
+    "tasks": [_FAILED],
+    "total": 4256,
+    "limit": 100,
+    "offset": None,
+    "next_cursor": None,
+}
+_NO_MATCH: Final = {"tasks": [], "total": 0, "limit": 100, "offset": 0, "next_cursor": None}
+
+_STARTED: Final = {
+    "request_text": "Deploy checkout 2.14.0 to production",
+    "created_by": "maria@example.com",
+    "services_touched": ["checkout", "payments"],
+    "outcome": {"action_type": "deploy", "version": "2.14.0"},
+}
+_SENT: Final = [
+    {
+        "task_id": "5e2b9d7c-4a1f-4c83-b6d0-9f8e7a6b5c41",
+        "status": "approved",
+        "created_at": "2026-06-22T06:00:00Z",
+        **_STARTED,
+    },
+    {
+        "task_id": _ROTATED["task_id"],
+        "status": "completed",
+        "request_text": _ROTATED["request_text"],
+        "created_by": "night-shift",
+        "services_touched": _ROTATED["services_touched"],
+        "outcome": _ROTATED["outcome"],
+        "created_at": "2026-06-20T23:05:11+01:00",
+        "completed_at": _ROTATED["completed_at"],
+    },
+]
+_IDS: Final = [task["task_id"] for task in _SENT]
+_FINISHED: Final = {
+    "status": "failed",
+    "outcome": _FAILED["outcome"],
+    "actual_resources": {"cpu_seconds": 163.5},
+    "error_message": _FAILED["error_message"],
+}
+_PARAMETER_EXAMPLES: Final = {
+    "since": "2026-06-01T00:00:00Z",
+    "until": "2026-07-01T00:00:00+01:00",
+    "outcome": '{"action_type": "rotate_secret"}',
+}
+
+# --- the document ---------------------------------------------------------------------------------
+
+_DESCRIPTION: Final = """\
+Records the tasks of an orchestrator and answers questions about them: exactly, and newest first.
+
+A task is recorded once, moves forwards through its states, and from `completed`, `failed` or
+`rejected` on never changes again. No task is ever deleted.
+
+**Lists.** Filters combine with AND, and `total` counts every task that matches them, on this page
+or not. To read on, send the same filters with the `next_cursor` of the page as `cursor`; where that
+is `null`, nothing follows. `limit` may change from page to page.
+
+**Refusals.** Every answer from 400 up is `application/problem+json` (RFC 9457), that to a route
+(404) or method (405, with `Allow`) that is not here too. A parameter or member that is unknown, out
+of bounds or given once too often is refused, never ignored, and `errors` names each of them.
+
+**Request ids.** Every answer has an `X-Request-ID`: that of the request if it sent one of 1 to 128
+letters, digits, `.`, `_`, `~` and `-`; otherwise a new one.
+"""
+
+
+@cache
+def document_json() -> bytes:
+    """Return the document as JSON."""
+    return json.dumps(document(), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def document() -> dict[str, Any]:
+    """Return the document, anew at each call."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Task audit",
+            "version": version("task-audit"),
+            "description": _DESCRIPTION,
+            "license": {"name": "Apache License 2.0", "identifier": "Apache-2.0"},
+        },
+        # Relative to the document, so that a proxy may serve all of it under a prefix.
+        "servers": [{"url": ".", "description": "where this document is"}],
+        "tags": [
+            {"name": "ask", "description": "Questions about the history"},
+            {"name": "record", "description": "Tasks as they happen"},
+            {"name": "service", "description": "The service itself"},
+        ],
+        "paths": {
+            f"{_API}/failures": {"get": _get_failures()},
+            _API + "/by-service/{service_name}": {"get": _get_by_service()},
+            f"{_API}/query": {"get": _audit_query()},
+            f"{_API}/tasks": {"post": _record()},
+            _API + "/tasks/{task_id}": {"get": _get_task(), "patch": _update()},
+            "/healthz": {"get": _healthz()},
+            "/readyz": {"get": _readyz()},
+            "/openapi.json": {"get": _openapi_json()},
+            "/docs": {"get": _docs()},
+        },
+        "components": {
+            "schemas": _schemas(),
+            "responses": {_name(kind): _problem(kind) for kind in _DETAILS},
+            "headers": _headers(),
+        },
+    }
+
+
+def _get_failures() -> dict[str, Any]:
+    return {
+        "operationId": "get_failures",
+        "tags": ["ask"],
+        "summary": "The tasks that failed",
+        "description": "Newest first; by default, those created in the last 7 days.",
+        "parameters": _query(models.FailuresQuery, days=models.DEFAULT_FAILURE_DAYS, offset=0),
+        "responses": _page_or_problem(),
+    }
+
+
+def _get_by_service() -> dict[str, Any]:
+    name = _properties(models.AuditQuery)["service"]["items"]
+    path = _path(
+        "service_name",
+        name,
+        "Matches an element of `services_touched` exactly. Any character, percent-encoded.",
+    )
+    return {
+        "operationId": "get_by_service",
+        "tags": ["ask"],
+        "summary": "The tasks that touched a service",
+        "description": "Newest first. Each `service` given has to be touched too.",
+        "parameters": [path, *_query(models.AuditQuery, offset=0)],
+        "responses": _page_or_problem(),
+    }
+
+
+def _audit_query() -> dict[str, Any]:
+    return {
+        "operationId": "audit_query",
+        "tags": ["ask"],
+        "summary": "The tasks that match",
+        "description": "Newest first; without any filter, all of them.",
+        "parameters": _query(models.AuditQuery, offset=0),
+        "responses": _page_or_problem(),
+    }
+
+
+def _page_or_problem() -> dict[str, Any]:
+    page = _json(
+        _ref("TaskPageBody"),
+        first_page=("A page, with more to follow", _FIRST_PAGE),
+        last_page=("The page after a cursor, and the last one", _LAST_PAGE),
+        no_match=("No task matches", _NO_MATCH),
+    )
+    return {"200": _answer("A page of tasks", page), **_problems(*_ASKING)}
+
+
+def _get_task() -> dict[str, Any]:
+    return {
+        "operationId": "get_task",
+        "tags": ["ask"],
+        "summary": "One task whole",
+        "parameters": [_task_id()],
+        "responses": {
+            "200": _answer("The task", _json(_ref("Task"), task=("A task", _FAILED_WHOLE))),
+            **_problems(*_ASKING, errors.TaskNotFound),
+        },
+    }
+
+
+def _record() -> dict[str, Any]:
+    several = {
+        "type": "array",
+        "items": _ref("NewTask"),
+        "minItems": 1,
+        "maxItems": models.MAX_TASKS_IN_ARRAY,
+    }
+    lines = {
+        "type": "string",
+        "description": "A NewTask on each line; as many as the limit of the body allows.",
+    }
+    new = {"recorded": 2, "duplicates": 0, "task_ids": _IDS}
+    known = {"recorded": 0, "duplicates": 2, "task_ids": _IDS}
+    return {
+        "operationId": "record",
+        "tags": ["record"],
+        "summary": "Record tasks",
+        "description": (
+            "All of them, or none. `task_id` is the idempotency key: the same id with the same "
+            "content again is a duplicate and changes nothing; with other content it is refused."
+        ),
+        "requestBody": {
+            "required": True,
+            "content": {
+                **_json(
+                    {"oneOf": [_ref("NewTask"), several]},
+                    one=("A task, whose id the server makes", _STARTED),
+                    several=("Several tasks", _SENT),
+                ),
+                "application/x-ndjson": {
+                    "schema": lines,
+                    "examples": _examples(
+                        one=("A task on a line", _lines(_STARTED)),
+                        several=("Several tasks, each on a line", _lines(*_SENT)),
+                    ),
+                },
+            },
+        },
+        "responses": {
+            "200": _answer(
+                "All were recorded before, with the same content",
+                _json(_ref("RecordedBody"), duplicates=("Two duplicates", known)),
+            ),
+            "201": _answer(
+                "Recorded, and durable", _json(_ref("RecordedBody"), recorded=("Two tasks", new))
+            ),
+            **_problems(*_SENDING),
+        },
+    }
+
+
+def _lines(*tasks: dict[str, Any]) -> str:
+    return "".join(f"{json.dumps(task)}\n" for task in tasks)
+
+
+def _update() -> dict[str, Any]:
+    return {
+        "operationId": "update",
+        "tags": ["record"],
+        "summary": "Move an open task on",
+        "description": (
+            "Fills in what is known: a member that is not sent stays as it is, `null` clears it."
+        ),
+        "parameters": [_task_id()],
+        "requestBody": {
+            "required": True,
+            "content": _json(_ref("TaskChange"), failed=("The task failed", _FINISHED)),
+        },
+        "responses": {
+            "200": _answer(
+                "The task as it is now", _json(_ref("Task"), task=("A task", _FAILED_WHOLE))
+            ),
+            **_problems(*_SENDING, errors.TaskNotFound),
+        },
+    }
+
+
+def _healthz() -> dict[str, Any]:
+    return {
+        "operationId": "healthz",
+        "tags": ["service"],
+        "summary": "Whether the process lives",
+        "description": "Touches nothing else.",
+        "responses": {"200": _answer("It lives", _status("ok"))},
+    }
+
+
+def _readyz() -> dict[str, Any]:
+    return {
+        "operationId": "readyz",
+        "tags": ["service"],
+        "summary": "Whether the service can answer",
+        "description": "It can where the database answers and its migrations are current.",
+        "responses": {
+            "200": _answer("It can", _status("ready")),
+            **_problems(errors.Problem, errors.Unavailable, errors.TimedOut),
+        },
+    }
+
+
+def _openapi_json() -> dict[str, Any]:
+    beginning = {"openapi": "3.1.0", "info": {"title": "Task audit"}}
+    return {
+        "operationId": "openapi_json",
+        "tags": ["service"],
+        "summary": "This document",
+        "responses": {
+            "200": _answer(
+                "An OpenAPI 3.1 document",
+                _json({"type": "object"}, beginning=("Its beginning", beginning)),
+            )
+        },
+    }
+
+
+def _docs() -> dict[str, Any]:
+    html = {"schema": {"type": "string"}, "examples": _examples(html=("HTML", "<!doctype html>"))}
+    return {
+        "operationId": "docs",
+        "tags": ["service"],
+        "summary": "A page to read this document and try the routes",
+        "responses": {"200": _answer("The page", {"text/html": html})},
+    }
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+class _Schemas(GenerateJsonSchema):
+    """Without titles that repeat a field's name, and defaults that say that nothing was given."""
+
+    def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002 - pydantic's
+        return False
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> dict[str, Any]:
+        described = super().default_schema(schema)
+        if not described.get("default"):
+            described.pop("default", None)
+        return described
+
+
+def _schemas() -> dict[str, Any]:
+    _, generated = models_json_schema(
+        [
+            (models.NewTask, "validation"),
+            (models.TaskChange, "validation"),
+            (models.Task, "serialization"),
+            (models.TaskPageBody, "serialization"),
+            (models.RecordedBody, "serialization"),
+            (Problem, "serialization"),
+        ],
+        ref_template=_REF,
+        schema_generator=_Schemas,
+    )
+    schemas: dict[str, Any] = generated["$defs"]
+    # What a change does not send stays as it is.
+    del schemas["TaskChange"]["properties"]["status"]["default"]
+    return schemas
+
+
+def _properties(model: type[models.NoParams]) -> dict[str, Any]:
+    schema = model.model_json_schema(ref_template=_REF, schema_generator=_Schemas)
+    properties: dict[str, Any] = schema["properties"]
+    return properties
+
+
+def _query(model: type[models.TaskQuery], **defaults: int) -> list[dict[str, Any]]:
+    """The parameters of a list; `defaults` are those that give way to other parameters."""
+    parameters = []
+    # The state is asked for most, but is the last field, after those that all lists share.
+    for name, schema in sorted(_properties(model).items(), key=lambda item: item[0] != "status"):
+        parameter: dict[str, Any] = {
+            "name": name,
+            "in": "query",
+            "description": _description(name, schema),
+        }
+        if schema.get("type") == "array":
+            parameter |= {"style": "form", "explode": True}
+        # A URL cannot say null.
+        sent = schema.get("anyOf", [schema])[0]
+        if name in defaults:
+            sent["default"] = defaults[name]
+        if name in _PARAMETER_EXAMPLES:
+            sent["examples"] = [_PARAMETER_EXAMPLES[name]]
+        parameters.append({**parameter, "schema": sent})
+    return parameters
+
+
+def _description(name: str, schema: dict[str, Any]) -> str:
+    description: str = schema.pop("description")
+    example = _PARAMETER_EXAMPLES.get(name)
+    return f"{description} Such as `{example}`." if example else description
+
+
+def _task_id() -> dict[str, Any]:
+    return _path("task_id", _properties(models.TaskPath)["task_id"], "The id of the task.")
+
+
+def _path(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "description": description,
+        "schema": schema,
+    }
+
+
+def _answer(description: str, content: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "description": description,
+        "headers": {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}},
+        "content": content,
+    }
+
+
+def _status(word: str) -> dict[str, Any]:
+    schema = {
+        "type": "object",
+        "properties": {"status": {"const": word}},
+        "required": ["status"],
+        "additionalProperties": False,
+    }
+    return _json(schema, status=("The only answer", {"status": word}))
+
+
+def _json(schema: dict[str, Any], **examples: tuple[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema, "examples": _examples(**examples)}}
+
+
+def _examples(**examples: tuple[str, Any]) -> dict[str, Any]:
+    return {
+        name: {"summary": summary, "value": value} for name, (summary, value) in examples.items()
+    }
+
+
+def _ref(model: str) -> dict[str, Any]:
+    return {"$ref": _REF.format(model=model)}
+
+
+def _problems(*kinds: type[errors.Problem]) -> dict[str, Any]:
+    return {
+        str(kind.status): {"$ref": f"#/components/responses/{_name(kind)}"}
+        for kind in sorted(kinds, key=lambda kind: kind.status)
+    }
+
+
+def _name(kind: type[errors.Problem]) -> str:
+    return "Failed" if kind is errors.Problem else kind.__name__
+
+
+def _problem(kind: type[errors.Problem]) -> dict[str, Any]:
+    example: dict[str, Any] = {
+        "type": f"urn:task-audit:problem:{kind.name}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": _DETAILS[kind],
+        "instance": _REQUEST_ID,
+    }
+    if kind is errors.Invalid:
+        example["errors"] = _WRONG
+    examples = _examples(**{kind.name.replace("-", "_"): (kind.title, example)})
+    answer = _answer(
+        kind.title,
+        {"application/problem+json": {"schema": _ref("Problem"), "examples": examples}},
+    )
+    if kind in _RETRIED:
+        answer["headers"]["Retry-After"] = {"$ref": "#/components/headers/Retry-After"}
+    return answer
+
+
+def _headers() -> dict[str, Any]:
+    return {
+        "X-Request-ID": {
+            "description": "The id of the request.",
+            "required": True,
+            "schema": {"type": "string", "examples": [_REQUEST_ID]},
+        },
+        "Retry-After": {
+            "description": "Seconds after which to ask again.",
+            "required": True,
+            "schema": {"type": "integer", "minimum": 1, "examples": [1]},
+        },
+    }

@@ -1,0 +1,141 @@
+"""Every failure leaves as `application/problem+json` (RFC 9457), under the id of its request."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web, web_urldispatcher
+from aiohttp.typedefs import Handler
+
+from audit import errors
+from audit.errors import Problem
+
+log = logging.getLogger("audit")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,128}", re.ASCII)
+_TYPE = "urn:task-audit:problem:"
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer with a problem for whatever the handler raises; name the request in every answer."""
+    request_id = _request_id(request)
+    try:
+        response = await handler(request)
+    except Problem as problem:
+        response = _respond(problem, request_id)
+    except web.HTTPException as refused:
+        if refused.status < HTTPStatus.BAD_REQUEST:
+            refused.headers["X-Request-ID"] = request_id
+            raise
+        response = _of_aiohttp(refused, request, request_id)
+    except Exception:
+        log.exception("request %s failed: %s %s", request_id, request.method, request.path)
+        response = _respond(Problem(f"the log has it under {request_id}"), request_id)
+    response.headers["X-Request-ID"] = request_id
+    response.headers["Server"] = "task-audit"
+    return response
+
+
+def _request_id(request: web.BaseRequest) -> str:
+    """The client's own id, where it is fit for a header and a log; a new one otherwise."""
+    given = request.headers.get("X-Request-ID", "")
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+
+
+def _respond(problem: Problem, request_id: str) -> web.Response:
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR and problem.__cause__ is not None:
+        log.warning("request %s: %s (%r)", request_id, problem.detail, problem.__cause__)
+    members: dict[str, Any] = {
+        "type": _TYPE + problem.name,
+        "title": problem.title,
+        "status": problem.status,
+        "detail": problem.detail,
+        "instance": request_id,
+    }
+    if problem.errors:
+        members["errors"] = problem.errors
+    response = _response(members)
+    if problem.retry_after_seconds is not None:
+        response.headers["Retry-After"] = str(problem.retry_after_seconds)
+    return response
+
+
+def _of_aiohttp(refused: web.HTTPException, request: web.Request, request_id: str) -> web.Response:
+    details = {
+        HTTPStatus.NOT_FOUND: f"nothing is at {request.path}",
+        HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method} is not a method of {request.path}",
+    }
+    response = _plain(refused.status, details.get(HTTPStatus(refused.status), ""), request_id)
+    if isinstance(refused, web.HTTPMethodNotAllowed):
+        response.headers["Allow"] = ", ".join(sorted(refused.allowed_methods))
+    return response
+
+
+def _plain(status: int, detail: str, request_id: str) -> web.Response:
+    """A failure that its status says all about."""
+    title = HTTPStatus(status).phrase
+    return _response(
+        {
+            "type": "about:blank",
+            "title": title,
+            "status": status,
+            "detail": detail or title,
+            "instance": request_id,
+        }
+    )
+
+
+def _response(members: dict[str, Any]) -> web.Response:
+    return web.Response(
+        status=members["status"],
+        body=json.dumps(members, ensure_ascii=False).encode("utf-8", "replace"),
+        content_type="application/problem+json",
+    )
+
+
+_send_continue = web_urldispatcher._default_expect_handler  # noqa: SLF001
+
+
+async def _meet_expectation(request: web.Request) -> web.StreamResponse | None:
+    """Send `100 Continue` where it is expected; any other expectation is refused."""
+    try:
+        await _send_continue(request)
+    except web.HTTPExpectationFailed as refused:
+        request_id = _request_id(request)
+        response = _of_aiohttp(refused, request, request_id)
+        response.headers["X-Request-ID"] = request_id
+        return response
+    return None
+
+
+def _refuse_unreadable(
+    _protocol: web.RequestHandler,
+    request: web.BaseRequest,
+    status: int = 500,
+    exc: BaseException | None = None,
+    _message: str | None = None,
+) -> web.StreamResponse:
+    """Answer what aiohttp's parser refuses, before any middleware, and close the connection."""
+    if request.writer.output_size > 0:
+        raise ConnectionError("part of the answer has been sent")
+    request_id = secrets.token_hex(16)
+    if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.debug("unreadable request %s from %s: %r", request_id, request.remote, exc)
+        response = _respond(errors.Malformed("this is not an HTTP request"), request_id)
+    else:
+        log.error("request %s failed outside of its handler", request_id, exc_info=exc)
+        response = _plain(status, "", request_id)
+    response.headers["X-Request-ID"] = request_id
+    response.force_close()
+    return response
+
+
+# aiohttp offers no other way to shape these answers; its own echo the input and name its version.
+web_urldispatcher._default_expect_handler = _meet_expectation  # type: ignore[assignment] # noqa: SLF001
+web.RequestHandler.handle_error = _refuse_unreadable  # type: ignore[method-assign, assignment]

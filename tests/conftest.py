@@ -1,0 +1,163 @@
+"""A real PostgreSQL for every test: one server for the run, one database for each test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient
+
+from audit import embedded, migrate
+from audit.app import create_app
+from audit.database import open_pool
+from audit.service import AuditService
+from audit.settings import Settings
+
+#: Nothing here outlives the run: what makes a commit durable is left out.
+FAST = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "max_connections": "200",
+    "shared_buffers": "256MB",
+    "autovacuum": "off",
+}
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The DSN of a server's own database; AUDIT_TEST_POSTGRES names another version's binaries."""
+    bin_dir = os.environ.get("AUDIT_TEST_POSTGRES")
+    folder = tmp_path_factory.mktemp("postgres")
+    with embedded.running(
+        folder, bin_dir=Path(bin_dir) if bin_dir else None, options=FAST
+    ) as address:
+        yield address
+
+
+def execute(dsn: str, *statements: str) -> list[tuple[Any, ...]]:
+    """Run statements, each in its own transaction; return the rows of the last."""
+    rows: list[tuple[Any, ...]] = []
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for statement in statements:
+            cursor = connection.execute(statement)
+            rows = cursor.fetchall() if cursor.description else []
+    return rows
+
+
+def of_database(postgres: str, name: str) -> str:
+    return postgres.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture(scope="session")
+def template(postgres: str) -> str:
+    """The name of a migrated database that tests copy."""
+    execute(postgres, "CREATE DATABASE migrated")
+    dsn = of_database(postgres, "migrated")
+    migrate.apply(dsn)
+    execute(dsn, "SELECT make_task_partition(now() - m * interval '1 month', 'month') "
+                 "FROM generate_series(-1, 13) AS m")  # fmt: skip
+    return "migrated"
+
+
+@pytest.fixture
+def empty_dsn(postgres: str) -> Iterator[str]:
+    """The DSN of a database with nothing in it."""
+    yield from _database(postgres, "template1")
+
+
+@pytest.fixture(scope="session")
+def spare() -> list[tuple[str, int]]:
+    """Databases that tests have left as they found them, with the number of their relations."""
+    return []
+
+
+@pytest.fixture
+def dsn(postgres: str, template: str, spare: list[tuple[str, int]]) -> Iterator[str]:
+    """The DSN of a migrated database without tasks, used before by tests that only recorded some."""
+    if spare:
+        address, relations = spare.pop()
+    else:
+        address = of_database(postgres, _create(postgres, template))
+        relations = len(execute(address, "SELECT FROM pg_class"))
+    yield address
+    left = execute(
+        address,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        "SET session_replication_role = replica",
+        "DELETE FROM tasks",
+        "DELETE FROM task_keys",
+        "SELECT FROM pg_class",
+    )
+    if len(left) == relations:
+        spare.append((address, relations))
+
+
+def _create(postgres: str, template: str) -> str:
+    name = f"test_{next(_numbers)}"
+    execute(postgres, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+    return name
+
+
+def _database(postgres: str, template: str) -> Iterator[str]:
+    name = _create(postgres, template)
+    yield of_database(postgres, name)
+    execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(pool_size=4)
+
+
+@pytest.fixture
+async def service(dsn: str, settings: Settings) -> AsyncIterator[AuditService]:
+    async with open_pool(settings, dsn) as pool:
+        yield AuditService(pool)
+
+
+Client = TestClient[web.Request, web.Application]
+
+
+@pytest.fixture
+async def client(
+    dsn: str, settings: Settings, aiohttp_client: Callable[..., Awaitable[Client]]
+) -> Client:
+    """A client of the whole application on a database without tasks."""
+    return await aiohttp_client(create_app(settings, dsn))
+
+
+def ago(**parts: float) -> datetime:
+    """A time that long before now."""
+    return datetime.now(UTC) - timedelta(**parts)
+
+
+def task(**members: Any) -> dict[str, Any]:
+    """A task ready for JSON: completed an hour ago unless its members say otherwise."""
+    made: dict[str, Any] = {
+        "task_id": uuid.uuid4(),
+        "request_text": "Deploy payments release 7",
+        "status": "completed",
+        "created_at": ago(hours=1),
+        "services_touched": ["payments"],
+        "outcome": {"action_type": "deploy_service"},
+        **members,
+    }
+    return {
+        name: value.isoformat()
+        if isinstance(value, datetime)
+        else str(value)
+        if isinstance(value, uuid.UUID)
+        else value
+        for name, value in made.items()
+    }

@@ -1,0 +1,45 @@
+"""The service as a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+AUDIT = Path(sys.executable).with_name("audit")
+
+
+@contextlib.contextmanager
+def serving(
+    *options: str, audit: Sequence[str | Path] = (AUDIT,), **variables: str
+) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    """Run `audit serve` on a free port; yield the process, its URL and the lines that it printed.
+
+    It is stopped by SIGINT at the end if it still runs.
+    """
+    process = subprocess.Popen(
+        [*audit, "serve", "--port", "0", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **variables},
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout
+        lines = []
+        for line in process.stdout:
+            lines.append(line.rstrip("\n"))
+            if line.startswith("Ctrl-C"):
+                break
+        assert lines, f"it ended with {process.wait()}"
+        yield process, lines[0].split()[3], lines
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        process.wait(30)
+        if process.stdout:
+            process.stdout.close()
