@@ -1,0 +1,414 @@
+"""The command `audit`. The only module that reads the environment of the process."""
+
+# ruff: noqa: PLC0415 - a command imports what it needs: `audit --help` answers at once
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import stat
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from audit.errors import Problem, TimedOut, Unavailable
+from audit.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from audit.ingest import Target
+    from audit.service import Recorded
+
+_EX_USAGE = 2
+_EX_DATA = 65
+_EX_UNAVAILABLE = 69
+_EX_CONFIG = 78
+_EXIT_CODES = (
+    "Exit codes: 0 done, 2 a wrong option or variable, 65 data that cannot be recorded, "
+    "69 no database, service or port, 78 a schema that is not current."
+)
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Records the task history of an orchestrator and answers questions about it.",
+    epilog=_EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+
+def main() -> None:
+    """Run the command line; end with one of the documented exit codes."""
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
+    try:
+        sys.exit(app(standalone_mode=False))
+    except typer.TyperException as wrong:
+        err.print(f"audit: {wrong.format_message()}", markup=False)
+        sys.exit(_EX_USAGE)
+    except Problem as problem:
+        err.print(f"audit: {_told(problem)}", markup=False)
+        sys.exit(_exit_code(problem))
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    """Leave every block that is entered: no PostgreSQL stays behind.
+
+    Python's own handler is one that asyncio replaces; its task then waits for a blocked read.
+    """
+    raise KeyboardInterrupt
+
+
+def _told(problem: Problem) -> str:
+    """What failed; where a database is the reason, also what its driver said, in one line."""
+    if not isinstance(problem, Unavailable) or problem.__cause__ is None:
+        return problem.detail
+    cause = " ".join(str(problem.__cause__).split())
+    return f"{problem.detail}, see --dsn or AUDIT_DSN: {cause}"
+
+
+def _exit_code(problem: Problem) -> int:
+    from audit.migrate import SchemaNotCurrent
+
+    match problem:
+        case SchemaNotCurrent():
+            return _EX_CONFIG
+        case Unavailable() | TimedOut():
+            return _EX_UNAVAILABLE
+        case _:
+            return _EX_DATA
+
+
+def _option(setting: str, *flags: str) -> Any:
+    """An option whose help, default and variable are those of a setting."""
+    field = Settings.model_fields[setting]
+    shown = {None: "none", False: "off"}.get(field.default, field.default)
+    return typer.Option(
+        *flags,
+        help=f"{field.description} [AUDIT_{setting.upper()}; default: {shown}]",
+        show_default=False,
+    )
+
+
+def _settings(**given: Any) -> Settings:
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as refused:
+        error = refused.errors(include_url=False, include_input=False)[0]
+        name = str(error["loc"][0])
+        detail = error["msg"].removeprefix("Value error, ")
+        message = f"--{name.replace('_', '-')} or AUDIT_{name.upper()}: {detail}"
+        raise typer.BadParameter(message) from None
+
+
+def _http_url(given: str | None) -> str | None:
+    from urllib.parse import urlsplit
+
+    try:
+        fits = given is None or urlsplit(given).scheme in {"http", "https"}
+    except ValueError:
+        fits = False
+    if not fits:
+        raise typer.BadParameter("must look like http://127.0.0.1:8080")
+    return given
+
+
+Dsn = Annotated[str | None, _option("dsn", "--dsn")]
+DataDir = Annotated[Path | None, _option("data_dir", "--data-dir")]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        envvar="AUDIT_URL",
+        show_envvar=False,
+        callback=_http_url,
+        help="Service to record through, such as http://127.0.0.1:8080; without it, straight"
+        " into the database. [AUDIT_URL; default: none]",
+        show_default=False,
+    ),
+]
+Partition = Annotated[Literal["month", "week", "day"] | None, _option("partition", "--partition")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as version_of
+
+        out.print(f"audit {version_of('task-audit')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        err.print(context.get_help(), markup=False)
+        raise typer.Exit(_EX_USAGE)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, _option("host", "--host")] = None,
+    port: Annotated[int | None, _option("port", "--port")] = None,
+    workers: Annotated[int | None, _option("workers", "--workers")] = None,
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    demo: Annotated[bool | None, _option("demo", "--demo/--no-demo")] = None,
+    migrate: Annotated[bool | None, _option("migrate", "--migrate/--no-migrate")] = None,
+    partition: Partition = None,
+    pool_size: Annotated[int | None, _option("pool_size", "--pool-size")] = None,
+    acquire_timeout_seconds: Annotated[
+        float | None, _option("acquire_timeout_seconds", "--acquire-timeout-seconds")
+    ] = None,
+    statement_timeout_seconds: Annotated[
+        float | None, _option("statement_timeout_seconds", "--statement-timeout-seconds")
+    ] = None,
+    max_in_flight: Annotated[int | None, _option("max_in_flight", "--max-in-flight")] = None,
+    max_body_bytes: Annotated[int | None, _option("max_body_bytes", "--max-body-bytes")] = None,
+    body_timeout_seconds: Annotated[
+        float | None, _option("body_timeout_seconds", "--body-timeout-seconds")
+    ] = None,
+) -> None:
+    """Serve the API until Ctrl-C; without a --dsn, on an embedded PostgreSQL."""
+    settings = _settings(
+        host=host,
+        port=port,
+        workers=workers,
+        dsn=dsn,
+        data_dir=data_dir,
+        demo=demo,
+        migrate=migrate,
+        partition=partition,
+        pool_size=pool_size,
+        acquire_timeout_seconds=acquire_timeout_seconds,
+        statement_timeout_seconds=statement_timeout_seconds,
+        max_in_flight=max_in_flight,
+        max_body_bytes=max_body_bytes,
+        body_timeout_seconds=body_timeout_seconds,
+    )
+    from audit.server import serve as run_server
+
+    run_server(settings, lambda url, tasks: _announce(settings, url, tasks))
+
+
+def _announce(settings: Settings, url: str, tasks: int) -> None:
+    api = f"{url}/api/v1/audit"
+    out.print(f"task-audit listens on {url} (read and try the API at {url}/docs)")
+    out.print(f"Database: {_database_name(settings)}, {tasks:,} tasks", markup=False)
+    out.print("Try:")
+    out.print(f"  curl '{api}/failures?days=7&limit=3'")
+    out.print(f"  curl '{api}/by-service/payments?status=failed&limit=3'")
+    out.print(f"  curl '{api}/query?status=failed&intent=deploy_service&days=30&limit=3'")
+    out.print("Ctrl-C stops it.")
+    sys.stdout.flush()
+
+
+def _database_name(settings: Settings) -> str:
+    """Where the tasks are, without any password."""
+    from urllib.parse import urlsplit
+
+    if settings.dsn is None:
+        return f"embedded PostgreSQL in {settings.data_dir}"
+    parts = urlsplit(settings.dsn.get_secret_value())
+    return f"PostgreSQL {parts.netloc.rpartition('@')[2] or 'on a local socket'}{parts.path}"
+
+
+@app.command()
+def migrate(
+    status: Annotated[
+        bool, typer.Option("--status", help="Only show which migrations are applied.")
+    ] = False,
+    to: Annotated[
+        str | None, typer.Option("--to", help="Name of the last migration to have applied.")
+    ] = None,
+    rollback: Annotated[
+        bool,
+        typer.Option("--rollback", help="Roll back the last migration, or all after --to."),
+    ] = False,
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Bring the schema up to date, or back. Safe to start twice, and to start again."""
+    from audit import migrate as migrations
+    from audit.server import database
+
+    settings = _settings(dsn=dsn, data_dir=data_dir, migrate=False)
+    with database(settings) as address:
+        if status:
+            table = Table("migration", "applied", box=None)
+            for migration in migrations.status(address):
+                table.add_row(migration.name, "yes" if migration.applied else "no")
+            out.print(table)
+            return
+        done = migrations.roll_back(address, to) if rollback else migrations.apply(address, to)
+    verb = "rolled back" if rollback else "applied"
+    for name in done:
+        out.print(f"{verb} {name}")
+    if not done:
+        out.print("nothing to do")
+
+
+@app.command()
+def record(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="NDJSON or JSON; - is standard input.")
+    ],
+    url: Url = None,
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    partition: Partition = None,
+) -> None:
+    """Record files of tasks, each with its task_id. Run again, it records nothing twice."""
+    from audit.ingest import record_file
+
+    settings = _settings(dsn=dsn, data_dir=data_dir, partition=partition)
+    with contextlib.ExitStack() as stack:
+        sources = [(name, stack.enter_context(_open(name))) for name in files]
+        sizes = [_size(source) for _, source in sources]
+
+        async def work(target: Target, tally: Tally) -> None:
+            for name, source in sources:
+                await record_file(source, name, target, tally.add)
+
+        total = sum(size for size in sizes if size) if None not in sizes else None
+        _record(work, total, url, settings)
+
+
+@app.command()
+def demo(
+    tasks: Annotated[
+        int, typer.Option("--tasks", min=1, help="How many tasks to make up.")
+    ] = 100_000,
+    days: Annotated[int, typer.Option("--days", min=1, max=3650, help="Over how many days.")] = 365,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed makes the same tasks.")] = 1,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            "--until",
+            help="RFC 3339 time at which the history ends.",
+            show_default="the last full hour",
+        ),
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--print", help="Print the tasks as NDJSON instead of recording them.")
+    ] = False,
+    url: Url = None,
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    partition: Partition = None,
+) -> None:
+    """Make up a lifelike history: skewed services, daily and weekly rhythm, bursts of failures."""
+    import itertools
+
+    from audit.demo import generate
+    from audit.models import MAX_TASKS_IN_ARRAY, TimeAdapter, batch_of
+
+    end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    if until is not None:
+        try:
+            end = TimeAdapter.validate_python(until)
+        except ValidationError as refused:
+            detail = refused.errors()[0]["msg"].removeprefix("Value error, ")
+            raise typer.BadParameter(detail, param_hint="--until") from None
+    history = generate(tasks, days=days, until=end, seed=seed)
+    if show:
+        for task in history:
+            sys.stdout.write(json.dumps(task) + "\n")
+        return
+
+    async def work(target: Target, tally: Tally) -> None:
+        while batch := list(itertools.islice(history, MAX_TASKS_IN_ARRAY)):
+            tally.add(len(batch), await target.send(batch_of(batch)))
+
+    _record(work, tasks, url, _settings(dsn=dsn, data_dir=data_dir, partition=partition))
+
+
+@app.command()
+def openapi() -> None:
+    """Print the OpenAPI 3.1 document."""
+    from audit.openapi import document
+
+    sys.stdout.write(json.dumps(document(), indent=2) + "\n")
+
+
+class Tally:
+    """What has been recorded so far, shown by a bar on a terminal."""
+
+    def __init__(self, bar: Progress, total: int | None) -> None:
+        self.recorded = 0
+        self.duplicates = 0
+        self._bar = bar
+        self._row = bar.add_task("recording", total=total, tasks=0)
+
+    def add(self, size: int, done: Recorded) -> None:
+        """Count a batch; `size` is its part of the whole."""
+        self.recorded += done.recorded
+        self.duplicates += done.duplicates
+        self._bar.update(self._row, advance=size, tasks=self.recorded + self.duplicates)
+
+
+def _record(
+    work: Callable[[Target, Tally], Coroutine[Any, Any, None]],
+    total: int | None,
+    url: str | None,
+    settings: Settings,
+) -> None:
+    """Let `work` record through the service at `url`, or else straight into the database."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from audit.ingest import api_target, database_target
+    from audit.server import database, run
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[tasks]:,} tasks"),
+        TimeElapsedColumn(),
+    )
+
+    async def through(opening: AbstractAsyncContextManager[Target], tally: Tally) -> None:
+        async with opening as target:
+            await work(target, tally)
+
+    with Progress(*columns, console=err, disable=not sys.stderr.isatty()) as bar:
+        tally = Tally(bar, total)
+        try:
+            if url is not None:
+                run(through(api_target(url), tally))
+            else:
+                with database(settings) as dsn:
+                    run(through(database_target(settings, dsn), tally))
+        finally:
+            bar.stop()
+            out.print(f"recorded {tally.recorded:,}, duplicates {tally.duplicates:,}")
+
+
+def _open(name: str) -> IO[bytes]:
+    if name == "-":
+        return sys.stdin.buffer
+    try:
+        return Path(name).open("rb")
+    except OSError as failure:
+        raise typer.BadParameter(f"{name}: {failure.strerror}") from None
+
+
+def _size(source: IO[bytes]) -> int | None:
+    """The bytes of a file; None where that cannot be known."""
+    status = os.fstat(source.fileno())
+    return status.st_size if stat.S_ISREG(status.st_mode) else None

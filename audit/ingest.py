@@ -1,0 +1,220 @@
+"""Records files of tasks: reads them in batches, sends them, and can be run again at any time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import IO, Protocol
+
+import aiohttp
+from pydantic_core import from_json
+
+from audit import migrate, models
+from audit.database import open_pool
+from audit.errors import Invalid, Problem, TimedOut, Unavailable
+from audit.models import TaskBatch
+from audit.service import AuditService, Recorded
+from audit.settings import Settings
+
+log = logging.getLogger("audit")
+
+Lines = list[tuple[int, bytes]]
+
+_BATCH = models.MAX_TASKS_IN_ARRAY
+_BATCH_BYTES = 8 * 1024 * 1024
+_ATTEMPTS = 8
+_LONGEST_WAIT_SECONDS = 30
+_TRY_AGAIN = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
+_SERVER_ERRORS = 500
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+class Refused(Problem):
+    """Tasks that cannot be recorded; `detail` says which and why."""
+
+
+class Target(Protocol):
+    """Where tasks go."""
+
+    async def send(self, batch: TaskBatch) -> Recorded:
+        """Record at most 1,000 tasks, all or none."""
+
+
+async def record_file(
+    source: IO[bytes], name: str, target: Target, advance: Callable[[int, Recorded], None]
+) -> None:
+    """Record every task of a file of NDJSON or JSON.
+
+    `advance` is told after each batch how many bytes were read, and what came of them. Every task
+    needs its task_id: by it, a second run records nothing twice.
+
+    Raises:
+        Refused: a task is not valid, has no id, or conflicts with one that is recorded; the
+            batches before it stay recorded.
+        Unavailable: the target does not answer.
+    """
+    for lines, size in _batches(source, name):
+        try:
+            batch = models.parse_lines(lines)
+            _require_ids(lines)
+            advance(size, await target.send(batch))
+        except (Unavailable, TimedOut):
+            raise
+        except Problem as problem:
+            raise Refused(f"{name}: {problem.detail}") from problem
+
+
+def _require_ids(lines: Lines) -> None:
+    for number, line in lines:
+        if not from_json(line).get("task_id"):
+            raise Invalid(
+                f"line {number}: task_id is missing; without it a second run would record the"
+                " task twice"
+            )
+
+
+def _batches(source: IO[bytes], name: str) -> Iterator[tuple[Lines, int]]:
+    """Yield lines of tasks with their numbers, and the bytes that they took in the file."""
+    batch: Lines = []
+    size = 0
+    for number, line, length in _tasks(source, name):
+        if line.strip():
+            batch.append((number, line))
+        size += length
+        if len(batch) >= _BATCH or size >= _BATCH_BYTES:
+            if batch:
+                yield batch, size
+            batch, size = [], 0
+    if batch:
+        yield batch, size
+
+
+def _tasks(source: IO[bytes], name: str) -> Iterator[tuple[int, bytes, int]]:
+    """Yield the number, text and length of each task: by lines, or by members of an array."""
+    number, first = 1, source.readline()
+    while first and not first.strip():
+        number, first = number + 1, source.readline()
+    if first.lstrip()[:1] != b"[" and _is_json(first):
+        yield number, first, len(first)
+        for following, line in enumerate(source, number + 1):
+            yield following, line, len(line)
+        return
+    try:
+        text = "\n" * (number - 1) + (first + source.read()).decode()
+        yield from _members(text)
+    except (ValueError, RecursionError) as broken:
+        raise Refused(f"{name}: neither NDJSON nor JSON: {broken}") from None
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        from_json(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _members(text: str) -> Iterator[tuple[int, bytes, int]]:
+    """Yield the members of a JSON array, or the one object, as they are written."""
+    decoder = json.JSONDecoder()
+    place = _skip(text, 0)
+    is_array = text[place : place + 1] == "["
+    if is_array:
+        place = _skip(text, place + 1)
+    number, counted = 1, 0
+    while place < len(text) and text[place] != "]":
+        number, counted = number + text.count("\n", counted, place), place
+        _, end = decoder.raw_decode(text, place)
+        member = text[place:end].replace("\n", " ").encode()
+        yield number, member, len(member)
+        place = _skip(text, end)
+        if is_array and text[place : place + 1] == ",":
+            place = _skip(text, place + 1)
+        elif not is_array or text[place : place + 1] != "]":
+            break
+    rest = text[place + is_array :].strip()
+    if (is_array and text[place : place + 1] != "]") or rest:
+        raise ValueError(f"unexpected text after the task of line {number}")
+
+
+def _skip(text: str, place: int) -> int:
+    space = _SPACE.match(text, place)
+    return space.end() if space else place
+
+
+class DatabaseTarget:
+    """Records straight into the database."""
+
+    def __init__(self, service: AuditService) -> None:
+        self._service = service
+
+    async def send(self, batch: TaskBatch) -> Recorded:
+        """Record them in one transaction."""
+        return await self._service.record_batches([batch])
+
+
+class ApiTarget:
+    """Records through a running service; waits and tries again while it is unavailable."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session = session
+        self._url = url.rstrip("/") + "/api/v1/audit/tasks"
+
+    async def send(self, batch: TaskBatch) -> Recorded:
+        """Record them by one request."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            wait_seconds = min(2 ** (attempt - 1), _LONGEST_WAIT_SECONDS)
+            try:
+                async with self._session.post(
+                    self._url, data=batch.text, headers={"Content-Type": "application/json"}
+                ) as response:
+                    body = await response.read()
+            except (aiohttp.ClientError, TimeoutError) as failure:
+                problem = str(failure) or type(failure).__name__
+            else:
+                if response.ok:
+                    return self._recorded(body)
+                problem = _detail(response.status, body)
+                if response.status not in _TRY_AGAIN and response.status < _SERVER_ERRORS:
+                    raise Invalid(problem)
+                retry_after = response.headers.get("Retry-After", "")
+                if retry_after.isdecimal():
+                    wait_seconds = min(int(retry_after), _LONGEST_WAIT_SECONDS)
+            if attempt < _ATTEMPTS:
+                log.warning("%s: %s; trying again in %d s", self._url, problem, wait_seconds)
+                await asyncio.sleep(wait_seconds)
+        raise Unavailable(f"{self._url} does not answer: {problem}")
+
+    def _recorded(self, body: bytes) -> Recorded:
+        try:
+            return Recorded(**from_json(body))
+        except (TypeError, ValueError):
+            raise Unavailable(f"{self._url} does not answer as this service does") from None
+
+
+def _detail(status: int, body: bytes) -> str:
+    try:
+        return str(from_json(body)["detail"])
+    except (ValueError, TypeError, KeyError):
+        return f"status {status}"
+
+
+@asynccontextmanager
+async def api_target(url: str) -> AsyncIterator[Target]:
+    """Open a connection to the service at a URL."""
+    timeout = aiohttp.ClientTimeout(total=120)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        yield ApiTarget(session, url)
+
+
+@asynccontextmanager
+async def database_target(settings: Settings, dsn: str) -> AsyncIterator[Target]:
+    """Open a connection to a database whose schema is current."""
+    async with open_pool(settings.model_copy(update={"pool_size": 1}), dsn) as pool:
+        await migrate.require_current(pool)
+        yield DatabaseTarget(AuditService(pool, partition=settings.partition))

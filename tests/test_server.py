@@ -1,0 +1,225 @@
+"""The command `audit serve`, as a process: how it starts, serves, stops and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from audit import server
+from tests.conftest import execute, task
+from tests.test_cli import audit, lines, serving, start
+from tests.test_embedded import servers_on
+
+DEMO_TASKS = "20,000 tasks"
+
+
+def get(url: str) -> tuple[int, Any]:
+    with urllib.request.urlopen(url, timeout=20) as response:
+        return response.status, json.load(response)
+
+
+def first_lines(process: subprocess.Popen[str]) -> list[str]:
+    """What it prints once it listens: the last line says how to stop it."""
+    assert process.stdout is not None
+    shown = []
+    for line in process.stdout:
+        shown.append(line.strip())
+        if line.startswith("Ctrl-C"):
+            break
+    return shown
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def workers_of(process: subprocess.Popen[str]) -> set[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return {int(pid) for pid in children.split() if is_alive(int(pid))}
+
+
+def eventually(condition: Any) -> bool:
+    """Whether it comes true within some seconds."""
+    deadline = time.monotonic() + 15
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+# --- on an embedded PostgreSQL --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder whose first start was killed while it recorded the demo tasks."""
+    data_dir = tmp_path_factory.mktemp("served") / "data"
+    dsn = f"postgresql://audit@/postgres?host={data_dir}/run"
+    with start("serve", "--demo", "--port", "0", "--data-dir", str(data_dir)) as killed:
+        assert eventually(lambda: is_recording(dsn))
+        killed.kill()
+    yield data_dir
+    for pid in servers_on(data_dir):
+        os.kill(pid, signal.SIGKILL)
+
+
+def is_recording(dsn: str) -> bool:
+    try:
+        return bool(execute(dsn, "SELECT 1 FROM task_partitions"))
+    except psycopg.Error:
+        return False
+
+
+def test_a_start_prints_what_works_as_it_stands(data_dir: Path) -> None:
+    with start("serve", "--demo", "--port", "0", "--data-dir", str(data_dir)) as process:
+        shown = first_lines(process)
+        answers = [get(re.findall("curl '(.*)'", line)[0]) for line in shown if "curl" in line]
+        docs = re.findall("http[^ )]*", shown[0])[1]
+        with urllib.request.urlopen(docs) as response:
+            page = response.status
+        process.send_signal(signal.SIGINT)
+
+    assert f"Database: embedded PostgreSQL in {data_dir}, {DEMO_TASKS}" == shown[1]
+    assert [(200, 3)] * 3 == [(status, len(page["tasks"])) for status, page in answers]
+    assert 200 == page
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_it_whole_and_the_next_start_has_the_same_tasks(
+    data_dir: Path, number: signal.Signals
+) -> None:
+    with start("serve", "--demo", "--port", "0", "--data-dir", str(data_dir)) as process:
+        shown = first_lines(process)
+        process.send_signal(number)
+        out, err = process.communicate()
+
+    assert shown[1].endswith(DEMO_TASKS)
+    assert (0, "", "") == (process.returncode, out, err)
+    assert [] == servers_on(data_dir)
+
+
+def test_a_killed_service_starts_again_with_all_its_tasks(data_dir: Path) -> None:
+    with serving("--data-dir", str(data_dir)) as (process, url):
+        recorded = task()
+        audit("record", "-", "--url", url, given=lines(recorded))
+        process.kill()
+    with serving("--data-dir", str(data_dir), "--demo") as (_, url):
+        assert 20_001 == get(f"{url}/api/v1/audit/query?limit=1")[1]["total"]
+        assert 200 == get(f"{url}/api/v1/audit/tasks/{recorded['task_id']}")[0]
+
+    assert [] == servers_on(data_dir)
+
+
+@pytest.mark.parametrize("seconds", [0.4, 0.8, 1.6])
+def test_a_signal_at_any_moment_of_a_first_start_leaves_nothing_behind(
+    tmp_path: Path, seconds: float
+) -> None:
+    with start("serve", "--demo", "--port", "0", "--data-dir", str(tmp_path)) as process:
+        eventually((tmp_path / "lock").exists)
+        time.sleep(seconds)
+        process.terminate()
+        _, err = process.communicate()
+
+    assert (0, "") == (process.returncode, err)
+    assert [] == servers_on(tmp_path)
+
+
+# --- worker processes -----------------------------------------------------------------------------
+
+
+def test_a_worker_that_is_killed_is_replaced(dsn: str) -> None:
+    with serving("--dsn", dsn, "--workers", "2") as (process, url):
+        assert eventually(lambda: len(workers_of(process)) == 2)
+        before = workers_of(process)
+        killed = before.pop()
+        os.kill(killed, signal.SIGKILL)
+
+        assert eventually(lambda: len(workers_of(process) - before - {killed}) == 1)
+        assert 200 == get(f"{url}/readyz")[0]
+
+
+def test_a_signal_to_the_parent_stops_every_worker(dsn: str) -> None:
+    with serving("--dsn", dsn, "--workers", "3") as (process, url):
+        get(f"{url}/healthz")
+        workers = workers_of(process)
+        process.terminate()
+        _, err = process.communicate()
+
+    assert (0, "") == (process.returncode, err)
+    assert 3 == len(workers)
+    assert [] == [pid for pid in workers if is_alive(pid)]
+
+
+def test_workers_whose_parent_is_killed_end(dsn: str) -> None:
+    with serving("--dsn", dsn, "--workers", "2") as (process, url):
+        get(f"{url}/healthz")
+        workers = workers_of(process)
+        process.kill()
+
+        assert 2 == len(workers)
+        assert eventually(lambda: not any(is_alive(pid) for pid in workers))
+
+
+# --- serving --------------------------------------------------------------------------------------
+
+
+def test_migrate_moves_a_schema_that_is_not_current(empty_dsn: str) -> None:
+    with serving("--dsn", empty_dsn, "--migrate") as (_, url):
+        assert 200 == get(f"{url}/readyz")[0]
+
+
+def test_a_request_under_way_is_answered_before_the_end(dsn: str) -> None:
+    with (
+        serving("--dsn", dsn) as (process, url),
+        psycopg.connect(dsn) as other,
+        ThreadPoolExecutor() as pool,
+    ):
+        other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
+        answer = pool.submit(get, f"{url}/api/v1/audit/query")
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = "
+        eventually(lambda: execute(dsn, f"{waiting} current_database()"))
+        process.terminate()
+        time.sleep(0.3)
+        still_runs = process.poll() is None
+        other.rollback()
+
+        assert still_runs
+        assert (200, 0) == (answer.result()[0], answer.result()[1]["total"])
+        assert 0 == process.wait(10)
+
+
+def test_what_is_not_http_gets_a_problem(dsn: str) -> None:
+    with serving("--dsn", dsn) as (_, url):
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(b"\x16\x03\x01 this is no HTTP\r\n\r\n")
+            head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
+
+    assert b"400" == head.split()[1]
+    assert b"application/problem+json" in head
+    assert 400 == json.loads(body)["status"]
+
+
+def test_the_loop_is_uvloop() -> None:
+    async def loop() -> str:
+        return type(asyncio.get_running_loop()).__module__
+
+    assert "uvloop" == server.run(loop())
