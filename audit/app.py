@@ -5,35 +5,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 
+from audit.answers import Answers
 from audit.database import open_pool
 from audit.errors import Problem, TooManyRequests
-from audit.handlers import POOL, SERVICE, SETTINGS, docs, health, reading, writing
+from audit.handlers import ANSWERS, POOL, SERVICE, SETTINGS, docs, health, reading, writing
 from audit.problems import problems
-from audit.service import AuditService
+from audit.service import FOLDED_AT_ONCE, AuditService
 from audit.settings import Settings
 
 log = logging.getLogger("audit")
 
 _API = "/api/v1/audit"
 _PARTITIONS_EVERY_SECONDS = 3600
+_FOLD_EVERY_SECONDS = 1
 
 
 def create_app(settings: Settings, dsn: str) -> web.Application:
     """Return the service on the database at `dsn`, whose schema is current."""
-    app = web.Application(middlewares=[problems, _bounded(settings.max_in_flight)])
+    app = web.Application(middlewares=[problems])
     app[SETTINGS] = settings
     app.cleanup_ctx.append(_service(dsn))
-    app.router.add_get(f"{_API}/failures", reading.get_failures)
-    app.router.add_get(_API + "/by-service/{service_name:[^/]+}", reading.get_by_service)
-    app.router.add_get(f"{_API}/query", reading.audit_query)
-    app.router.add_get(_API + "/tasks/{task_id:[^/]+}", reading.get_task)
-    app.router.add_post(f"{_API}/tasks", writing.record)
-    app.router.add_patch(_API + "/tasks/{task_id:[^/]+}", writing.update)
+    bounded = _bounded(settings.max_in_flight)
+    app.router.add_get(f"{_API}/failures", bounded(reading.get_failures))
+    app.router.add_get(_API + "/by-service/{service_name:[^/]+}", bounded(reading.get_by_service))
+    app.router.add_get(f"{_API}/query", bounded(reading.audit_query))
+    app.router.add_get(_API + "/tasks/{task_id:[^/]+}", bounded(reading.get_task))
+    app.router.add_post(f"{_API}/tasks", bounded(writing.record))
+    app.router.add_patch(_API + "/tasks/{task_id:[^/]+}", bounded(writing.update))
     app.router.add_get("/healthz", health.healthz)
     app.router.add_get("/readyz", health.readyz)
     docs.add_routes(app)
@@ -50,11 +53,15 @@ def _service(dsn: str) -> Callable[[web.Application], AsyncIterator[None]]:
                 partition=settings.partition,
                 acquire_timeout_seconds=settings.acquire_timeout_seconds,
             )
-            ahead = asyncio.create_task(_keep_partitions_ahead(app[SERVICE]))
+            app[ANSWERS] = Answers(app[SERVICE], settings.answers_bytes)
+            upkeep = [
+                asyncio.create_task(_keep_partitions_ahead(app[SERVICE])),
+                asyncio.create_task(_keep_counts_folded(app[SERVICE])),
+            ]
             yield
-            ahead.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await ahead
+            for task in upkeep:
+                task.cancel()
+            await asyncio.gather(*upkeep, return_exceptions=True)
 
     return run
 
@@ -62,30 +69,50 @@ def _service(dsn: str) -> Callable[[web.Application], AsyncIterator[None]]:
 async def _keep_partitions_ahead(service: AuditService) -> None:
     """Programs that record by SQL find the partitions of the coming months there."""
     while True:
-        try:
+        with _logged("making the partitions of the coming months"):
             await service.make_coming_partitions()
-        except Problem as problem:
-            log.warning("partitions of the coming months: %s", problem.detail)
         await asyncio.sleep(_PARTITIONS_EVERY_SECONDS)
 
 
-def _bounded(max_in_flight: int) -> Middleware:
-    """Refuse at once what would only wait; health is always told."""
+async def _keep_counts_folded(service: AuditService) -> None:
+    """One process in the whole cluster folds at a time; the others find that out, and wait."""
+    while True:
+        folded = 0
+        with _logged("folding the counts"):
+            folded = await service.fold_counts()
+        if folded < FOLDED_AT_ONCE:
+            await asyncio.sleep(_FOLD_EVERY_SECONDS)
+
+
+@contextlib.contextmanager
+def _logged(doing: str) -> Iterator[None]:
+    """Whatever fails here is tried again soon; no answer depends on it."""
+    try:
+        yield
+    except Problem as problem:
+        log.warning("%s: %s", doing, problem.detail)
+    except Exception:
+        log.exception("%s failed", doing)
+
+
+def _bounded(max_in_flight: int) -> Callable[[Handler], Handler]:
+    """Let handlers refuse at once what would only wait: all those together, beyond so many."""
     in_flight = 0
 
-    @web.middleware
-    async def bounded(request: web.Request, handler: Handler) -> web.StreamResponse:
-        nonlocal in_flight
-        if not request.path.startswith(_API):
-            return await handler(request)
-        if in_flight >= max_in_flight:
-            raise TooManyRequests(
-                f"{max_in_flight} requests are under way in this process", retry_after_seconds=1
-            )
-        in_flight += 1
-        try:
-            return await handler(request)
-        finally:
-            in_flight -= 1
+    def bounded(handler: Handler) -> Handler:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            nonlocal in_flight
+            if in_flight >= max_in_flight:
+                raise TooManyRequests(
+                    f"{max_in_flight} requests are under way in this process",
+                    retry_after_seconds=1,
+                )
+            in_flight += 1
+            try:
+                return await handler(request)
+            finally:
+                in_flight -= 1
+
+        return handle
 
     return bounded

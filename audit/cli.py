@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from audit.errors import Problem, TimedOut, Unavailable
+from audit.errors import Invalid, Problem, TimedOut, Unavailable
 from audit.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,10 +32,14 @@ if TYPE_CHECKING:
     from audit.ingest import Target
     from audit.service import Recorded
 
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _EX_USAGE = 2
 _EX_DATA = 65
 _EX_UNAVAILABLE = 69
 _EX_CONFIG = 78
+#: Recounting a long history takes minutes.
+_PATIENCE = 24 * 3600
+_DIFFERENCE = ("service", "grain", "bucket", "state", "intent", "expected", "counted")
 _EXIT_CODES = (
     "Exit codes: 0 done, 2 a wrong option or variable, 65 data that cannot be recorded, "
     "69 no database, service or port, 78 a schema that is not current."
@@ -56,7 +60,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 def main() -> None:
     """Run the command line; end with one of the documented exit codes."""
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _STOP_SIGNALS:
         signal.signal(number, _end)
     try:
         sys.exit(app(standalone_mode=False))
@@ -71,8 +75,11 @@ def main() -> None:
 def _end(_number: int, _frame: FrameType | None) -> None:
     """Leave every block that is entered: no PostgreSQL stays behind.
 
-    Python's own handler is one that asyncio replaces; its task then waits for a blocked read.
+    A second signal does not cut that short. Python's own handler is one that asyncio replaces; a
+    task that waits for input would not end then.
     """
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -179,6 +186,7 @@ def serve(
     statement_timeout_seconds: Annotated[
         float | None, _option("statement_timeout_seconds", "--statement-timeout-seconds")
     ] = None,
+    answers_bytes: Annotated[int | None, _option("answers_bytes", "--answers-bytes")] = None,
     max_in_flight: Annotated[int | None, _option("max_in_flight", "--max-in-flight")] = None,
     max_body_bytes: Annotated[int | None, _option("max_body_bytes", "--max-body-bytes")] = None,
     body_timeout_seconds: Annotated[
@@ -198,13 +206,15 @@ def serve(
         pool_size=pool_size,
         acquire_timeout_seconds=acquire_timeout_seconds,
         statement_timeout_seconds=statement_timeout_seconds,
+        answers_bytes=answers_bytes,
         max_in_flight=max_in_flight,
         max_body_bytes=max_body_bytes,
         body_timeout_seconds=body_timeout_seconds,
     )
-    from audit.server import serve as run_server
+    with contextlib.suppress(KeyboardInterrupt):  # it is how this command ends
+        from audit.server import serve as run_server
 
-    run_server(settings, lambda url, tasks: _announce(settings, url, tasks))
+        run_server(settings, lambda url, tasks: _announce(settings, url, tasks))
 
 
 def _announce(settings: Settings, url: str, tasks: int) -> None:
@@ -256,7 +266,10 @@ def migrate(
                 table.add_row(migration.name, "yes" if migration.applied else "no")
             out.print(table)
             return
-        done = migrations.roll_back(address, to) if rollback else migrations.apply(address, to)
+        try:
+            done = migrations.roll_back(address, to) if rollback else migrations.apply(address, to)
+        except Invalid as refused:
+            raise typer.BadParameter(refused.detail, param_hint="--to") from None
     verb = "rolled back" if rollback else "applied"
     for name in done:
         out.print(f"{verb} {name}")
@@ -317,6 +330,7 @@ def demo(
     import itertools
 
     from audit.demo import generate
+    from audit.ingest import send_all
     from audit.models import MAX_TASKS_IN_ARRAY, TimeAdapter, batch_of
 
     end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
@@ -333,10 +347,52 @@ def demo(
         return
 
     async def work(target: Target, tally: Tally) -> None:
-        while batch := list(itertools.islice(history, MAX_TASKS_IN_ARRAY)):
-            tally.add(len(batch), await target.send(batch_of(batch)))
+        parts = iter(lambda: list(itertools.islice(history, MAX_TASKS_IN_ARRAY)), [])
+        await send_all(((batch_of(part), len(part)) for part in parts), target, tally.add)
 
     _record(work, tasks, url, _settings(dsn=dsn, data_dir=data_dir, partition=partition))
+
+
+@app.command()
+def counts(
+    check: Annotated[
+        bool, typer.Option("--check", help="Recount all tasks and show every count that differs.")
+    ] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Count all tasks anew, while others record.")
+    ] = False,
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Check or rebuild the counts that totals come from. Exits with 65 where they differ."""
+    from audit.database import open_pool
+    from audit.server import database, run
+    from audit.service import AuditService
+
+    if check == rebuild:
+        raise typer.BadParameter("give either --check or --rebuild")
+    settings = _settings(dsn=dsn, data_dir=data_dir)
+    patient = settings.model_copy(update={"pool_size": 1, "statement_timeout_seconds": _PATIENCE})
+
+    async def work(address: str) -> list[list[str]]:
+        async with open_pool(patient, address) as pool:
+            service = AuditService(pool)
+            if rebuild:
+                out.print(f"counted {await service.rebuild_counts():,} tasks")
+                return []
+            return [[str(value) for value in one] for one in await service.check_counts()]
+
+    with database(settings) as address:
+        differences = run(work(address))
+    if differences:
+        table = Table(*_DIFFERENCE, box=None)
+        for difference in differences:
+            table.add_row(*difference)
+        out.print(table)
+        err.print("audit: the counts differ; `audit counts --rebuild` repairs them")
+        raise typer.Exit(_EX_DATA)
+    if check:
+        out.print("all counts are exact")
 
 
 @app.command()

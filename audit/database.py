@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -54,7 +54,9 @@ async def open_pool(settings: Settings, dsn: str) -> AsyncIterator[Pool]:
     try:
         yield pool
     finally:
-        pool.terminate() if pool.is_closing() else await pool.close()
+        # A database that is gone has closed its connections for us.
+        with suppress(OSError, asyncpg.InterfaceError):
+            pool.terminate() if pool.is_closing() else await pool.close()
 
 
 @contextmanager

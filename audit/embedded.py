@@ -8,11 +8,13 @@ user namespace it sees another user while the files stay ours.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -28,7 +30,10 @@ _START_SECONDS = 60
 _STOP_SECONDS = 60
 #: The longest path of a socket is 107 bytes; PostgreSQL adds its own name to the folder's.
 _LONGEST_FOLDER_BYTES = 80
+#: The sessions of a crashed server end soon, but after it.
+_STILL_IN_USE = "pre-existing shared memory block"
 _NOBODY = 65534
+_PR_SET_PDEATHSIG = 1
 
 
 def binaries() -> Path:
@@ -49,8 +54,8 @@ def running(
 ) -> Iterator[str]:
     """Run a server on `data_dir`, made at the first use; yield the DSN; stop it at the end.
 
-    A server that a killed process left behind is stopped first. `options` are settings of
-    PostgreSQL.
+    On Linux it stops also when we are killed; elsewhere, the next start stops it. `options` are
+    settings of PostgreSQL.
 
     Raises:
         Unavailable: another process uses the data, or PostgreSQL does not start.
@@ -61,7 +66,7 @@ def running(
     data_dir = data_dir.resolve()
     with _locked(data_dir):
         cluster = data_dir / "postgresql"
-        _stop_left_behind(bin_dir, cluster)
+        _stop_left_behind(cluster)
         _initialise(bin_dir, cluster)
         with _socket_folder(data_dir) as folder:
             settings = {
@@ -169,26 +174,41 @@ def _server(bin_dir: Path, cluster: Path, settings: Mapping[str, str]) -> Iterat
     """Run the server; leave by an orderly stop, also where the start is cut short."""
     log = cluster.parent / "postgresql.log"
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+    command = _as_ordinary_user([str(bin_dir / "postgres"), "-D", str(cluster), *options])
+    server = _start(command, log)
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while not _is_ready(cluster, server.pid):
+            time.sleep(0.02)
+            if server.poll() is None and time.monotonic() < deadline:
+                continue
+            said = log.read_text(errors="replace").strip()[-2000:]
+            if _STILL_IN_USE not in said or time.monotonic() > deadline:
+                raise Unavailable(f"PostgreSQL did not start; {log} says:\n{said}{_root_hint()}")
+            server = _start(command, log)
+        yield
+    finally:
+        _stop(server)
+
+
+def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
-        server = subprocess.Popen(
-            _as_ordinary_user([str(bin_dir / "postgres"), "-D", str(cluster), *options]),
+        return subprocess.Popen(
+            command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             env={**os.environ, "LC_ALL": "C.UTF-8"},
             # Ctrl-C reaches us, not the database: it stops when we have answered.
             start_new_session=True,
+            preexec_fn=_stop_with_parent,  # noqa: PLW1509 - one call into the kernel
         )
-    try:
-        deadline = time.monotonic() + _START_SECONDS
-        while not _is_ready(cluster, server.pid):
-            if server.poll() is not None or time.monotonic() > deadline:
-                said = log.read_text(errors="replace").strip()[-2000:]
-                raise Unavailable(f"PostgreSQL did not start; {log} says:\n{said}{_root_hint()}")
-            time.sleep(0.02)
-        yield
-    finally:
-        _stop(server)
+
+
+def _stop_with_parent() -> None:
+    """Ask Linux for SIGINT, an orderly stop, when the process that started this one ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def _postmaster(cluster: Path) -> list[str]:
@@ -203,11 +223,17 @@ def _is_ready(cluster: Path, pid: int) -> bool:
     return bool(lines) and lines[0].strip() == str(pid) and lines[-1].strip() == "ready"
 
 
-def _stop_left_behind(bin_dir: Path, cluster: Path) -> None:
+def _stop_left_behind(cluster: Path) -> None:
     """Stop the server of a process that was killed; forget one that is no more."""
     pid = next(iter(_postmaster(cluster)), "").strip()
     if pid.isdecimal() and _runs_on(cluster, int(pid)):
-        _run([str(bin_dir / "pg_ctl"), f"--pgdata={cluster}", "--mode=fast", "--wait", "stop"])
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGINT)
+        deadline = time.monotonic() + _STOP_SECONDS
+        while _runs_on(cluster, int(pid)):
+            if time.monotonic() > deadline:
+                raise Unavailable(f"the server {pid}, left behind on {cluster}, does not stop")
+            time.sleep(0.02)
     # PostgreSQL does not start while the process of that number lives, whatever it is.
     (cluster / "postmaster.pid").unlink(missing_ok=True)
 

@@ -6,7 +6,8 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import IO, Protocol
@@ -16,7 +17,7 @@ from pydantic_core import from_json
 
 from audit import migrate, models
 from audit.database import open_pool
-from audit.errors import Invalid, Problem, TimedOut, Unavailable
+from audit.errors import Invalid, Malformed, Problem, TimedOut, Unavailable
 from audit.models import TaskBatch
 from audit.service import AuditService, Recorded
 from audit.settings import Settings
@@ -27,6 +28,7 @@ Lines = list[tuple[int, bytes]]
 
 _BATCH = models.MAX_TASKS_IN_ARRAY
 _BATCH_BYTES = 8 * 1024 * 1024
+_AT_ONCE = 2
 _ATTEMPTS = 8
 _LONGEST_WAIT_SECONDS = 30
 _TRY_AGAIN = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
@@ -58,15 +60,50 @@ async def record_file(
             batches before it stay recorded.
         Unavailable: the target does not answer.
     """
-    for lines, size in _batches(source, name):
-        try:
-            batch = models.parse_lines(lines)
-            _require_ids(lines)
-            advance(size, await target.send(batch))
-        except (Unavailable, TimedOut):
-            raise
-        except Problem as problem:
-            raise Refused(f"{name}: {problem.detail}") from problem
+    try:
+        # To read a pipe is to wait for it: what was read before must be recorded by then.
+        at_once = _AT_ONCE if source.seekable() else 1
+        await send_all(_judged(source), target, advance, at_once=at_once)
+    except (Unavailable, TimedOut):
+        raise
+    except Problem as problem:
+        raise Refused(f"{name}: {problem.detail}") from problem
+
+
+async def send_all(
+    batches: Iterable[tuple[TaskBatch, int]],
+    target: Target,
+    advance: Callable[[int, Recorded], None],
+    *,
+    at_once: int = _AT_ONCE,
+) -> None:
+    """Send batches in their order, `at_once` of them together.
+
+    `advance` is told, after each, the number that came with it, and what came of it.
+    """
+
+    async def send(batch: TaskBatch, size: int) -> None:
+        advance(size, await target.send(batch))
+
+    under_way: deque[asyncio.Task[None]] = deque()
+    try:
+        for batch, size in batches:
+            under_way.append(asyncio.create_task(send(batch, size)))
+            if len(under_way) == at_once:
+                await under_way.popleft()
+        while under_way:
+            await under_way.popleft()
+    except Problem:
+        await asyncio.gather(*under_way, return_exceptions=True)
+        raise
+
+
+def _judged(source: IO[bytes]) -> Iterator[tuple[TaskBatch, int]]:
+    """Yield batches, each with the bytes that it took in the file."""
+    for lines, size in _batches(source):
+        batch = models.parse_lines(lines)
+        _require_ids(lines)
+        yield batch, size
 
 
 def _require_ids(lines: Lines) -> None:
@@ -78,11 +115,11 @@ def _require_ids(lines: Lines) -> None:
             )
 
 
-def _batches(source: IO[bytes], name: str) -> Iterator[tuple[Lines, int]]:
+def _batches(source: IO[bytes]) -> Iterator[tuple[Lines, int]]:
     """Yield lines of tasks with their numbers, and the bytes that they took in the file."""
     batch: Lines = []
     size = 0
-    for number, line, length in _tasks(source, name):
+    for number, line, length in _tasks(source):
         if line.strip():
             batch.append((number, line))
         size += length
@@ -94,7 +131,7 @@ def _batches(source: IO[bytes], name: str) -> Iterator[tuple[Lines, int]]:
         yield batch, size
 
 
-def _tasks(source: IO[bytes], name: str) -> Iterator[tuple[int, bytes, int]]:
+def _tasks(source: IO[bytes]) -> Iterator[tuple[int, bytes, int]]:
     """Yield the number, text and length of each task: by lines, or by members of an array."""
     number, first = 1, source.readline()
     while first and not first.strip():
@@ -108,7 +145,7 @@ def _tasks(source: IO[bytes], name: str) -> Iterator[tuple[int, bytes, int]]:
         text = "\n" * (number - 1) + (first + source.read()).decode()
         yield from _members(text)
     except (ValueError, RecursionError) as broken:
-        raise Refused(f"{name}: neither NDJSON nor JSON: {broken}") from None
+        raise Malformed(f"neither NDJSON nor JSON: {broken}") from None
 
 
 def _is_json(line: bytes) -> bool:
@@ -214,7 +251,7 @@ async def api_target(url: str) -> AsyncIterator[Target]:
 
 @asynccontextmanager
 async def database_target(settings: Settings, dsn: str) -> AsyncIterator[Target]:
-    """Open a connection to a database whose schema is current."""
-    async with open_pool(settings.model_copy(update={"pool_size": 1}), dsn) as pool:
+    """Open connections to a database whose schema is current."""
+    async with open_pool(settings.model_copy(update={"pool_size": _AT_ONCE}), dsn) as pool:
         await migrate.require_current(pool)
         yield DatabaseTarget(AuditService(pool, partition=settings.partition))

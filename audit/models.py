@@ -226,6 +226,12 @@ class TaskQuery(NoParams):
         """The states asked for; empty: any."""
         return ()
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether the counts by service, time, state and intent know all the filters."""
+        further = (self.created_by, self.project_id, self.outcome)
+        return further == (None, None, None) and len(set(self.service)) <= 1
+
     @cached_property
     def fingerprint(self) -> bytes:
         """What a cursor is bound to: the filters, however ordered; not the page."""

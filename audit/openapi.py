@@ -170,6 +170,13 @@ _FINISHED: Final = {
     "actual_resources": {"cpu_seconds": 163.5},
     "error_message": _FAILED["error_message"],
 }
+_ETAG: Final = 'W/"554d68e0969d5339b3fa60b2"'
+_IF_NONE_MATCH: Final = {
+    "name": "If-None-Match",
+    "in": "header",
+    "description": "The ETag of a page that the client has: 304 if it is still the answer.",
+    "schema": {"type": "string", "examples": [_ETAG]},
+}
 _PARAMETER_EXAMPLES: Final = {
     "since": "2026-06-01T00:00:00Z",
     "until": "2026-07-01T00:00:00+01:00",
@@ -187,6 +194,9 @@ A task is recorded once, moves forwards through its states, and from `completed`
 **Lists.** Filters combine with AND, and `total` counts every task that matches them, on this page
 or not. To read on, send the same filters with the `next_cursor` of the page as `cursor`; where that
 is `null`, nothing follows. `limit` may change from page to page.
+
+**The same again.** A list has an `ETag`. Sent back as `If-None-Match`, it is answered with 304 for
+as long as no task changes, at next to no cost. No answer is ever older than its request.
 
 **Refusals.** Every answer from 400 up is `application/problem+json` (RFC 9457), that to a route
 (404) or method (405, with `Allow`) that is not here too. A parameter or member that is unknown, out
@@ -285,7 +295,12 @@ def _page_or_problem() -> dict[str, Any]:
         last_page=("The page after a cursor, and the last one", _LAST_PAGE),
         no_match=("No task matches", _NO_MATCH),
     )
-    return {"200": _answer("A page of tasks", page), **_problems(*_ASKING)}
+    kept = ("ETag", "Cache-Control", "Vary")
+    return {
+        "200": _answer("A page of tasks", page, *kept),
+        "304": _answer("The page is still as it was under one of the ETags sent", None, *kept),
+        **_problems(*_ASKING),
+    }
 
 
 def _get_task() -> dict[str, Any]:
@@ -486,7 +501,7 @@ def _query(model: type[models.TaskQuery], **defaults: int) -> list[dict[str, Any
         if name in _PARAMETER_EXAMPLES:
             sent["examples"] = [_PARAMETER_EXAMPLES[name]]
         parameters.append({**parameter, "schema": sent})
-    return parameters
+    return [*parameters, _IF_NONE_MATCH]
 
 
 def _description(name: str, schema: dict[str, Any]) -> str:
@@ -509,12 +524,14 @@ def _path(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]
     }
 
 
-def _answer(description: str, content: dict[str, Any]) -> dict[str, Any]:
-    return {
+def _answer(description: str, content: dict[str, Any] | None, *headers: str) -> dict[str, Any]:
+    answer = {
         "description": description,
-        "headers": {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}},
-        "content": content,
+        "headers": {
+            name: {"$ref": f"#/components/headers/{name}"} for name in ("X-Request-ID", *headers)
+        },
     }
+    return answer if content is None else {**answer, "content": content}
 
 
 def _status(word: str) -> dict[str, Any]:
@@ -578,6 +595,20 @@ def _headers() -> dict[str, Any]:
             "description": "The id of the request.",
             "required": True,
             "schema": {"type": "string", "examples": [_REQUEST_ID]},
+        },
+        "ETag": {
+            "description": "Changes whenever the page may; not sent where answers are not kept.",
+            "schema": {"type": "string", "examples": [_ETAG]},
+        },
+        "Cache-Control": {
+            "description": "The page may be kept, and is to be asked about each time.",
+            "required": True,
+            "schema": {"const": "private, no-cache"},
+        },
+        "Vary": {
+            "description": "The page is compressed by gzip for clients that accept it.",
+            "required": True,
+            "schema": {"const": "Accept-Encoding"},
         },
         "Retry-After": {
             "description": "Seconds after which to ask again.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import multiprocessing
 import signal
@@ -11,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from multiprocessing import connection
 from multiprocessing.context import ForkProcess
@@ -44,36 +44,38 @@ _Result = TypeVar("_Result")
 def serve(settings: Settings, announce: Callable[[str, int], None]) -> None:
     """Serve until SIGINT or SIGTERM, then finish what is under way.
 
-    Before and after serving, both are taken for a KeyboardInterrupt, as `cli.main` arranges.
+    Where no loop runs, either is a KeyboardInterrupt, as `cli.main` arranges, and leaves as one.
     `announce` is called once it listens, with its URL and the number of tasks recorded.
 
     Raises:
         Unavailable: no database, or the address is taken.
         SchemaNotCurrent: the schema is behind, and `settings.migrate` does not say to move it.
     """
-    with (
-        contextlib.suppress(KeyboardInterrupt),
-        _listening(settings) as listener,
-        database(settings) as dsn,
-    ):
+    with _listening(settings) as listener, database(settings) as dsn:
         tasks = run(_prepare(settings, dsn))
-        announce(_url(listener), tasks)
+
+        def ready() -> None:
+            announce(_url(listener), tasks)
+
         if settings.workers == 1:
-            run(_serve(settings, dsn, listener))
+            run(_serve(settings, dsn, listener, ready))
+            # uvloop leaves handlers behind that end a process at once.
+            for number in _STOP_SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
         else:
-            _supervise(settings, dsn, listener)
+            _supervise(settings, dsn, listener, ready)
 
 
 def run(main: Coroutine[object, object, _Result]) -> _Result:
     """Run a coroutine on uvloop."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with closing(main), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main)
 
 
-@contextlib.contextmanager
+@contextmanager
 def database(settings: Settings) -> Iterator[str]:
     """Yield the DSN of the database in use, its schema moved up if the settings say so."""
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         if settings.dsn is not None:
             dsn = settings.dsn.get_secret_value()
         else:
@@ -85,7 +87,7 @@ def database(settings: Settings) -> Iterator[str]:
         yield dsn
 
 
-@contextlib.contextmanager
+@contextmanager
 def _listening(settings: Settings) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
@@ -123,7 +125,9 @@ async def _prepare(settings: Settings, dsn: str) -> int:
         return tasks
 
 
-async def _serve(settings: Settings, dsn: str, listener: socket.socket) -> None:
+async def _serve(
+    settings: Settings, dsn: str, listener: socket.socket, ready: Callable[[], None]
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in _STOP_SIGNALS:
@@ -141,6 +145,7 @@ async def _serve(settings: Settings, dsn: str, listener: socket.socket) -> None:
     await runner.setup()
     try:
         await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+        ready()
         await stop.wait()
     finally:
         await runner.cleanup()
@@ -148,7 +153,7 @@ async def _serve(settings: Settings, dsn: str, listener: socket.socket) -> None:
 
 def _work(settings: Settings, dsn: str, listener: socket.socket) -> None:
     try:
-        run(_serve(settings, dsn, listener))
+        run(_serve(settings, dsn, listener, lambda: None))
     except KeyboardInterrupt:
         pass
     except Unavailable as failure:
@@ -158,7 +163,9 @@ def _work(settings: Settings, dsn: str, listener: socket.socket) -> None:
         sys.exit(1)
 
 
-def _supervise(settings: Settings, dsn: str, listener: socket.socket) -> None:
+def _supervise(
+    settings: Settings, dsn: str, listener: socket.socket, ready: Callable[[], None]
+) -> None:
     """Keep the workers running; a worker that dies is replaced."""
     context = multiprocessing.get_context("fork")
 
@@ -169,6 +176,7 @@ def _supervise(settings: Settings, dsn: str, listener: socket.socket) -> None:
 
     workers = [start() for _ in range(settings.workers)]
     try:
+        ready()
         while True:
             ended = connection.wait([worker.sentinel for worker in workers])
             time.sleep(_RESTART_AFTER_SECONDS)

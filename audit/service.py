@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,7 +15,7 @@ import asyncpg
 from audit import cursor, models, statements
 from audit.cursor import Cursor
 from audit.database import driver_errors
-from audit.errors import Conflict, FieldError, Invalid, TaskNotFound
+from audit.errors import Conflict, FieldError, Invalid, TaskNotFound, Unavailable
 from audit.models import (
     DEFAULT_FAILURE_DAYS,
     AuditQuery,
@@ -32,7 +32,12 @@ if TYPE_CHECKING:
     from audit.database import Connection, Pool
 
 _ATTEMPTS = 5
+#: About a second's work; more are left for the next time.
+FOLDED_AT_ONCE = 20_000
 _FURTHEST_AHEAD = timedelta(days=2)
+_MICROSECOND = timedelta(microseconds=1)
+#: To seek a page, and count, with no hint from the counts.
+_ANYWHERE = (None, None, None, None, None, False)
 _FORBIDDEN_CHANGE = {
     "TA001": "the task is in a terminal state and can no longer change",
     "TA002": "a task moves forwards only: pending, approved, executing, then a terminal state",
@@ -61,6 +66,15 @@ class Recorded:
     recorded: int
     duplicates: int
     task_ids: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Where two have the same `text`, no task has changed between them."""
+
+    text: str
+    clock: datetime
+    """The database's, rounded down to a second."""
 
 
 class AuditService:
@@ -150,7 +164,9 @@ class AuditService:
         given = _given(status=status, service=service, intent=intent, days=days, **filters)
         with models.judging():
             query = AuditQuery.model_validate(given)
-        row = await self._list(query, position=None, limit=0)
+        async with self._connection() as connection:
+            clock = (await _row(connection, statements.READ_TOKEN))["clock"]
+            row = await self._list(connection, query, 0, clock, None)
         return int(row["total"])
 
     async def list_tasks(self, query: TaskQuery, *, clock: datetime | None = None) -> TaskPage:
@@ -159,10 +175,15 @@ class AuditService:
         `clock` is what `days` count back from; None: the database's, rounded down to a second.
         """
         position = cursor.decode(query.cursor, query.fingerprint) if query.cursor else None
-        row = await self._list(query, position=position, limit=query.limit, clock=clock)
+        async with self._connection() as connection:
+            if position is not None:
+                clock = position.clock
+            elif clock is None:
+                clock = (await _row(connection, statements.READ_TOKEN))["clock"]
+            row = await self._list(connection, query, query.limit, clock, position)
         following = None
-        if row["more"]:
-            following = Cursor(row["clock"], row["last_at"], row["last_id"], row["total"])
+        if row["fetched"] > query.limit:
+            following = Cursor(clock, row["last_at"], row["last_id"], row["total"])
         return TaskPage(
             tasks_json=row["tasks"],
             total=row["total"],
@@ -173,33 +194,50 @@ class AuditService:
 
     async def _list(
         self,
+        connection: Connection,
         query: TaskQuery,
-        *,
-        position: Cursor | None,
         limit: int,
-        clock: datetime | None = None,
+        clock: datetime,
+        position: Cursor | None,
     ) -> asyncpg.Record:
-        async with self._connection() as connection:
-            row = await connection.fetchrow(
-                statements.LIST_TASKS,
-                query.statuses or None,
-                query.service or None,
-                query.intent or None,
-                query.days,
-                query.since,
-                query.until,
-                query.created_by,
-                query.project_id,
-                query.outcome,
-                position.clock if position else clock,
-                position.created_at if position else None,
-                position.task_id if position else None,
-                limit,
-                query.offset or 0,
-                position.total if position else None,
+        """Locate the page by the counts, and read it; again, if writers have moved it meanwhile."""
+        since = query.since if query.days is None else window_start(clock, query.days)
+        offset = query.offset or 0
+        sought = (
+            *(query.statuses or None, query.service or None, query.intent or None),
+            *(since, query.until, query.created_by, query.project_id, query.outcome),
+            *(position and position.created_at, position and position.task_id),
+            *(limit, offset, position and position.total),
+        )
+        counted = query.service[0] if query.service else ""
+        for _ in range(_ATTEMPTS if query.is_counted else 0):
+            place = await _row(
+                connection,
+                statements.LOCATE_PAGE,
+                counted,
+                *(query.statuses or None, query.intent or None, since, query.until),
+                *(position and position.created_at, offset, limit),
             )
-        assert row is not None  # noqa: S101 - an aggregate always has its row
-        return row
+            if not place["is_counted"]:
+                break
+            row = await _row(
+                connection,
+                statements.LIST_TASKS,
+                *sought,
+                counted,
+                *(place["since_edge"], place["until_edge"]),
+                *(place["page_since"], place["page_until"], place["is_sparse"]),
+            )
+            if _fits(row, place, limit, offset, position):
+                return row
+        return await _row(connection, statements.LIST_TASKS, *sought, *_ANYWHERE)
+
+    async def read_tokens(self) -> AsyncGenerator[Token, None]:
+        """Yield what tells whether any task can have changed, read anew each time, without end."""
+        async with self._connection() as connection:
+            while True:
+                row = await _row(connection, statements.READ_TOKEN)
+                yield Token(row["token"], row["clock"])
 
     async def get_task(self, task_id: UUID) -> TaskDocument:
         """Return one task whole.
@@ -227,19 +265,18 @@ class AuditService:
 
     async def record_batches(self, batches: Sequence[TaskBatch]) -> Recorded:
         """Record batches that are judged already, all in one transaction; like `record`."""
-        for attempt in range(1, _ATTEMPTS + 1):
+        for _ in range(_ATTEMPTS):
             try:
                 return await self._record_once(batches)
             except asyncpg.CheckViolationError as refused:
                 # Only a missing partition has no name of a constraint.
-                if refused.constraint_name is not None or attempt == _ATTEMPTS:
+                if refused.constraint_name is not None:
                     raise
                 await self._make_partitions(batches)
             except (asyncpg.DeadlockDetectedError, asyncpg.UniqueViolationError):
                 # Another transaction records the same ids, in another order or by plain SQL.
-                if attempt == _ATTEMPTS:
-                    raise
-        raise AssertionError("unreachable")
+                continue
+        raise Unavailable("others record the same tasks at this moment", retry_after_seconds=1)
 
     async def _record_once(self, batches: Sequence[TaskBatch]) -> Recorded:
         recorded = 0
@@ -306,11 +343,75 @@ class AuditService:
             raise TaskNotFound(f"no task has the id {task_id}")
         return TaskDocument(document)
 
+    # --- counting ---------------------------------------------------------------------------------
+
+    async def fold_counts(self) -> int:
+        """Move what writers have noted into the counts; return how many changes were moved.
+
+        Answers are right whether or not it runs; the more is not folded, the slower they are. It
+        is 0, too, where another process is at it.
+        """
+        try:
+            async with (
+                self._connection() as connection,
+                connection.transaction(isolation="repeatable_read"),
+            ):
+                folded = (await _row(connection, statements.FOLD_COUNTS, FOLDED_AT_ONCE))["folded"]
+        except asyncpg.SerializationError:
+            return 0  # another process has just folded them
+        if folded:
+            async with self._connection() as connection:
+                await connection.execute(statements.VACUUM_DELTAS)
+        return folded or 0
+
+    async def check_counts(self) -> list[asyncpg.Record]:
+        """Recount all tasks; return the counts that differ, as `check_counts.sql` shows them."""
+        async with self._connection() as connection:
+            return await connection.fetch(statements.CHECK_COUNTS)
+
+    async def rebuild_counts(self) -> int:
+        """Count all tasks anew, while others record; return how many there are."""
+        for _ in range(_ATTEMPTS):
+            try:
+                async with (
+                    self._connection() as connection,
+                    connection.transaction(isolation="repeatable_read"),
+                ):
+                    return int((await _row(connection, statements.REBUILD_COUNTS))["counted"])
+            except asyncpg.SerializationError:
+                continue  # a fold has come between; the next attempt waits for it
+        raise Unavailable("others fold the counts all the time", retry_after_seconds=1)
+
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
         with driver_errors():
             async with self._pool.acquire(timeout=self._acquire_timeout_seconds) as connection:
                 yield connection
+
+
+async def _row(connection: Connection, statement: str, *values: object) -> asyncpg.Record:
+    """Run a statement that always gives one row."""
+    row = await connection.fetchrow(statement, *values)
+    assert row is not None  # noqa: S101 - such a statement is an aggregate or a function
+    return row
+
+
+def window_start(clock: datetime, days: int) -> datetime:
+    """Return the first time that is later than `days` times 24 hours before `clock`."""
+    return clock - timedelta(days=days) + _MICROSECOND
+
+
+def _fits(
+    row: asyncpg.Record, place: asyncpg.Record, limit: int, offset: int, position: Cursor | None
+) -> bool:
+    """Whether the page is whole: nothing of it lies outside of the place where it was sought."""
+    if row["skipped"] > offset:
+        return False
+    if row["fetched"] == limit + (limit > 0) or (
+        place["page_since"] is None and place["page_until"] is None
+    ):
+        return True
+    return position is None and row["fetched"] == max(0, row["total"] - offset)
 
 
 def _given(**values: Any) -> dict[str, Any]:

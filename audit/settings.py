@@ -61,6 +61,8 @@ class Settings(BaseSettings):
     """How long a request waits for a free connection before it is refused with 503."""
     statement_timeout_seconds: float = Field(default=10, gt=0, le=3600)
     """How long a statement may run before it is refused with 504."""
+    answers_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
+    """Memory of each worker for answers to send again while no task changes; 0: none, no ETags."""
     max_in_flight: int = Field(default=1000, ge=1)
     """Requests under way in one worker; one more is refused with 429."""
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)

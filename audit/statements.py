@@ -18,11 +18,17 @@ def _read(name: str) -> str:
 
 
 LIST_TASKS = _read("list_tasks")
+LOCATE_PAGE = _read("locate_page")
+READ_TOKEN = _read("read_token")
 GET_TASK = _read("get_task")
 RECORD_TASKS = _read("record_tasks")
 FIND_CONFLICTS = _read("find_conflicts")
 UPDATE_TASK = _read("update_task")
 MAKE_PARTITIONS = _read("make_partitions")
 MAKE_COMING_PARTITIONS = _read("make_coming_partitions")
+FOLD_COUNTS = _read("fold_counts")
+VACUUM_DELTAS = _read("vacuum_deltas")
+CHECK_COUNTS = _read("check_counts")
+REBUILD_COUNTS = _read("rebuild_counts")
 LIST_MIGRATIONS = _read("list_migrations")
 LOCK_MIGRATIONS = _read("lock_migrations")

@@ -51,6 +51,8 @@ CREATE TABLE tasks (
     CHECK (char_length(request_text) BETWEEN 1 AND 65536),
     CONSTRAINT tasks_created_by_length
     CHECK (char_length(created_by) BETWEEN 1 AND 255),
+    CONSTRAINT tasks_intent_length
+    CHECK (char_length(intent) <= 255),
     CONSTRAINT tasks_services_touched_names
     CHECK (
         cardinality(services_touched) <= 100

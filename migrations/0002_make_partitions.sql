@@ -46,6 +46,7 @@ $$;
 -- ATTACH takes a lock that lets reads and writes go on; CREATE ... PARTITION OF does not.
 CREATE FUNCTION make_task_partition(held timestamptz, width text) RETURNS void
 LANGUAGE plpgsql
+SECURITY DEFINER
 SET timezone = 'UTC'
 SET search_path FROM CURRENT
 AS $$

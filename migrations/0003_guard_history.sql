@@ -76,6 +76,7 @@ EXECUTE FUNCTION refuse_task_removal();
 -- adds those of tasks that come by other ways, and fails where another task has the id.
 CREATE FUNCTION keep_task_keys() RETURNS trigger
 LANGUAGE plpgsql
+SECURITY DEFINER
 SET search_path FROM CURRENT
 AS $$
 BEGIN

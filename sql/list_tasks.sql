@@ -3,24 +3,31 @@
 --  $1 statuses   task_status[]  any of them; NULL: any
 --  $2 services   text[]         all of them are in services_touched; NULL: any
 --  $3 intents    text[]         any of them; NULL: any
---  $4 days       int            created_at > clock - days * 24 h; NULL: unbounded
---  $5 since      timestamptz    created_at >= since; NULL: unbounded
---  $6 until      timestamptz    created_at < until; NULL: unbounded
---  $7 created_by text           NULL: any
---  $8 project_id uuid           NULL: any
---  $9 outcome    jsonb          contained in outcome; NULL: any
--- $10 clock      timestamptz    NULL: the database's clock, rounded down to a second
--- $11 after_at   timestamptz    created_at of the last task seen; NULL: first page
--- $12 after_id   uuid           task_id of the last task seen
--- $13 limit      int            0: only the total is wanted
--- $14 offset     bigint         matching tasks to skip
--- $15 total      bigint         as known already; NULL: count
+--  $4 since      timestamptz    created_at >= since; NULL: unbounded
+--  $5 until      timestamptz    created_at < until; NULL: unbounded
+--  $6 created_by text           NULL: any
+--  $7 project_id uuid           NULL: any
+--  $8 outcome    jsonb          contained in outcome; NULL: any
+--  $9 after_at   timestamptz    created_at of the last task seen; NULL: first page
+-- $10 after_id   uuid           task_id of the last task seen
+-- $11 limit      int            0: only the total is wanted
+-- $12 offset     bigint         matching tasks to skip
+-- $13 total      bigint         as known already; NULL: count
+-- $14 counted    text           the service whose counts give the total, '': all tasks;
+--                               NULL: the counts do not know the filter, count the rows
+-- $15 since_edge timestamptz    count_edge of since; NULL: since is
+-- $16 until_edge timestamptz    count_bucket of until; NULL: until is
+-- $17 page_since timestamptz    the page is sought at or after it; NULL: unbounded
+-- $18 page_until timestamptz    the page is sought before it; NULL: unbounded
+-- $19 is_sparse  boolean        seek the page by reading all that match between the two
 --
--- tasks: text, a JSON array. total: of all that match $1 to $9. clock: as used.
--- more: whether tasks follow this page. last_at, last_id: of the last task of the page,
--- NULL where it is empty. Page and total are of one snapshot.
--- matching is NOT MATERIALIZED: the page and the count are planned each for themselves, from one
--- text of the filter. One value of $1 or $3 is an equality, which keeps the order of the index.
+-- tasks: text, a JSON array. total: of all that match $1 to $8. skipped: how many of them are at or
+-- after page_until; more than offset: page_until does not fit. fetched: tasks of the page, and one
+-- more if there is. last_at, last_id: of the last task of the page, NULL where it is empty.
+-- All is of one snapshot. $14 to $19 are places to look, from locate_page; literals, so that the
+-- planner touches only the partitions between them.
+-- matching is NOT MATERIALIZED: every use is planned for itself, from one text of the filter. One
+-- value of $1 or $3 is an equality, which keeps the order of the index.
 WITH matching AS NOT MATERIALIZED (
     SELECT
         task_id, status, request_text, services_touched, outcome, created_at, completed_at,
@@ -38,28 +45,71 @@ WITH matching AS NOT MATERIALIZED (
             OR (cardinality($3) = 1 AND intent = ($3)[1])
             OR (cardinality($3) > 1 AND intent = ANY($3))
         )
-        AND (
-            $4::int IS NULL
-            OR created_at
-            > COALESCE($10::timestamptz, date_trunc('second', now())) - $4 * interval '24 hours'
-        )
-        AND ($5::timestamptz IS NULL OR created_at >= $5)
-        AND ($6::timestamptz IS NULL OR created_at < $6)
-        AND ($7::text IS NULL OR created_by = $7)
-        AND ($8::uuid IS NULL OR project_id = $8)
-        AND ($9::jsonb IS NULL OR outcome @> $9)
+        AND ($4::timestamptz IS NULL OR created_at >= $4)
+        AND ($5::timestamptz IS NULL OR created_at < $5)
+        AND ($6::text IS NULL OR created_by = $6)
+        AND ($7::uuid IS NULL OR project_id = $7)
+        AND ($8::jsonb IS NULL OR outcome @> $8)
 ),
 
--- One row more than the page, to know whether it is the last. The second condition follows from
--- the first; partitions are chosen by it.
-fetched AS (
+-- What is counted from the edge on, and yet not before until.
+later AS MATERIALIZED (
+    SELECT
+        CASE
+            WHEN $16::timestamptz IS NULL THEN 0
+            ELSE
+                count_tasks_from($14, $1, $3, $16)
+                - (SELECT count(*) FROM matching WHERE created_at >= $16)
+        END AS n
+),
+
+counts AS MATERIALIZED (
+    SELECT
+        CASE
+            WHEN $13::bigint IS NOT NULL THEN $13
+            WHEN $14::text IS NULL THEN (SELECT count(*) FROM matching)
+            ELSE
+                count_tasks_from($14, $1, $3, $15::timestamptz)
+                + (SELECT count(*) FROM matching WHERE created_at < $15)
+                - (SELECT later.n FROM later)
+        END AS total,
+        CASE
+            WHEN $18::timestamptz IS NULL THEN 0
+            ELSE count_tasks_from($14, $1, $3, $18) - (SELECT later.n FROM later)
+        END AS skipped
+),
+
+-- The second condition of a cursor follows from the first; partitions are chosen by it.
+windowed AS NOT MATERIALIZED (
     SELECT *
     FROM matching
     WHERE
-        $11::timestamptz IS NULL
-        OR ((created_at, task_id) < ($11, $12::uuid) AND created_at <= $11)
+        ($17::timestamptz IS NULL OR created_at >= $17)
+        AND ($18 IS NULL OR created_at < $18)
+        AND (
+            $9::timestamptz IS NULL
+            OR ((created_at, task_id) < ($9, $10::uuid) AND created_at <= $9)
+        )
+),
+
+-- One of the two, and one task more than the page, to know whether it is the last. OFFSET 0 keeps
+-- the planner from walking the newest tasks in the hope of finding some that match soon.
+sought AS NOT MATERIALIZED (
+    SELECT * FROM windowed
+    WHERE NOT $19::boolean
+    UNION ALL
+    SELECT * FROM (SELECT * FROM windowed OFFSET 0) AS few
+    WHERE $19
+),
+
+fetched AS (
+    SELECT *
+    FROM sought
     ORDER BY created_at DESC, task_id DESC
-    LIMIT $13::int + ($13 > 0)::int OFFSET $14::bigint
+    LIMIT $11::int + ($11 > 0)::int OFFSET (
+        SELECT greatest($12::bigint - counts.skipped, 0)
+        FROM counts
+    )
 ),
 
 page AS (
@@ -83,11 +133,11 @@ page AS (
 
 SELECT
     '['
-    || COALESCE(string_agg(document, ',' ORDER BY position) FILTER (WHERE position <= $13), '')
+    || COALESCE(string_agg(document, ',' ORDER BY position) FILTER (WHERE position <= $11), '')
     || ']' AS tasks,
-    COALESCE($15::bigint, (SELECT count(*) FROM matching)) AS total,
-    COALESCE($10, date_trunc('second', now())) AS clock,
-    count(*) > $13 AS more,
-    (array_agg(created_at ORDER BY position DESC) FILTER (WHERE position <= $13))[1] AS last_at,
-    (array_agg(task_id ORDER BY position DESC) FILTER (WHERE position <= $13))[1] AS last_id
+    (SELECT total FROM counts) AS total,
+    (SELECT skipped FROM counts) AS skipped,
+    count(*) AS fetched,
+    (array_agg(created_at ORDER BY position DESC) FILTER (WHERE position <= $11))[1] AS last_at,
+    (array_agg(task_id ORDER BY position DESC) FILTER (WHERE position <= $11))[1] AS last_id
 FROM page

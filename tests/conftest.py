@@ -30,6 +30,8 @@ FAST = {
     "autovacuum": "off",
 }
 
+RELATIONS = "SELECT count(*) FROM pg_class"
+
 _numbers = itertools.count()
 
 
@@ -83,23 +85,26 @@ def spare() -> list[tuple[str, int]]:
 
 @pytest.fixture
 def dsn(postgres: str, template: str, spare: list[tuple[str, int]]) -> Iterator[str]:
-    """The DSN of a migrated database without tasks, used before by tests that only recorded some."""
+    """The DSN of a migrated database without tasks; other tests may have recorded some there."""
     if spare:
         address, relations = spare.pop()
     else:
         address = of_database(postgres, _create(postgres, template))
-        relations = len(execute(address, "SELECT FROM pg_class"))
+        ((relations,),) = execute(address, RELATIONS)
     yield address
-    left = execute(
+    ((left,),) = execute(
         address,
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()",
         "SET session_replication_role = replica",
         "DELETE FROM tasks",
         "DELETE FROM task_keys",
-        "SELECT FROM pg_class",
+        "DELETE FROM task_counts",
+        "DELETE FROM task_count_splits",
+        "DELETE FROM task_count_deltas",
+        RELATIONS,
     )
-    if len(left) == relations:
+    if left == relations:
         spare.append((address, relations))
 
 

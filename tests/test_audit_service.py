@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
-from audit import statements
 from audit.errors import Invalid
 from audit.models import AuditQuery, TaskPage
 from audit.service import AuditService
 from tests.conftest import ago, task
+from tests.plans import plan_of
 
 
 def ids(*tasks: dict[str, Any]) -> list[str]:
@@ -64,30 +63,10 @@ async def test_get_by_service_uses_gin_index(service: AuditService) -> None:
     await service._pool.execute("ANALYZE tasks")
 
     page = await service.get_by_service("rare")
-    plan = await explain(service, AuditQuery.model_validate({"service": "rare"}))
+    plan = await plan_of(service, AuditQuery.model_validate({"service": "rare"}))
 
     assert ids(rare) == shown(page)
     assert "services_touched @> '{rare}'" in conditions_of_bitmaps(plan)
-
-
-async def explain(service: AuditService, query: AuditQuery) -> list[dict[str, Any]]:
-    """The nodes of the plan of the very statement that answers `query`."""
-    async with service._pool.acquire() as connection:
-        text = await connection.fetchval(
-            "EXPLAIN (ANALYZE, FORMAT JSON) " + statements.LIST_TASKS,
-            *(query.statuses or None, query.service or None, query.intent or None, query.days),
-            *(query.since, query.until, query.created_by, query.project_id, query.outcome),
-            *(None, None, None, query.limit, query.offset or 0, None),
-        )
-    nodes: list[dict[str, Any]] = []
-
-    def walk(node: dict[str, Any]) -> None:
-        nodes.append(node)
-        for child in node.get("Plans", []):
-            walk(child)
-
-    walk(json.loads(text)[0]["Plan"])
-    return nodes
 
 
 def conditions_of_bitmaps(plan: list[dict[str, Any]]) -> str:

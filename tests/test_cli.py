@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from audit import cli, demo
+from audit.database import migrations_on_disk
 from audit.openapi import document
 from audit.settings import Settings
 from tests.conftest import execute, task
@@ -30,6 +31,7 @@ from tests.conftest import execute, task
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith("AUDIT_")},
     "COLUMNS": "300",
+    "FORCE_COLOR": "1",  # as many CI systems set: still no bar without a terminal
 }
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["audit.ingest", "audit.server", __name__])
@@ -143,8 +145,8 @@ def test_help_names_every_command_and_exit_code() -> None:
     code, out, _ = audit("--help")
 
     assert code == 0
-    assert ["serve", "migrate", "record", "demo", "openapi"] == re.findall(
-        r"^  ([a-z]+) ", out, re.MULTILINE
+    assert {"serve", "migrate", "record", "demo", "openapi"} <= set(
+        re.findall(r"^  ([a-z]+) ", out, re.MULTILINE)
     )
     assert ["0", "2", "65", "69", "78"] == re.findall(r"\d+", out.partition("Exit codes:")[2])
 
@@ -247,6 +249,24 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
         process.stdout.close()
 
         assert "" == process.stderr.read()
+
+
+def test_an_empty_variable_counts_as_none(dsn: str) -> None:
+    code, _, err = audit("migrate", "--status", AUDIT_DSN=dsn, AUDIT_PORT="", AUDIT_PARTITION="")
+
+    assert (0, "") == (code, err)
+
+
+def test_migrate_tells_what_it_did(empty_dsn: str) -> None:
+    first, *others = migrations_on_disk()
+    command = ("migrate", "--dsn", empty_dsn)
+
+    assert (0, f"applied {first}\n", "") == audit(*command, "--to", first)
+    assert (0, "".join(f"applied {name}\n" for name in others), "") == audit(*command)
+    assert (0, "nothing to do\n", "") == audit(*command)
+    assert (0, f"rolled back {others[-1]}\n", "") == audit(*command, "--rollback")
+    assert ["migration", "applied", first, "yes"] == audit(*command, "--status")[1].split()[:4]
+    assert is_told(audit(*command, "--to", "0099_x"), 2, "--to: no migration is named 0099_x")
 
 
 # --- demo -----------------------------------------------------------------------------------------

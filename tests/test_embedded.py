@@ -24,6 +24,8 @@ OWNER = f"""
 import sys, time
 from pathlib import Path
 from audit import embedded
+if "--outlived" in sys.argv:
+    embedded._stop_with_parent = lambda: None
 print("begins", flush=True)
 with embedded.running(Path(sys.argv[1]), options={FAST!r}) as dsn:
     print(dsn, flush=True)
@@ -31,10 +33,10 @@ with embedded.running(Path(sys.argv[1]), options={FAST!r}) as dsn:
 """
 
 
-def own(data_dir: Path) -> subprocess.Popen[str]:
+def own(data_dir: Path, *options: str) -> subprocess.Popen[str]:
     """Start an owner; return as soon as it has begun to start the server."""
     owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(data_dir)],
+        [sys.executable, "-c", OWNER, str(data_dir), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -108,7 +110,7 @@ def kept(dsn: str) -> list[tuple[str]]:
 
 def crash(data_dir: Path, pid: int | str) -> None:
     """Leave what a power failure leaves, with a process number that another process has now."""
-    owner = own(data_dir)
+    owner = own(data_dir, "--outlived")
     said(owner)
     kill(owner)
     for server in servers_on(data_dir):
@@ -180,8 +182,19 @@ def test_data_survive_a_stop_and_a_start(data_dir: Path) -> None:
     assert [] == servers_on(data_dir)
 
 
-def test_a_server_that_a_killed_process_left_behind_is_replaced(data_dir: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of this")
+def test_the_server_of_a_killed_process_stops_by_itself(data_dir: Path) -> None:
     owner = own(data_dir)
+    execute(said(owner), "INSERT INTO kept VALUES ('new')")
+    kill(owner)
+    while servers_on(data_dir):
+        time.sleep(0.02)
+
+    assert not (data_dir / "postgresql/postmaster.pid").exists()
+
+
+def test_a_server_that_outlived_its_process_is_replaced(data_dir: Path) -> None:
+    owner = own(data_dir, "--outlived")
     execute(said(owner), "INSERT INTO kept VALUES ('new')")
     kill(owner)
     (orphan,) = servers_on(data_dir)
@@ -272,7 +285,7 @@ async def kept_by_asyncpg(dsn: str) -> str:
 
 def test_a_link_and_what_it_points_to_are_the_same_data(data_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(data_dir)
-    owner = own(tmp_path / "link")
+    owner = own(tmp_path / "link", "--outlived")
     said(owner)
     kill(owner)
     with embedded.running(data_dir, options=FAST) as dsn:

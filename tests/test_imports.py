@@ -20,6 +20,7 @@ LAYERS = [
     {"app"},
     {"handlers.reading", "handlers.writing", "handlers.health", "handlers.docs"},
     {"handlers", "problems", "openapi"},
+    {"answers"},
     {"service"},
     {"migrate", "embedded", "demo"},
     {"database"},

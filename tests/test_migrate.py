@@ -55,6 +55,7 @@ FROM pg_enum JOIN pg_type ON enumtypid = pg_type.oid
 ORDER BY 1, 2, 3, 4
 """
 
+GUARDS = "0003_guard_history"
 MAKE_PARTITION = "SELECT make_task_partition(now(), 'month')"
 RECORD = """
 INSERT INTO tasks (task_id, request_text, status)
@@ -86,9 +87,9 @@ def start(dsn: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def migrated_dsn(empty_dsn: str) -> str:
-    """The DSN of a migrated database that no other test uses again."""
-    migrate.apply(empty_dsn)
+def guarded_dsn(empty_dsn: str) -> str:
+    """The DSN of a database whose newest migration is the one that guards the history."""
+    migrate.apply(empty_dsn, GUARDS)
     execute(empty_dsn, MAKE_PARTITION)
     return empty_dsn
 
@@ -122,11 +123,13 @@ def test_each_migration_can_be_rolled_back_and_applied_again(empty_dsn: str, nam
     assert without != with_it
 
 
-def test_what_the_service_made_since_goes_with_a_rollback(migrated_dsn: str) -> None:
+def test_what_the_service_made_since_goes_with_a_rollback(empty_dsn: str) -> None:
+    migrate.apply(empty_dsn)
+    execute(empty_dsn, MAKE_PARTITION)
     for _ in migrations_on_disk():
-        migrate.roll_back(migrated_dsn)
+        migrate.roll_back(empty_dsn)
 
-    assert [] == schema(migrated_dsn)
+    assert [] == schema(empty_dsn)
 
 
 def test_status_shows_every_migration_in_its_order(empty_dsn: str) -> None:
@@ -213,29 +216,29 @@ def test_a_user_without_a_name_can_migrate(empty_dsn: str, monkeypatch: pytest.M
     assert [(str(os.getuid()),)] == execute(empty_dsn, "SELECT DISTINCT username FROM _yoyo_log")
 
 
-def test_a_rollback_is_refused_while_a_task_is_recorded(migrated_dsn: str) -> None:
-    execute(migrated_dsn, RECORD)
-    intact = schema(migrated_dsn)
+def test_a_rollback_is_refused_while_a_task_is_recorded(guarded_dsn: str) -> None:
+    execute(guarded_dsn, RECORD)
+    intact = schema(guarded_dsn)
 
     with pytest.raises(Unavailable, match="tasks are recorded: rolling back would lose them"):
-        migrate.roll_back(migrated_dsn, migrations_on_disk()[0])
-    assert intact == schema(migrated_dsn)
-    assert migrations_on_disk() == applied(migrated_dsn)
-    assert [(1,)] == execute(migrated_dsn, "SELECT count(*) FROM tasks")
+        migrate.roll_back(guarded_dsn)
+    assert intact == schema(guarded_dsn)
+    assert GUARDS == applied(guarded_dsn)[-1]
+    assert [(1,)] == execute(guarded_dsn, "SELECT count(*) FROM tasks")
     with pytest.raises(psycopg.Error, match="append-only"):
-        execute(migrated_dsn, "DELETE FROM tasks")
+        execute(guarded_dsn, "DELETE FROM tasks")
     with pytest.raises(psycopg.Error, match="can no longer change"):
-        execute(migrated_dsn, "UPDATE tasks SET status = 'failed'")
+        execute(guarded_dsn, "UPDATE tasks SET status = 'failed'")
 
 
-def test_a_task_recorded_between_two_rollbacks_is_kept(migrated_dsn: str) -> None:
-    migrate.roll_back(migrated_dsn, migrations_on_disk()[1])
-    execute(migrated_dsn, RECORD)
-    migrate.roll_back(migrated_dsn)
+def test_a_task_recorded_between_two_rollbacks_is_kept(guarded_dsn: str) -> None:
+    migrate.roll_back(guarded_dsn)
+    execute(guarded_dsn, RECORD)
+    migrate.roll_back(guarded_dsn)
 
     with pytest.raises(Unavailable, match="tasks are recorded"):
-        migrate.roll_back(migrated_dsn)
-    assert [(1,)] == execute(migrated_dsn, "SELECT count(*) FROM tasks")
+        migrate.roll_back(guarded_dsn)
+    assert [(1,)] == execute(guarded_dsn, "SELECT count(*) FROM tasks")
 
 
 WAITING = """
@@ -244,16 +247,16 @@ WHERE wait_event_type = 'Lock' AND datname = current_database()
 """
 
 
-def test_a_rollback_waits_for_the_task_that_is_just_being_recorded(migrated_dsn: str) -> None:
-    with psycopg.connect(migrated_dsn) as recording:
+def test_a_rollback_waits_for_the_task_that_is_just_being_recorded(guarded_dsn: str) -> None:
+    with psycopg.connect(guarded_dsn) as recording:
         recording.execute(RECORD)
-        rollback = start(migrated_dsn, "--rollback")
-        while rollback.poll() is None and not execute(migrated_dsn, WAITING):
+        rollback = start(guarded_dsn, "--rollback")
+        while rollback.poll() is None and not execute(guarded_dsn, WAITING):
             time.sleep(0.02)
     _, errors = rollback.communicate()
 
     assert "tasks are recorded" in errors
-    assert migrations_on_disk() == applied(migrated_dsn)
+    assert GUARDS == applied(guarded_dsn)[-1]
 
 
 def test_every_migration_is_well_named_and_has_its_rollback() -> None:

@@ -17,7 +17,7 @@ FILES = sorted(
     if file.name.endswith(".sql")
 )
 #: How headers write the types that PostgreSQL calls otherwise.
-SHORT = {"int4": "int", "int8": "bigint"}
+SHORT = {"int4": "int", "int8": "bigint", "bool": "boolean"}
 
 
 @pytest.mark.parametrize(("name", "text"), FILES)

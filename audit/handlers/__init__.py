@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from audit.answers import Answers
 from audit.service import AuditService
 from audit.settings import Settings
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from audit.database import Pool
 
 SERVICE: Final = web.AppKey("service", AuditService)
+ANSWERS: Final = web.AppKey("answers", Answers)
 SETTINGS: Final = web.AppKey("settings", Settings)
 POOL: Final[web.AppKey[Pool]] = web.AppKey("pool")
 

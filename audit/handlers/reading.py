@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final
 from urllib.parse import parse_qsl, unquote_to_bytes
 from uuid import UUID
 
 from aiohttp import web
 
 from audit.errors import Malformed
-from audit.handlers import SERVICE, json_response
+from audit.handlers import ANSWERS, SERVICE, json_response
 from audit.models import (
     AuditQuery,
     FailuresQuery,
@@ -18,29 +21,69 @@ from audit.models import (
     parse_query,
 )
 
+#: The answer is the client's to keep, and to be asked about each time.
+_HEADERS: Final = {"Cache-Control": "private, no-cache", "Vary": "Accept-Encoding"}
+#: A shorter body goes into one packet as it is.
+_SHORT_BYTES: Final = 1024
+_TAG = re.compile(r'"[^"]*"')
+_WEIGHT = re.compile(r"\s*q=([01](?:\.\d{0,3})?)\s*", re.ASCII)
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 async def get_failures(request: web.Request) -> web.Response:
     """The tasks that failed, newest first: by default, those of the last week."""
-    return await _list(request, parse_query(FailuresQuery, query_params(request)))
+    return await _list(request, lambda: parse_query(FailuresQuery, query_params(request)))
 
 
 async def get_by_service(request: web.Request) -> web.Response:
     """The tasks that touched one service, newest first."""
-    params = query_params(request)
-    params["service"] = [_last_segment(request), *params.get("service", [])]
-    return await _list(request, parse_query(AuditQuery, params))
+    return await _list(request, lambda: _by_service(request))
 
 
 async def audit_query(request: web.Request) -> web.Response:
     """The tasks that match every filter given, newest first."""
-    return await _list(request, parse_query(AuditQuery, query_params(request)))
+    return await _list(request, lambda: parse_query(AuditQuery, query_params(request)))
 
 
-async def _list(request: web.Request, query: TaskQuery) -> web.Response:
-    page = await request.app[SERVICE].list_tasks(query)
-    return json_response(page.to_json())
+def _by_service(request: web.Request) -> AuditQuery:
+    params = query_params(request)
+    params["service"] = [_last_segment(request), *params.get("service", [])]
+    return parse_query(AuditQuery, params)
+
+
+async def _list(request: web.Request, parse: Callable[[], TaskQuery]) -> web.Response:
+    answer = await request.app[ANSWERS].find(request.raw_path, parse)
+    headers = dict(_HEADERS)
+    if answer.etag:
+        headers["ETag"] = answer.etag
+        if _is_held(request, answer.etag):
+            return web.Response(status=304, headers=headers)
+    body = await answer.body()
+    headers["Content-Type"] = "application/json"
+    if len(body) > _SHORT_BYTES and _takes_gzip(request.headers.get("Accept-Encoding", "")):
+        body = await answer.gzip_body()
+        headers["Content-Encoding"] = "gzip"
+    return web.Response(body=body, headers=headers)
+
+
+def _is_held(request: web.Request, etag: str) -> bool:
+    """Whether the client has the answer with this ETag (RFC 9110, 13.1.2)."""
+    held = request.headers.getall("If-None-Match", None)
+    if not held:
+        return False
+    listed = ",".join(held)
+    return listed == etag or listed.strip() == "*" or etag[2:] in _TAG.findall(listed)
+
+
+@lru_cache(maxsize=256)
+def _takes_gzip(accepted: str) -> bool:
+    """Whether an Accept-Encoding allows gzip: by name, or else by `*` (RFC 9110, 12.5.3)."""
+    weights: dict[str, float] = {}
+    for member in accepted.lower().split(","):
+        coding, _, weight = member.partition(";")
+        found = _WEIGHT.fullmatch(weight)
+        weights[coding.strip()] = float(found[1]) if found else 1
+    return weights.get("gzip", weights.get("x-gzip", weights.get("*", 0))) > 0
 
 
 async def get_task(request: web.Request) -> web.Response:

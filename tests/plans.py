@@ -1,0 +1,65 @@
+"""How PostgreSQL runs the very statements that answer a query."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from unittest.mock import patch
+
+from audit import service as service_module
+from audit import statements
+from audit.models import TaskQuery
+from audit.service import AuditService
+
+Node = dict[str, Any]
+
+
+async def statements_of(service: AuditService, query: TaskQuery) -> list[tuple[str, Any]]:
+    """The statements that answer a query, with their values."""
+    ran: list[tuple[str, Any]] = []
+    run = service_module._row
+
+    async def watched(connection: Any, statement: str, *values: object) -> Any:
+        ran.append((statement, values))
+        return await run(connection, statement, *values)
+
+    with patch.object(service_module, "_row", watched):
+        await service.list_tasks(query)
+    return ran
+
+
+async def plan_of(service: AuditService, query: TaskQuery) -> list[Node]:
+    """The nodes of the plan of the page and its total, with what it read."""
+    (*_, (statement, values)) = await statements_of(service, query)
+    assert statement == statements.LIST_TASKS
+    text = await service._pool.fetchval(
+        "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement, *values
+    )
+    nodes: list[Node] = []
+
+    def walk(node: Node) -> None:
+        nodes.append(node)
+        for child in node.get("Plans", []):
+            walk(child)
+
+    walk(json.loads(text)[0]["Plan"])
+    return nodes
+
+
+def rows_read(plan: list[Node]) -> int:
+    """The rows that scans of tables looked at, those that they passed over included."""
+    return sum(
+        int(node["Actual Loops"])
+        * int(
+            node["Actual Rows"]
+            + node.get("Rows Removed by Filter", 0)
+            + node.get("Rows Removed by Index Recheck", 0)
+        )
+        for node in plan
+        if node["Node Type"] in ("Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan")
+    )
+
+
+def buffers_read(plan: list[Node]) -> int:
+    """The blocks of 8 KiB that the statement touched; those of functions that it calls too."""
+    return int(plan[0]["Shared Hit Blocks"]) + int(plan[0]["Shared Read Blocks"])
