@@ -1,0 +1,149 @@
+"""What a run found: the form of its JSON file."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Figure(_Model):
+    """One quantity, measured once in each round."""
+
+    median: float
+    lowest: float
+    highest: float
+    rounds: list[float]
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Self:
+        rounds = [_rounded(value) for value in values]
+        median = _rounded(statistics.median(rounds))
+        return cls(median=median, lowest=min(rounds), highest=max(rounds), rounds=rounds)
+
+    @classmethod
+    def if_any(cls, values: Iterable[float | None]) -> Self | None:
+        """Return the figure of the rounds that gave a value; None where none did."""
+        rounds = [value for value in values if value is not None]
+        return cls.of(rounds) if rounds else None
+
+
+def ratio(parts: Sequence[float], wholes: Sequence[float]) -> Figure:
+    """Return how many times the second each first is, round by round."""
+    return Figure.of(part / whole for part, whole in zip(parts, wholes, strict=True))
+
+
+def mean_ratio(ratios: Iterable[Figure | None]) -> float | None:
+    """Return the geometric mean of the medians; None without any."""
+    medians = [one.median for one in ratios if one is not None]
+    return _rounded(statistics.geometric_mean(medians)) if medians else None
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+class Machine(_Model):
+    """Where it ran."""
+
+    processor: str
+    cores: int
+    memory_gib: float
+    system: str
+    python: str
+    postgresql: str
+
+
+class Answers(_Model):
+    """How one system answers one question, a page of 100."""
+
+    per_second: Figure
+    """The better of the following two."""
+    per_second_16: Figure
+    """Answers per second to 16 connections, each of which asks again at once."""
+    per_second_64: Figure | None
+    """The same with 64; None where a request would have waited for over 20 s."""
+    p50_ms: Figure
+    """Latency at 70 % of `per_second`, whether answers come or not; so are the next two."""
+    p95_ms: Figure
+    p99_ms: Figure
+    system_cpu_ms: Figure
+    """Processor time for each answer: of the service or the peer; then of PostgreSQL."""
+    postgresql_cpu_ms: Figure
+    client_cpu_ms: Figure
+
+
+class Question(_Model):
+    """One shape: the service, its peer and the limit, in turns."""
+
+    total: int
+    rows: int
+    """On the page of 100."""
+    service: Answers
+    """Computes every answer."""
+    repeated: Answers
+    """Remembers its answers, and is always asked the same."""
+    peer: Answers | None
+    service_page_of_10: Figure
+    """Answers per second to 16 connections."""
+    limit: Figure
+    """pgbench's transactions per second over 16 connections."""
+    limit_page_of_10: Figure
+    service_to_peer: Figure | None
+    repeated_to_peer: Figure | None
+    service_to_limit: Figure
+    """At 16 connections each; so is the next."""
+    service_to_limit_page_of_10: Figure
+
+
+class Flatness(_Model):
+    """Median latency of one shape, asked by one client, for each size of the history."""
+
+    median_ms: dict[int, Figure]
+    rows: dict[int, int]
+    largest_to_smallest: Figure
+
+
+class Recording(_Model):
+    """Tasks recorded per second in one way."""
+
+    way: str
+    connections: int
+    per_second: Figure
+    to_copy: Figure
+    """Against one COPY, over one connection, into the same table without triggers."""
+
+
+class Repeated(_Model):
+    """A question asked again on unchanged data, of one process, over 16 connections."""
+
+    shape: str
+    trivial_per_second: Figure
+    page_per_second: Figure
+    page_to_trivial: Figure
+    not_modified_per_second: Figure | None
+    """Answers 304; None where the service sends no ETag."""
+    not_modified_to_trivial: Figure | None
+
+
+class Result(_Model):
+    """A whole run; a part that was not asked for is None."""
+
+    began_at: str
+    machine: Machine
+    tasks: int
+    seconds: float
+    rounds: int
+    reading: dict[str, Question] | None = None
+    service_to_peer: float | None = None
+    """Geometric mean over all shapes; so is the next."""
+    repeated_to_peer: float | None = None
+    flatness: dict[str, Flatness] | None = None
+    recording: list[Recording] | None = None
+    repeated: Repeated | None = None
