@@ -20,7 +20,7 @@ run: .venv/installed  ## Start the service with demo data on http://127.0.0.1:80
 	@.venv/bin/audit serve --demo
 
 test: .venv/installed-dev  ## Run every test on a PostgreSQL that they start themselves
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/installed-dev  ## Check format, lint and types
 	.venv/bin/ruff format --check .

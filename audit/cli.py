@@ -11,6 +11,7 @@ import os
 import signal
 import stat
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
     from audit.service import Recorded
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SAME_SIGNAL_SECONDS = 1
+#: When signals came. Their KeyboardInterrupt may be lost in a destructor, or come out as a failure.
+_signalled_at: list[float] = []
+
+_EX_INTERRUPTED = 130
 _EX_USAGE = 2
 _EX_DATA = 65
 _EX_UNAVAILABLE = 69
@@ -68,6 +74,8 @@ def main() -> None:
         err.print(f"audit: {wrong.format_message()}", markup=False)
         sys.exit(_EX_USAGE)
     except Problem as problem:
+        if _signalled_at:
+            sys.exit(_EX_INTERRUPTED)
         err.print(f"audit: {_told(problem)}", markup=False)
         sys.exit(_exit_code(problem))
 
@@ -75,12 +83,14 @@ def main() -> None:
 def _end(_number: int, _frame: FrameType | None) -> None:
     """Leave every block that is entered: no PostgreSQL stays behind.
 
-    A second signal does not cut that short. Python's own handler is one that asyncio replaces; a
-    task that waits for input would not end then.
+    Python's own handler is one that asyncio replaces; a task that waits for input would not end
+    then. Who ends a group of processes may signal twice at once: that is one signal.
     """
-    for number in _STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    now = time.monotonic()
+    again = bool(_signalled_at) and now - _signalled_at[-1] < _SAME_SIGNAL_SECONDS
+    _signalled_at.append(now)
+    if not again:
+        raise KeyboardInterrupt
 
 
 def _told(problem: Problem) -> str:
@@ -211,13 +221,18 @@ def serve(
         max_body_bytes=max_body_bytes,
         body_timeout_seconds=body_timeout_seconds,
     )
-    with contextlib.suppress(KeyboardInterrupt):  # it is how this command ends
+    try:
         from audit.server import serve as run_server
 
         run_server(settings, lambda url, tasks: _announce(settings, url, tasks))
+    except (KeyboardInterrupt, Problem):
+        if not _signalled_at:  # it is how this command ends
+            raise
 
 
 def _announce(settings: Settings, url: str, tasks: int) -> None:
+    if _signalled_at:
+        raise KeyboardInterrupt
     api = f"{url}/api/v1/audit"
     out.print(f"task-audit listens on {url} (read and try the API at {url}/docs)")
     out.print(f"Database: {_database_name(settings)}, {tasks:,} tasks", markup=False)

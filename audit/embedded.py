@@ -8,7 +8,6 @@ user namespace it sees another user while the files stay ours.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import shutil
@@ -33,7 +32,12 @@ _LONGEST_FOLDER_BYTES = 80
 #: The sessions of a crashed server end soon, but after it.
 _STILL_IN_USE = "pre-existing shared memory block"
 _NOBODY = 65534
-_PR_SET_PDEATHSIG = 1
+#: Ask Linux for SIGINT (2), an orderly stop, when the parent dies (PR_SET_PDEATHSIG, 1).
+_STOP_WITH_PARENT = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 2)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 def binaries() -> Path:
@@ -175,6 +179,7 @@ def _server(bin_dir: Path, cluster: Path, settings: Mapping[str, str]) -> Iterat
     log = cluster.parent / "postgresql.log"
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
     command = _as_ordinary_user([str(bin_dir / "postgres"), "-D", str(cluster), *options])
+    command = _stopping_with_us(command)
     server = _start(command, log)
     try:
         deadline = time.monotonic() + _START_SECONDS
@@ -201,14 +206,14 @@ def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
             env={**os.environ, "LC_ALL": "C.UTF-8"},
             # Ctrl-C reaches us, not the database: it stops when we have answered.
             start_new_session=True,
-            preexec_fn=_stop_with_parent,  # noqa: PLW1509 - one call into the kernel
         )
 
 
-def _stop_with_parent() -> None:
-    """Ask Linux for SIGINT, an orderly stop, when the process that started this one ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+def _stopping_with_us(command: list[str]) -> list[str]:
+    """The same command, that stops also when we are killed; no `preexec_fn`, which is not safe."""
+    if sys.platform != "linux":
+        return command
+    return [sys.executable, "-ISc", _STOP_WITH_PARENT, *command]
 
 
 def _postmaster(cluster: Path) -> list[str]:

@@ -118,9 +118,6 @@ def _backend(dsn: str) -> Iterator[tuple[DatabaseBackend, MigrationList]]:
             backend.break_lock()
             yield backend, migrations
     except psycopg.Error as failure:
-        if isinstance(failure.__context__, KeyboardInterrupt):
-            # yoyo could not roll back a statement that Ctrl-C cut short; the server does.
-            raise failure.__context__ from None
         if refusal := failure.diag.message_primary:
             raise Unavailable(f"the database refuses: {refusal}") from None
         raise Unavailable("the database does not answer") from failure

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 import psycopg
@@ -134,27 +134,30 @@ class Histories:
             await asyncio.sleep(0.6 - phase)
 
     async def post(self, name: str) -> None:
-        async with aiohttp.ClientSession(self.url) as session:
+        async with aiohttp.ClientSession(self.url) as session, Reader(self, name) as reader:
             while self.going_on():
                 sent = task(services_touched=[name], status="failed")
                 async with session.post(f"{API}/tasks", json=sent) as answer:
                     assert answer.status == 201
                 self.recorded[name] += 1
                 self.finished[name] += 1
+                await reader.ask()
                 await self.pause()
 
     async def patch(self, name: str) -> None:
-        async with aiohttp.ClientSession(self.url) as session:
+        async with aiohttp.ClientSession(self.url) as session, Reader(self, name) as reader:
             while self.going_on():
                 sent = task(services_touched=[name], status="pending")
                 async with session.post(f"{API}/tasks", json=sent) as answer:
                     assert answer.status == 201
                 self.recorded[name] += 1
+                await reader.ask()
                 await self.pause()
                 change = {"status": "failed"}
                 async with session.patch(f"{API}/tasks/{sent['task_id']}", json=change) as answer:
                     assert answer.status == 200
                 self.finished[name] += 1
+                await reader.ask()
                 await self.pause()
 
     async def commit(self, name: str) -> None:
@@ -162,37 +165,56 @@ class Histories:
             "INSERT INTO tasks (task_id, request_text, services_touched, status, outcome)"
             " VALUES (%s, 'by SQL', %s, 'failed', %s)"
         )
-        async with await psycopg.AsyncConnection.connect(self.dsn) as connection:
+        connecting = psycopg.AsyncConnection.connect(self.dsn)
+        async with await connecting as connection, Reader(self, name) as reader:
             while self.going_on():
                 await connection.execute(statement, (uuid.uuid4(), [name], Jsonb({})))
                 await self.pause()
                 await connection.commit()
                 self.recorded[name] += 1
                 self.finished[name] += 1
+                await reader.ask()
                 await self.pause()
 
     async def read(self, name: str) -> None:
-        """Ask again and again, now and then with the ETag, and remember what it stood for."""
-        questions = {
-            f"{API}/by-service/{name}?limit=1": self.recorded,
-            f"{API}/query?service={name}&days=2&limit=1": self.recorded,
-            f"{API}/failures?service={name}&limit=1": self.finished,
-            f"{API}/query?service={name}&status=failed&limit=1": self.finished,
-        }
-        held: dict[str, tuple[str, int]] = {}
-        async with aiohttp.ClientSession(self.url) as session:
+        async with Reader(self, name) as reader:
             while self.going_on():
-                url, done = random.choice(list(questions.items()))
-                etag, total = held.get(url, ("", 0))
-                least = done[name]
-                headers = {"If-None-Match": etag} if etag else {}
-                async with session.get(url, headers=headers) as answer:
-                    if answer.status == 200:
-                        total = (await answer.json())["total"]
-                        held[url] = answer.headers["ETag"], total
-                assert answer.status in (200, 304)
-                assert least <= total, f"{url} missed what was done before ({answer.status})"
-                self.statuses[answer.status] += 1
+                await reader.ask()
+
+
+class Reader:
+    """Asks for one history over a connection of its own, and remembers what an ETag stood for."""
+
+    def __init__(self, histories: Histories, name: str) -> None:
+        self.statuses = histories.statuses
+        self.name = name
+        self.questions = {
+            f"{API}/by-service/{name}?limit=1": histories.recorded,
+            f"{API}/query?service={name}&days=2&limit=1": histories.recorded,
+            f"{API}/failures?service={name}&limit=1": histories.finished,
+            f"{API}/query?service={name}&status=failed&limit=1": histories.finished,
+        }
+        self.held: dict[str, tuple[str, int]] = {}
+        self.session = aiohttp.ClientSession(histories.url)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.session.close()
+
+    async def ask(self) -> None:
+        url, done = random.choice(list(self.questions.items()))
+        etag, total = self.held.get(url, ("", 0))
+        least = done[self.name]
+        headers = {"If-None-Match": etag} if etag else {}
+        async with self.session.get(url, headers=headers) as answer:
+            if answer.status == 200:
+                total = (await answer.json())["total"]
+                self.held[url] = answer.headers["ETag"], total
+        assert answer.status in (200, 304)
+        assert least <= total, f"{url} missed what was done before ({answer.status})"
+        self.statuses[answer.status] += 1
 
 
 async def test_no_read_misses_what_was_confirmed_before_it_in_any_worker(dsn: str) -> None:

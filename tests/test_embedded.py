@@ -25,7 +25,7 @@ import sys, time
 from pathlib import Path
 from audit import embedded
 if "--outlived" in sys.argv:
-    embedded._stop_with_parent = lambda: None
+    embedded._stopping_with_us = lambda command: command
 print("begins", flush=True)
 with embedded.running(Path(sys.argv[1]), options={FAST!r}) as dsn:
     print(dsn, flush=True)
@@ -117,7 +117,10 @@ def crash(data_dir: Path, pid: int | str) -> None:
         os.kill(server, signal.SIGKILL)
     while servers_on(data_dir):
         time.sleep(0.01)
-    for path in (data_dir / "postgresql/postmaster.pid", data_dir / "run/.s.PGSQL.5432.lock"):
+    # Of a data directory with a long path, the socket and its lock are elsewhere.
+    locks = [*data_dir.glob("postgresql/postmaster.pid"), *data_dir.glob("run/.s.PGSQL.*.lock")]
+    assert locks
+    for path in locks:
         _, *rest = path.read_text().splitlines(keepends=True)
         path.write_text("".join([f"{pid}\n", *rest]))
 
