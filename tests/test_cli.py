@@ -124,7 +124,9 @@ def test_help_shows_each_setting_with_its_variable_and_default(
     code, out, err = audit(command, "--help")
     shown = {
         option[2:].split()[0]: re.findall(
-            r"\[(AUDIT_\w+); default: (.*)\]", " ".join(option.split())
+            # A long default is folded wherever it has a hyphen.
+            r"\[(AUDIT_\w+);default:(.*)\]",
+            "".join(option.split()),
         )
         for option in re.split(r"^  (?=-)", out, flags=re.MULTILINE)
     }
@@ -138,7 +140,7 @@ def test_help_shows_each_setting_with_its_variable_and_default(
 
 def default(setting: str) -> str:
     value = Settings.model_fields[setting].default
-    return "none" if value is None else "off" if value is False else str(value)
+    return "none" if value is None else "off" if value is False else "".join(str(value).split())
 
 
 def test_help_names_every_command_and_exit_code() -> None:
