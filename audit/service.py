@@ -283,8 +283,7 @@ class AuditService:
         task_ids: list[str] = []
         async with self._connection() as connection, connection.transaction():
             for batch in batches:
-                row = await connection.fetchrow(statements.RECORD_TASKS, batch.text)
-                assert row is not None  # noqa: S101 - an aggregate always has its row
+                row = await _row(connection, statements.RECORD_TASKS, batch.text)
                 if row["too_late"]:
                     raise _too_late(json.loads(row["too_late"]), batch)
                 if row["known_ids"]:
