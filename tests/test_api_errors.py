@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -383,8 +384,10 @@ async def test_what_is_no_request_is_refused_as_a_problem_that_echoes_nothing(
     status, headers, body = await exchange(client, GARBAGE[case])
 
     told = json.loads(body)
-    assert (400, "application/problem+json") == (status, headers["content-type"])
-    assert (400, headers["x-request-id"]) == (told["status"], told["instance"])
+    # Where another package has installed Brotli, the parser knows it, and the service refuses it.
+    expected = 415 if case == "a coding that is not there" and find_spec("brotli") else 400
+    assert (expected, "application/problem+json") == (status, headers["content-type"])
+    assert (expected, headers["x-request-id"]) == (told["status"], told["instance"])
     assert len(body) < 300
 
 
