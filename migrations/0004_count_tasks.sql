@@ -47,6 +47,18 @@ CREATE TABLE task_count_deltas (
     n smallint NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
 
+-- A bucket is split by its tasks less their deltas: while many wait, these must be found by time.
+CREATE INDEX task_count_deltas_by_time ON task_count_deltas (created_at);
+
+-- By which fold the tasks of a day were last told to have changed: what was counted of a day since
+-- then, and has no deltas, is still so.
+CREATE TABLE task_day_changes (
+    day timestamptz PRIMARY KEY,
+    fold bigint NOT NULL
+);
+
+CREATE INDEX task_day_changes_by_fold ON task_day_changes (fold);
+
 CREATE FUNCTION note_new_tasks() RETURNS trigger
 LANGUAGE plpgsql
 SECURITY DEFINER
@@ -84,10 +96,16 @@ CREATE TRIGGER note_changed AFTER UPDATE ON tasks
 REFERENCING OLD TABLE AS before_change NEW TABLE AS after_change
 FOR EACH STATEMENT EXECUTE FUNCTION note_changed_tasks();
 
--- The next finer grain; NULL after 'second'.
+-- The next finer grain; NULL after 'second'. Of constants only, so that the planner inlines it.
 CREATE FUNCTION finer(grain task_grain) RETURNS task_grain
 LANGUAGE sql IMMUTABLE
-RETURN (enum_range(grain, NULL))[2];
+RETURN CASE grain
+    WHEN 'year' THEN 'month'::task_grain
+    WHEN 'month' THEN 'day'::task_grain
+    WHEN 'day' THEN 'hour'::task_grain
+    WHEN 'hour' THEN 'minute'::task_grain
+    WHEN 'minute' THEN 'second'::task_grain
+END;
 
 -- The start of the bucket that holds a time, and that of the bucket after it.
 CREATE FUNCTION bucket_of(grain task_grain, held timestamptz) RETURNS timestamptz
@@ -193,35 +211,46 @@ BEGIN
         RETURNING created_at, status, services_touched, intent, n
     ),
 
-    changed AS (
-        SELECT service, bucket_of('second', created_at) AS second, status, intent, sum(n) AS n
+    changed AS NOT MATERIALIZED (
+        SELECT service, created_at, status, intent, n
         FROM taken
         CROSS JOIN LATERAL (
             SELECT DISTINCT unnest(array_append(services_touched, '')) AS service
         ) AS touching
-        GROUP BY 1, 2, 3, 4
-        HAVING sum(n) <> 0
     ),
 
     placed AS (
-        SELECT service, grain, second, status, intent, n
+        SELECT service, grain, created_at, status, intent, n
         FROM changed
         CROSS JOIN (VALUES ('year'::task_grain), ('month')) AS always (grain)
         UNION ALL
-        SELECT changed.service, finer(split.grain), second, status, intent, n
-        FROM changed
-        CROSS JOIN unnest('{month,day,hour,minute}'::task_grain[]) AS coarse
+        SELECT within.service, finer(within.grain), created_at, status, intent, n
+        FROM (
+            SELECT changed.*, coarse AS grain, bucket_of(coarse, created_at) AS bucket
+            FROM changed
+            CROSS JOIN unnest('{month,day,hour,minute}'::task_grain[]) AS coarse
+            -- A fence: joined by service alone, each task would meet all splits of its service.
+            OFFSET 0
+        ) AS within
         INNER JOIN task_count_splits AS split
-            ON changed.service = split.service
-                AND coarse = split.grain
-                AND bucket_of(coarse, changed.second) = split.bucket
+            ON within.service = split.service
+                AND within.grain = split.grain
+                AND within.bucket = split.bucket
+    ),
+
+    noted AS (
+        INSERT INTO task_day_changes AS known (day, fold)
+        SELECT DISTINCT bucket_of('day', created_at), pg_current_xact_id()::text::bigint
+        FROM taken
+        ON CONFLICT (day) DO UPDATE SET fold = excluded.fold
     ),
 
     summed AS (
         INSERT INTO task_counts AS cell (service, grain, bucket, status, intent, n)
-        SELECT service, grain, bucket_of(grain, second), status, intent, sum(n)
+        SELECT service, grain, bucket_of(grain, created_at), status, intent, sum(n)
         FROM placed
         GROUP BY 1, 2, 3, 4, 5
+        HAVING sum(n) <> 0
         ON CONFLICT (service, grain, bucket, status, intent)
         DO UPDATE SET n = cell.n + excluded.n
         RETURNING service, grain, bucket
@@ -274,7 +303,8 @@ RETURN (
 
 -- How many tasks were created at or after a boundary that count_edge gave; NULL: ever.
 --
--- counted: a service, '': all tasks. statuses, intents: any of them; NULL: any.
+-- counted: a service, '': all tasks. statuses, intents: any of them; NULL: any. Returns NULL where
+-- the boundary is none of this service's.
 CREATE FUNCTION count_tasks_from(
     counted text, statuses task_status[], intents text[], edge timestamptz
 ) RETURNS bigint
@@ -290,6 +320,15 @@ BEGIN
     -- From the edge on by seconds to the next minute, by minutes to the next hour, and so on.
     FOREACH at_grain IN ARRAY '{second,minute,hour,day,month,year}'::task_grain[] LOOP
         IF edge IS NOT NULL AND bucket_of(at_grain, last_edge) < last_edge THEN
+            IF last_edge = edge AND at_grain <> 'year' AND NOT EXISTS (
+                SELECT
+                FROM task_count_splits AS split
+                WHERE split.service = counted
+                    AND split.grain = at_grain
+                    AND split.bucket = bucket_of(at_grain, edge)
+            ) THEN
+                RETURN NULL;
+            END IF;
             last_edge := bucket_after(at_grain, bucket_of(at_grain, last_edge));
         END IF;
         edges := edges || last_edge;
@@ -381,7 +420,7 @@ $$;
 -- since_edge, until_edge: the counts between them are kept, the tasks outside of them are to be
 -- counted from the rows; NULL where since or until is. is_counted: whether there is anything
 -- between. page_since, page_until: half-open, NULL: no bound. is_sparse: whether fewer than one in
--- twenty of the tasks between them match: then finding them by the GIN index beats a walk.
+-- a hundred of the tasks between them match: then finding them by the GIN index beats a walk.
 CREATE FUNCTION locate_page(
     counted text, statuses task_status[], intents text[], since timestamptz, until timestamptz,
     after_at timestamptz, skipped numeric, wanted int,
@@ -436,7 +475,7 @@ BEGIN
         matching := matching - count_tasks_from(counted, statuses, intents, place_edge);
         passed := passed - count_tasks_from('', NULL, NULL, place_edge);
     END IF;
-    is_sparse := matching * 20 < passed;
+    is_sparse := COALESCE(matching * 100 < passed, FALSE);
 END
 $$;
 

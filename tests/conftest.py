@@ -102,6 +102,7 @@ def dsn(postgres: str, template: str, spare: list[tuple[str, int]]) -> Iterator[
         "DELETE FROM task_counts",
         "DELETE FROM task_count_splits",
         "DELETE FROM task_count_deltas",
+        "DELETE FROM task_day_changes",
         RELATIONS,
     )
     if left == relations:

@@ -184,7 +184,7 @@ def _add(dsn: str, tasks: Iterable[dict[str, Any]], total: int, progress: Progre
             progress.advance(bar, len(chunk))
         for one in under_way:
             one.result()
-    asyncio.run(_fold(dsn))
+    _fold(dsn)
     _tidy(dsn)
 
 
@@ -202,14 +202,19 @@ def _copy(dsn: str, text: str) -> None:
         connection.execute("SET synchronous_commit = off")
         with connection.cursor().copy(COPY_IN) as copy:
             copy.write(text)
+    _fold(dsn)
 
 
-async def _fold(dsn: str) -> None:
-    """Bring the counts up to date, as a running service would have by now."""
+def _fold(dsn: str) -> None:
+    """Bring the counts up to date, as a running service does every second."""
     settings = Settings(pool_size=1, statement_timeout_seconds=3600)
-    async with open_pool(settings, dsn) as pool:
-        while await AuditService(pool).fold_counts():
-            pass
+
+    async def fold() -> None:
+        async with open_pool(settings, dsn) as pool:
+            while await AuditService(pool).fold_counts():
+                pass
+
+    asyncio.run(fold())
 
 
 def _tidy(dsn: str) -> None:
