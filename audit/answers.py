@@ -67,10 +67,13 @@ class Answers:
         """
         known = self._kept.get(question)
         query = known.query if known else _judged(parse)
-        if not self._most_bytes:
+        is_moving = query.days is not None and query.cursor is None
+        if not self._most_bytes and not is_moving:
             return Answer(self._service, question, query)
         token = await self._tokens.next()
-        mark = f"{token.text} {token.clock}" if query.days is not None else token.text
+        mark = f"{token.text} {token.clock}" if is_moving else token.text
+        if not self._most_bytes:
+            return Answer(self._service, question, query, clock=token.clock)
         known = self._kept.get(question)
         if known and known.mark == mark:
             self._kept.move_to_end(question)
@@ -135,6 +138,8 @@ class Answer:
 
     async def body(self) -> bytes:
         """Return the JSON of the page."""
+        if self.mark is None:
+            return self._page or await self._make()
         return self._page or await self._making.result(self._make)
 
     async def gzip_body(self) -> bytes:

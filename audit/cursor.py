@@ -1,9 +1,9 @@
 """Where a crawl stands, as an opaque token.
 
-A token is URL-safe base64 of: version, microseconds of the window's clock, microseconds of the last
-task's `created_at`, its id, the total of the first page, and a checksum over all of it and the
-filters. The checksum tells tokens that are not ours, or are of other filters; it is no secret: what
-a token says is only what its bearer may ask anyway.
+A token is URL-safe base64 of: version, microseconds of the window's clock (0: none), microseconds
+of the last task's `created_at`, its id, the total of the first page, and a checksum over all of it
+and the filters. The checksum tells tokens that are not ours, or are of other filters; it is no
+secret: what a token says is only what its bearer may ask anyway.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ _LAST = (datetime(3000, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
 class Cursor:
     """The place after one task, in one window of time."""
 
-    clock: datetime
+    clock: datetime | None
+    """What `days` count back from; None without them."""
     created_at: datetime
     task_id: UUID
     total: int
@@ -40,7 +41,7 @@ class Cursor:
         """Return the token; `filters` are what it is bound to."""
         payload = _LAYOUT.pack(
             _VERSION,
-            (self.clock - _EPOCH) // _MICROSECOND,
+            (self.clock - _EPOCH) // _MICROSECOND if self.clock else 0,
             (self.created_at - _EPOCH) // _MICROSECOND,
             self.task_id.bytes,
             self.total,
@@ -76,7 +77,7 @@ def decode(token: str, filters: bytes) -> Cursor:
     if not (0 <= clock < _LAST and 0 <= created_at < _LAST and total >= 0):
         raise refused
     return Cursor(
-        clock=_EPOCH + clock * _MICROSECOND,
+        clock=_EPOCH + clock * _MICROSECOND if clock else None,
         created_at=_EPOCH + created_at * _MICROSECOND,
         task_id=UUID(bytes=task_id),
         total=total,

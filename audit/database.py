@@ -59,6 +59,13 @@ async def open_pool(settings: Settings, dsn: str) -> AsyncIterator[Pool]:
             pool.terminate() if pool.is_closing() else await pool.close()
 
 
+async def fetch_row(connection: Connection, statement: str, *values: object) -> asyncpg.Record:
+    """Run a statement that always gives one row."""
+    row = await connection.fetchrow(statement, *values)
+    assert row is not None  # noqa: S101 - such a statement is an aggregate or a function
+    return row
+
+
 @contextmanager
 def driver_errors() -> Iterator[None]:
     """Turn what asyncpg raises into the Problem that it means to a caller."""

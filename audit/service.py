@@ -14,7 +14,7 @@ import asyncpg
 
 from audit import cursor, models, statements
 from audit.cursor import Cursor
-from audit.database import driver_errors
+from audit.database import driver_errors, fetch_row
 from audit.errors import Conflict, FieldError, Invalid, TaskNotFound, Unavailable
 from audit.models import (
     DEFAULT_FAILURE_DAYS,
@@ -26,6 +26,7 @@ from audit.models import (
     TaskPage,
     TaskQuery,
 )
+from audit.paging import Found, Pager, Question
 from audit.settings import Partition
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ _ATTEMPTS = 5
 FOLDED_AT_ONCE = 20_000
 _FURTHEST_AHEAD = timedelta(days=2)
 _MICROSECOND = timedelta(microseconds=1)
-#: To seek a page, and count, with no hint from the counts.
-_ANYWHERE = (None, None, None, None, None, False)
 _FORBIDDEN_CHANGE = {
     "TA001": "the task is in a terminal state and can no longer change",
     "TA002": "a task moves forwards only: pending, approved, executing, then a terminal state",
@@ -94,6 +93,7 @@ class AuditService:
         self._pool = pool
         self._partition = partition
         self._acquire_timeout_seconds = acquire_timeout_seconds
+        self._pager = Pager()
 
     # --- asking -----------------------------------------------------------------------------------
 
@@ -165,9 +165,9 @@ class AuditService:
         with models.judging():
             query = AuditQuery.model_validate(given)
         async with self._connection() as connection:
-            clock = (await _row(connection, statements.READ_TOKEN))["clock"]
-            row = await self._list(connection, query, 0, clock, None)
-        return int(row["total"])
+            clock = await _clock(connection, query, None)
+            found = await self._find(connection, query, 0, clock, None)
+        return found.total
 
     async def list_tasks(self, query: TaskQuery, *, clock: datetime | None = None) -> TaskPage:
         """Return the page that `query` asks for, and its exact total, of one snapshot.
@@ -176,67 +176,35 @@ class AuditService:
         """
         position = cursor.decode(query.cursor, query.fingerprint) if query.cursor else None
         async with self._connection() as connection:
-            if position is not None:
-                clock = position.clock
-            elif clock is None:
-                clock = (await _row(connection, statements.READ_TOKEN))["clock"]
-            row = await self._list(connection, query, query.limit, clock, position)
-        following = None
+            clock = await _clock(connection, query, position.clock if position else clock)
+            found = await self._find(connection, query, query.limit, clock, position)
+        row, following = found.row, None
         if row["fetched"] > query.limit:
-            following = Cursor(clock, row["last_at"], row["last_id"], row["total"])
+            following = Cursor(clock, row["last_at"], row["last_id"], found.total)
         return TaskPage(
             tasks_json=row["tasks"],
-            total=row["total"],
+            total=found.total,
             limit=query.limit,
             offset=None if position else query.offset or 0,
             next_cursor=following.encode(query.fingerprint) if following else None,
         )
 
-    async def _list(
+    async def _find(
         self,
         connection: Connection,
         query: TaskQuery,
         limit: int,
-        clock: datetime,
+        clock: datetime | None,
         position: Cursor | None,
-    ) -> asyncpg.Record:
-        """Locate the page by the counts, and read it; again, if writers have moved it meanwhile."""
-        since = query.since if query.days is None else window_start(clock, query.days)
-        offset = query.offset or 0
-        sought = (
-            *(query.statuses or None, query.service or None, query.intent or None),
-            *(since, query.until, query.created_by, query.project_id, query.outcome),
-            *(position and position.created_at, position and position.task_id),
-            *(limit, offset, position and position.total),
-        )
-        counted = query.service[0] if query.service else ""
-        for _ in range(_ATTEMPTS if query.is_counted else 0):
-            place = await _row(
-                connection,
-                statements.LOCATE_PAGE,
-                counted,
-                *(query.statuses or None, query.intent or None, since, query.until),
-                *(position and position.created_at, offset, limit),
-            )
-            if not place["is_counted"]:
-                break
-            row = await _row(
-                connection,
-                statements.LIST_TASKS,
-                *sought,
-                counted,
-                *(place["since_edge"], place["until_edge"]),
-                *(place["page_since"], place["page_until"], place["is_sparse"]),
-            )
-            if _fits(row, place, limit, offset, position):
-                return row
-        return await _row(connection, statements.LIST_TASKS, *sought, *_ANYWHERE)
+    ) -> Found:
+        since = window_start(clock, query.days) if clock and query.days else query.since
+        return await self._pager.find(connection, Question(query, since, position, limit))
 
     async def read_tokens(self) -> AsyncGenerator[Token, None]:
         """Yield what tells whether any task can have changed, read anew each time, without end."""
         async with self._connection() as connection:
             while True:
-                row = await _row(connection, statements.READ_TOKEN)
+                row = await fetch_row(connection, statements.READ_TOKEN)
                 yield Token(row["token"], row["clock"])
 
     async def get_task(self, task_id: UUID) -> TaskDocument:
@@ -283,7 +251,7 @@ class AuditService:
         task_ids: list[str] = []
         async with self._connection() as connection, connection.transaction():
             for batch in batches:
-                row = await _row(connection, statements.RECORD_TASKS, batch.text)
+                row = await fetch_row(connection, statements.RECORD_TASKS, batch.text)
                 if row["too_late"]:
                     raise _too_late(json.loads(row["too_late"]), batch)
                 if row["known_ids"]:
@@ -355,7 +323,9 @@ class AuditService:
                 self._connection() as connection,
                 connection.transaction(isolation="repeatable_read"),
             ):
-                folded = (await _row(connection, statements.FOLD_COUNTS, FOLDED_AT_ONCE))["folded"]
+                folded = (await fetch_row(connection, statements.FOLD_COUNTS, FOLDED_AT_ONCE))[
+                    "folded"
+                ]
         except asyncpg.SerializationError:
             return 0  # another process has just folded them
         if folded:
@@ -376,7 +346,7 @@ class AuditService:
                     self._connection() as connection,
                     connection.transaction(isolation="repeatable_read"),
                 ):
-                    return int((await _row(connection, statements.REBUILD_COUNTS))["counted"])
+                    return int((await fetch_row(connection, statements.REBUILD_COUNTS))["counted"])
             except asyncpg.SerializationError:
                 continue  # a fold has come between; the next attempt waits for it
         raise Unavailable("others fold the counts all the time", retry_after_seconds=1)
@@ -388,29 +358,18 @@ class AuditService:
                 yield connection
 
 
-async def _row(connection: Connection, statement: str, *values: object) -> asyncpg.Record:
-    """Run a statement that always gives one row."""
-    row = await connection.fetchrow(statement, *values)
-    assert row is not None  # noqa: S101 - such a statement is an aggregate or a function
-    return row
+async def _clock(
+    connection: Connection, query: TaskQuery, clock: datetime | None
+) -> datetime | None:
+    """Return what `days` count back from, the database's clock if none is given; else None."""
+    if query.days is None:
+        return None
+    return clock or (await fetch_row(connection, statements.READ_TOKEN))["clock"]
 
 
 def window_start(clock: datetime, days: int) -> datetime:
     """Return the first time that is later than `days` times 24 hours before `clock`."""
     return clock - timedelta(days=days) + _MICROSECOND
-
-
-def _fits(
-    row: asyncpg.Record, place: asyncpg.Record, limit: int, offset: int, position: Cursor | None
-) -> bool:
-    """Whether the page is whole: nothing of it lies outside of the place where it was sought."""
-    if row["skipped"] > offset:
-        return False
-    if row["fetched"] == limit + (limit > 0) or (
-        place["page_since"] is None and place["page_until"] is None
-    ):
-        return True
-    return position is None and row["fetched"] == max(0, row["total"] - offset)
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -14,16 +14,23 @@
 -- $12 offset     bigint         matching tasks to skip
 -- $13 total      bigint         as known already; NULL: count
 -- $14 counted    text           the service whose counts give the total, '': all tasks;
---                               NULL: the counts do not know the filter, count the rows
+--                               NULL: the counts do not know the filter, tally the rows by day
 -- $15 since_edge timestamptz    count_edge of since; NULL: since is
 -- $16 until_edge timestamptz    count_bucket of until; NULL: until is
 -- $17 page_since timestamptz    the page is sought at or after it; NULL: unbounded
 -- $18 page_until timestamptz    the page is sought before it; NULL: unbounded
 -- $19 is_sparse  boolean        seek the page by reading all that match between the two
+-- $20 tallied    bigint         the fold of an earlier tally, where only the days that changed
+--                               since are wanted; NULL: tally all days
+-- $21 edge_day   timestamptz    a day to tally in any case; NULL: none
 --
--- tasks: text, a JSON array. total: of all that match $1 to $8. skipped: how many of them are at or
--- after page_until; more than offset: page_until does not fit. fetched: tasks of the page, and one
--- more if there is. last_at, last_id: of the last task of the page, NULL where it is empty.
+-- tasks: text, a JSON array. total: of all that match $1 to $8; NULL where it is for the caller to
+-- sum up the tally, or where $15 or $16 are no edges. skipped: how many of them are at or after
+-- page_until; more than offset: page_until does not fit. fetched: tasks of the page, and one more
+-- if there is. last_at, last_id: of the last task of the page, NULL where it is empty.
+-- tally: text, a JSON object, from the start of a day, in seconds since 1970, to the tasks of it
+-- that match. fold: bigint, what the next tally may build on, as long as server is the same: text,
+-- its start and where its last recovery ended. All three are NULL where $14 is not.
 -- All is of one snapshot. $14 to $19 are places to look, from locate_page; literals, so that the
 -- planner touches only the partitions between them.
 -- matching is NOT MATERIALIZED: every use is planned for itself, from one text of the filter. One
@@ -67,14 +74,14 @@ counts AS MATERIALIZED (
     SELECT
         CASE
             WHEN $13::bigint IS NOT NULL THEN $13
-            WHEN $14::text IS NULL THEN (SELECT count(*) FROM matching)
+            WHEN $14::text IS NULL THEN NULL
             ELSE
                 count_tasks_from($14, $1, $3, $15::timestamptz)
                 + (SELECT count(*) FROM matching WHERE created_at < $15)
                 - (SELECT later.n FROM later)
         END AS total,
         CASE
-            WHEN $18::timestamptz IS NULL THEN 0
+            WHEN $18::timestamptz IS NULL OR $14 IS NULL THEN 0
             ELSE count_tasks_from($14, $1, $3, $18) - (SELECT later.n FROM later)
         END AS skipped
 ),
@@ -139,5 +146,43 @@ SELECT
     (SELECT skipped FROM counts) AS skipped,
     count(*) AS fetched,
     (array_agg(created_at ORDER BY position DESC) FILTER (WHERE position <= $11))[1] AS last_at,
-    (array_agg(task_id ORDER BY position DESC) FILTER (WHERE position <= $11))[1] AS last_id
+    (array_agg(task_id ORDER BY position DESC) FILTER (WHERE position <= $11))[1] AS last_id,
+    CASE
+        WHEN $14 IS NULL THEN (
+            SELECT COALESCE(json_object_agg(extract(EPOCH FROM day)::bigint, n), '{}')::text
+            FROM (
+                SELECT bucket_of('day', created_at) AS day, count(*) AS n
+                FROM matching
+                WHERE $20::bigint IS NULL
+                GROUP BY day
+                UNION ALL
+                SELECT
+                    day,
+                    (
+                        SELECT count(*)
+                        FROM matching
+                        WHERE created_at >= day AND created_at < bucket_after('day', day)
+                    )
+                FROM (
+                    SELECT day FROM task_day_changes WHERE fold > $20
+                    UNION
+                    SELECT bucket_of('day', created_at) FROM task_count_deltas
+                    UNION
+                    SELECT $21::timestamptz WHERE $21 IS NOT NULL
+                ) AS changed
+                WHERE $20 IS NOT NULL
+            ) AS tallied
+        )
+    END AS tally,
+    CASE
+        WHEN $14 IS NULL
+            THEN (SELECT COALESCE(max(fold), 0) FROM task_day_changes)
+    END AS fold,
+    CASE
+        WHEN $14 IS NULL
+            THEN concat_ws(
+                ' ', pg_postmaster_start_time(),
+                CASE WHEN NOT pg_is_in_recovery() THEN pg_last_wal_replay_lsn() END
+            )
+    END AS server
 FROM page

@@ -6,8 +6,8 @@ import json
 from typing import Any
 from unittest.mock import patch
 
-from audit import service as service_module
-from audit import statements
+from audit import paging, statements
+from audit.database import fetch_row
 from audit.models import TaskQuery
 from audit.service import AuditService
 
@@ -17,13 +17,13 @@ Node = dict[str, Any]
 async def statements_of(service: AuditService, query: TaskQuery) -> list[tuple[str, Any]]:
     """The statements that answer a query, with their values."""
     ran: list[tuple[str, Any]] = []
-    run = service_module._row
+    run = fetch_row
 
     async def watched(connection: Any, statement: str, *values: object) -> Any:
         ran.append((statement, values))
         return await run(connection, statement, *values)
 
-    with patch.object(service_module, "_row", watched):
+    with patch.object(paging, "fetch_row", watched):
         await service.list_tasks(query)
     return ran
 

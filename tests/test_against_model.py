@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audit.models import AuditQuery
+from audit.paging import Pager
 from audit.service import AuditService
 from audit.states import State
 from tests.conftest import ago
@@ -114,11 +115,14 @@ def expected(history: list[dict[str, Any]], asked: dict[str, Any]) -> list[str]:
 
 async def start_anew(service: AuditService, history: list[dict[str, Any]], folded: int = 0) -> None:
     """Record a history; the counts of its first `folded` tasks are folded, in tiny buckets."""
+    service._pager = Pager()
     async with service._pool.acquire() as connection, connection.transaction():
         await connection.execute("SET LOCAL session_replication_role = replica")
         await connection.execute("DELETE FROM tasks")
         await connection.execute("DELETE FROM task_keys")
-        await connection.execute("TRUNCATE task_counts, task_count_splits, task_count_deltas")
+        await connection.execute(
+            "TRUNCATE task_counts, task_count_splits, task_count_deltas, task_day_changes"
+        )
         await connection.execute(
             "CREATE OR REPLACE FUNCTION most_in_whole_bucket() RETURNS bigint"
             " LANGUAGE sql IMMUTABLE RETURN 2"
@@ -202,3 +206,45 @@ async def test_counts_equal_the_model(
 
     assert len(expected(history, asked)) == await service.get_task_count(**asked)
     assert await service.check_counts() == []
+
+
+steps = st.one_of(
+    st.tuples(st.just("record"), st.lists(tasks, min_size=1, max_size=9)),
+    st.tuples(st.just("change"), st.tuples(st.integers(0, 100), outcomes)),
+    st.tuples(st.just("fold"), st.none()),
+    st.tuples(st.just("ask"), st.tuples(st.integers(0, 2), st.integers(0, 30), st.integers(1, 9))),
+)
+
+
+@few_tasks
+@given(
+    st.lists(filters, min_size=3, max_size=3),
+    st.lists(steps, min_size=8, max_size=40),
+)
+async def test_what_is_remembered_never_shows(
+    service: AuditService, questions: list[dict[str, Any]], steps: list[tuple[str, Any]]
+) -> None:
+    """The same three questions again and again, while tasks come, change and are folded."""
+    await start_anew(service, [])
+    history: dict[str, dict[str, Any]] = {}
+    for kind, what in steps:
+        if kind == "record":
+            new = {one["task_id"]: one for one in what if one["task_id"] not in history}
+            await service.record(list(new.values()))
+            history |= new
+        elif kind == "change":
+            place, outcome = what
+            still_open = [one for one in history.values() if not State(one["status"]).is_terminal]
+            if still_open:
+                one = still_open[place % len(still_open)]
+                await service.update(one["task_id"], {"outcome": outcome})
+                one["outcome"] = outcome
+        elif kind == "fold":
+            await service.fold_counts()
+        else:
+            number, offset, limit = what
+            asked = questions[number]
+            page = await ask(service, asked, offset=offset, limit=limit)
+            found = [str(one.task_id) for one in page.tasks]
+            every = expected(list(history.values()), asked)
+            assert (len(every), every[offset : offset + limit]) == (page.total, found)

@@ -22,16 +22,17 @@ LAYERS = [
     {"handlers", "problems", "openapi"},
     {"answers"},
     {"service"},
+    {"paging"},
     {"migrate", "embedded", "demo"},
     {"database"},
-    {"models", "cursor", "statements", "settings"},
+    {"models", "cursor", "statements", "settings", "tallies"},
     {"errors", "states"},
 ]
 #: Within a line: writing reads a task's id and parameters as reading does.
 SIDEWAYS = {("handlers.writing", "handlers.reading")}
 THIRD_PARTIES = {
     "aiohttp": {"app", "handlers", "problems", "server", "ingest"},
-    "asyncpg": {"database", "service"},
+    "asyncpg": {"database", "service", "paging", "tallies"},
     "yoyo": {"migrate"},
     "psycopg": {"migrate"},
     "typer": {"cli"},

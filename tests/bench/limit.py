@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,9 @@ async def script_for(dsn: str, query: TaskQuery) -> Script:
     settings = Settings(pool_size=1, statement_timeout_seconds=_PATIENCE_SECONDS)
     async with open_pool(settings, dsn) as pool:
         service = AuditService(pool)
-        await service.list_tasks(query)  # what the driver asks only once is over with
+        clock = datetime.now(UTC).replace(microsecond=0)
+        # What is asked only once is over with: by the driver, and where the page lies.
+        await service.list_tasks(query, clock=clock)
         heard: list[LoggedQuery] = []
         async with pool.acquire() as connection:
             connection.add_query_logger(heard.append)
@@ -65,7 +67,7 @@ async def script_for(dsn: str, query: TaskQuery) -> Script:
             )
         await asyncio.sleep(0)
         heard.clear()
-        await service.list_tasks(query)
+        await service.list_tasks(query, clock=clock)
         await asyncio.sleep(0)
         async with pool.acquire() as connection:
             texts, values = [], {}

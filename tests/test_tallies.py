@@ -1,0 +1,174 @@
+"""Tallies: totals and places of filters that the database's counts do not know."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from audit import statements
+from audit.errors import TimedOut
+from audit.models import AuditQuery
+from audit.service import AuditService
+from audit.tallies import Tallies, Tally, updated
+from tests.conftest import ago, execute, task
+from tests.plans import plan_of, rows_read, statements_of
+
+FIRST = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def day(number: int) -> datetime:
+    return FIRST + timedelta(days=number)
+
+
+#: 5 tasks on the newest day, none the day before, 30 and 2 before that.
+TALLY = Tally({day(9): 5, day(7): 30, day(1): 2}, fold=7, server="one")
+
+
+@pytest.mark.parametrize(
+    ("offset", "limit", "since", "until", "skipped"),
+    [
+        (0, 3, day(9), day(10), 0),
+        (0, 5, day(7), day(10), 0),
+        (4, 10, day(7), day(10), 0),
+        (5, 10, day(7), day(8), 5),
+        (34, 1, day(1), day(8), 5),
+        (35, 1, day(1), day(2), 35),
+        (36, 9, None, day(2), 35),
+    ],
+)
+def test_a_page_lies_in_the_days_that_hold_its_tasks(
+    offset: int, limit: int, since: datetime | None, until: datetime, skipped: int
+) -> None:
+    place = TALLY.place_of(offset, limit)
+
+    assert (since, until, skipped) == (place.page_since, place.page_until, place.skipped)
+
+
+def test_a_page_behind_the_last_task_lies_nowhere() -> None:
+    place = TALLY.place_of(37, 10)
+
+    assert place.page_since == place.page_until
+    assert place.skipped == 37
+
+
+def test_the_day_that_a_cursor_cuts_is_not_reckoned_with() -> None:
+    assert TALLY.place_after(day(9) + timedelta(hours=1), 10).page_since == day(7)
+    assert TALLY.place_after(day(7) + timedelta(hours=1), 1).page_since == day(1)
+    assert TALLY.place_after(day(7) + timedelta(hours=1), 2).page_since is None
+
+
+def test_a_crowded_place_is_walked_and_a_sparse_one_is_read_whole() -> None:
+    crowded = Tally({day(1): 5000, day(0): 5}, fold=1, server="one")
+
+    assert not crowded.place_of(0, 10).is_sparse
+    assert crowded.place_of(0, 1000).is_sparse
+
+
+def test_a_tally_is_brought_up_to_date() -> None:
+    row: Any = {
+        "tally": f'{{"{day(9).timestamp():.0f}": 6, "{day(7).timestamp():.0f}": 0}}',
+        "fold": 8,
+        "server": "one",
+    }
+
+    tally = updated(TALLY, row, None)
+
+    assert tally == Tally({day(9): 6, day(1): 2}, fold=8, server="one")
+    assert updated(TALLY, row, day(9) + timedelta(hours=3)) == Tally({day(9): 6}, 8, "one")
+    assert updated(TALLY, {**row, "fold": 6}, None) is None  # type: ignore[arg-type]
+    assert updated(TALLY, {**row, "server": "two"}, None) is None  # type: ignore[arg-type]
+
+
+def test_so_many_tallies_are_kept() -> None:
+    tallies = Tallies()
+    for number in range(101):
+        tallies.keep(bytes([number]), TALLY)
+        assert tallies.find(bytes([0])) is TALLY
+
+    assert tallies.find(bytes([1])) is None
+    assert tallies.find(bytes([2])) is TALLY
+
+
+async def test_only_what_has_changed_is_read_again(service: AuditService, dsn: str) -> None:
+    """One statement, which reads the day that changed and the page."""
+    made = [
+        task(created_by="ada", created_at=ago(days=n % 100, seconds=n)) for n in range(6000)
+    ]  # fmt: skip
+    for place in range(0, len(made), 1000):
+        await service.record(made[place : place + 1000])
+    while await service.fold_counts():
+        pass
+    execute(dsn, "VACUUM ANALYZE")
+    query = AuditQuery(created_by="ada", limit=10)
+    await service.list_tasks(query)
+    await service.record([task(created_by="ada", created_at=ago(days=50))])
+
+    assert len(await statements_of(service, query)) == 1
+    assert rows_read(await plan_of(service, query)) < 300
+    assert (await service.list_tasks(query)).total == 6001
+
+
+async def test_a_page_that_moves_is_found_again(service: AuditService) -> None:
+    old = [task(created_by="ada", created_at=ago(days=30, seconds=n)) for n in range(20)]
+    await service.record(old)
+    query = AuditQuery(created_by="ada", limit=5, offset=10)
+    before = await service.list_tasks(query)
+    await service.record([task(created_by="ada", created_at=ago(days=2)) for _ in range(8)])
+
+    after = await service.list_tasks(query)
+
+    assert [one["task_id"] for one in old[10:15]] == [str(one.task_id) for one in before.tasks]
+    assert [one["task_id"] for one in old[2:7]] == [str(one.task_id) for one in after.tasks]
+    assert after.total == 28
+
+
+async def test_a_crawl_goes_on_where_the_remembered_days_are_too_few(
+    service: AuditService,
+) -> None:
+    tasks = [task(created_by="ada", created_at=ago(days=n)) for n in range(1, 30)]
+    await service.record(tasks)
+    first = await service.list_tasks(AuditQuery(created_by="ada", limit=5))
+    # Another worker has a newer tally of other days; here, they are gone but for two.
+    (name,) = service._pager._tallies._kept
+    known = service._pager._tallies._kept[name]
+    few = dict(sorted(known.days.items())[:2])
+    service._pager._tallies._kept[name] = Tally(few, known.fold, known.server)
+
+    page = await service.list_tasks(AuditQuery(created_by="ada", limit=5, cursor=first.next_cursor))
+
+    assert [one["task_id"] for one in tasks[5:10]] == [str(one.task_id) for one in page.tasks]
+    assert page.total == 29
+
+
+async def test_a_tally_that_takes_too_long_is_dropped(service: AuditService, dsn: str) -> None:
+    """Where years have changed, to tally all at once may be faster than day by day."""
+    await service.record([task(created_by="ada")])
+    query = AuditQuery(created_by="ada")
+    await service.list_tasks(query)
+    assert service._pager._tallies._kept
+    with psycopg.connect(dsn) as other:
+        other.execute("LOCK TABLE task_day_changes")
+        asked = asyncio.create_task(service.list_tasks(query))
+        waiting = (
+            "SELECT pg_cancel_backend(pid) FROM pg_locks"
+            " WHERE relation = 'task_day_changes'::regclass AND NOT granted"
+        )
+        while not execute(dsn, waiting):  # noqa: ASYNC110 - another session is to wait
+            await asyncio.sleep(0.01)
+        with pytest.raises(TimedOut):
+            await asked
+
+    assert not service._pager._tallies._kept
+
+
+async def test_of_an_unknown_filter_first_comes_the_tally(service: AuditService) -> None:
+    await service.record([task(created_by="ada", created_at=ago(days=9))])
+
+    ran = await statements_of(service, AuditQuery(created_by="ada"))
+
+    assert [statements.LIST_TASKS] * 2 == [statement for statement, _ in ran]
+    assert [0, 100] == [values[10] for _, values in ran]
