@@ -46,6 +46,7 @@ _RFC3339 = re.compile(
 )
 _WHOLE = re.compile(r"-?[0-9]{1,20}", re.ASCII)
 _LONGEST_NAME = 255
+_STATES: Final[Mapping[str, State]] = {state: state for state in State}
 _FIRST_CREATED_AT = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -64,7 +65,7 @@ def _timestamp(value: object) -> datetime:
                 f"such as 2026-11-23T08:00:00.25Z{hint}"
             )
         value = datetime.fromisoformat(value.upper())
-    if not isinstance(value, datetime) or value.utcoffset() is None:
+    elif not isinstance(value, datetime) or value.utcoffset() is None:
         raise ValueError("must be a time with an offset")
     try:
         return value.astimezone(UTC)
@@ -129,9 +130,10 @@ def _json_object(value: object) -> str:
 
 
 def _state(value: object) -> State:
-    if isinstance(value, str) and value in set(State):
-        return State(value)
-    raise ValueError(f"must be one of {', '.join(State)}")
+    state = _STATES.get(value) if isinstance(value, str) else None
+    if state is None:
+        raise ValueError(f"must be one of {', '.join(State)}")
+    return state
 
 
 TaskId = Annotated[UUID, BeforeValidator(_uuid)]

@@ -25,11 +25,15 @@ from tests.plans import buffers_read, plan_of, rows_read, statements_of
 
 TASKS = 30_000
 UNTIL = datetime.now(UTC)
-CROWD_TASKS = 6000
 #: So many are of this very microsecond.
+CROWD_TASKS = 100_000
 CROWD = UNTIL - timedelta(days=77)
 #: So many are within this second.
+BURST_TASKS = 6000
 BURST = (UNTIL - timedelta(days=33)).replace(microsecond=0)
+#: So many are on this day.
+BUSY_TASKS = 1_000_000
+BUSY = (UNTIL - timedelta(days=200)).replace(hour=0, minute=0, second=0, microsecond=0)
 MOST_ROWS = 4_000
 MOST_BLOCKS = 4_000
 
@@ -41,7 +45,7 @@ def history(postgres: str, template: str) -> Iterator[str]:
 
 @pytest.fixture
 async def service(history: str) -> AsyncIterator[AuditService]:
-    async with open_pool(Settings(pool_size=1), history) as pool:
+    async with open_pool(Settings(pool_size=1, statement_timeout_seconds=600), history) as pool:
         service = AuditService(pool)
         if await service.get_task_count() == 0:
             await fill(service)
@@ -58,12 +62,8 @@ async def fill(service: AuditService) -> None:
         for n in range(900)
     ]
     made += [
-        task(services_touched=["crowd", "payments"][: 1 + n % 2], created_at=CROWD)
-        for n in range(CROWD_TASKS)
-    ]
-    made += [
         task(services_touched=["burst"], created_at=BURST + timedelta(microseconds=n * 100))
-        for n in range(CROWD_TASKS)
+        for n in range(BURST_TASKS)
     ]
     for year in range(2017, 2026):
         made += [
@@ -72,9 +72,29 @@ async def fill(service: AuditService) -> None:
         ]
     for place in range(0, len(made), 5000):
         await service.record(made[place : place + 5000])
+    await insert(service, CROWD_TASKS, CROWD, "0 s", "array['crowd', 'payments'][: 1 + n % 2]")
+    await insert(service, BUSY_TASKS, BUSY, "86 ms", "array['busy']")
     while await service.fold_counts():
         pass
     await service._pool.execute("VACUUM ANALYZE")
+
+
+async def insert(
+    service: AuditService, tasks: int, first: datetime, apart: str, services: str
+) -> None:
+    """Insert many tasks, so much time apart; `services` is an expression of their number, n."""
+    partition = "SELECT make_task_partition($1, 'month')"
+    await service._pool.execute(partition, first)
+    await service._pool.execute(
+        "INSERT INTO tasks (task_id, created_at, request_text, status, services_touched)"
+        " SELECT gen_random_uuid(), $1 + n * $2::text::interval, 'x',"
+        f" CASE n % 50 WHEN 0 THEN 'failed' ELSE 'completed' END::task_status, {services}"
+        " FROM generate_series(1, $3) AS n",
+        first,
+        apart,
+        tasks,
+        timeout=600,
+    )
 
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -89,6 +109,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     "absent service": {"service": "nobody"},
     "crowd of one microsecond": {"service": "crowd"},
     "burst of one second": {"service": "burst"},
+    "busy day": {"service": "busy"},
+    "failures of a busy day": {"service": "busy", "status": "failed"},
+    "an afternoon of a busy day": {
+        "service": "busy",
+        "since": BUSY + timedelta(hours=12, milliseconds=7),
+        "until": BUSY + timedelta(hours=17, milliseconds=3),
+    },
     "state and service, a month": {"status": "failed", "service": "search", "days": 30},
     "and an intent": {"status": "failed", "service": "search", "intent": "rotate_secret"},
     "frequent service, rare state and intent": {
