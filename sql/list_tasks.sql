@@ -77,7 +77,10 @@ counts AS MATERIALIZED (
             WHEN $14::text IS NULL THEN NULL
             ELSE
                 count_tasks_from($14, $1, $3, $15::timestamptz)
-                + (SELECT count(*) FROM matching WHERE created_at < $15)
+                + CASE
+                    WHEN $15 IS NULL THEN 0
+                    ELSE (SELECT count(*) FROM matching WHERE created_at < $15)
+                END
                 - (SELECT later.n FROM later)
         END AS total,
         CASE
@@ -99,54 +102,47 @@ windowed AS NOT MATERIALIZED (
         )
 ),
 
--- One of the two, and one task more than the page, to know whether it is the last. OFFSET 0 keeps
--- the planner from walking the newest tasks in the hope of finding some that match soon.
-sought AS NOT MATERIALIZED (
-    SELECT * FROM windowed
-    WHERE NOT $19::boolean
-    UNION ALL
-    SELECT * FROM (SELECT * FROM windowed OFFSET 0) AS few
-    WHERE $19
-),
-
+-- One task more than the page, to know whether it is the last. An order that no index has keeps the
+-- planner from walking the newest tasks in the hope of finding some that match soon.
 fetched AS (
     SELECT *
-    FROM sought
-    ORDER BY created_at DESC, task_id DESC
+    FROM windowed
+    ORDER BY
+        CASE WHEN $19::boolean THEN created_at + INTERVAL '0' ELSE created_at END DESC,
+        task_id DESC
     LIMIT $11::int + ($11 > 0)::int OFFSET (
         SELECT greatest($12::bigint - counts.skipped, 0)
         FROM counts
     )
 ),
 
+-- The rows come in their order, and stay in it.
 page AS (
     SELECT
-        *,
-        row_number() OVER (ORDER BY created_at DESC, task_id DESC) AS position,
-        row_to_json(
-            (
-                SELECT shown
-                FROM (
-                    SELECT
-                        task_id, status, request_text, services_touched, outcome,
-                        rfc3339(created_at) AS created_at,
-                        rfc3339(completed_at) AS completed_at,
-                        error_message
-                ) AS shown
-            )
-        )::text AS document
+        fetched.created_at,
+        fetched.task_id,
+        row_number() OVER () AS position,
+        row_to_json(shown)::text AS document
     FROM fetched
+    CROSS JOIN LATERAL (
+        SELECT
+            fetched.task_id, fetched.status, fetched.request_text, fetched.services_touched,
+            fetched.outcome,
+            rfc3339(fetched.created_at) AS created_at,
+            rfc3339(fetched.completed_at) AS completed_at,
+            fetched.error_message
+    ) AS shown
 )
 
 SELECT
     '['
-    || COALESCE(string_agg(document, ',' ORDER BY position) FILTER (WHERE position <= $11), '')
+    || COALESCE(string_agg(document, ',') FILTER (WHERE position <= $11), '')
     || ']' AS tasks,
     (SELECT total FROM counts) AS total,
     (SELECT skipped FROM counts) AS skipped,
     count(*) AS fetched,
-    (array_agg(created_at ORDER BY position DESC) FILTER (WHERE position <= $11))[1] AS last_at,
-    (array_agg(task_id ORDER BY position DESC) FILTER (WHERE position <= $11))[1] AS last_id,
+    (array_agg(created_at))[least(count(*), $11)] AS last_at,
+    (array_agg(task_id))[least(count(*), $11)] AS last_id,
     CASE
         WHEN $14 IS NULL THEN (
             SELECT COALESCE(json_object_agg(extract(EPOCH FROM day)::bigint, n), '{}')::text

@@ -8,6 +8,7 @@ same ones hold for a history of any size, since counts are read in buckets of at
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -31,11 +32,11 @@ CROWD = UNTIL - timedelta(days=77)
 #: So many are within this second.
 BURST_TASKS = 6000
 BURST = (UNTIL - timedelta(days=33)).replace(microsecond=0)
-#: So many are on this day.
-BUSY_TASKS = 1_000_000
+#: So many are on this day. With a million, these tests take some minutes longer.
+BUSY_TASKS = int(os.environ.get("AUDIT_TEST_BUSY_TASKS", "100000"))
 BUSY = (UNTIL - timedelta(days=200)).replace(hour=0, minute=0, second=0, microsecond=0)
+#: And blocks of 8 KiB.
 MOST_ROWS = 4_000
-MOST_BLOCKS = 4_000
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +73,8 @@ async def fill(service: AuditService) -> None:
         ]
     for place in range(0, len(made), 5000):
         await service.record(made[place : place + 5000])
-    await insert(service, CROWD_TASKS, CROWD, "0 s", "array['crowd', 'payments'][: 1 + n % 2]")
-    await insert(service, BUSY_TASKS, BUSY, "86 ms", "array['busy']")
+    await insert(service, CROWD_TASKS, CROWD, "0 s", "(array['crowd', 'mob'])[: 1 + n % 2]")
+    await insert(service, BUSY_TASKS, BUSY, f"{86_000 / BUSY_TASKS} s", "array['busy']")
     while await service.fold_counts():
         pass
     await service._pool.execute("VACUUM ANALYZE")
@@ -87,7 +88,7 @@ async def insert(
     await service._pool.execute(partition, first)
     await service._pool.execute(
         "INSERT INTO tasks (task_id, created_at, request_text, status, services_touched)"
-        " SELECT gen_random_uuid(), $1 + n * $2::text::interval, 'x',"
+        " SELECT gen_random_uuid(), $1::timestamptz + n * $2::text::interval, 'x',"
         f" CASE n % 50 WHEN 0 THEN 'failed' ELSE 'completed' END::task_status, {services}"
         " FROM generate_series(1, $3) AS n",
         first,
@@ -140,7 +141,12 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 #: Nothing is finer than a second: a page within a crowded one may read all of it, and its total.
-CROWDED = {"crowd of one microsecond", "burst of one second", "all before the crowd"}
+CROWDED = {
+    "crowd of one microsecond",
+    "burst of one second",
+    "all before the crowd",
+    "two services of a crowd",
+}
 
 
 async def hold_to_bounds(
@@ -149,7 +155,7 @@ async def hold_to_bounds(
     plan = await plan_of(service, query)
 
     assert rows_read(plan) <= most_rows, json.dumps(plan)
-    assert buffers_read(plan) <= MOST_BLOCKS, json.dumps(plan)
+    assert buffers_read(plan) <= most_rows, json.dumps(plan)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -209,7 +215,8 @@ UNCOUNTED: dict[str, dict[str, Any]] = {
     "project": {"project_id": "5eed0000-0000-4000-8000-000000000003", "days": 3},
     "outcome": {"outcome": '{"action_type":"revoke_access"}'},
     "two services, rare together": {"service": ["tax-loader", "payments"]},
-    "two services, frequent together": {"service": ["crowd", "payments"]},
+    "two services, frequent together": {"service": ["payments", "payments-api"]},
+    "two services of a crowd": {"service": ["crowd", "mob"]},
     "two services, only old": {"service": ["retired", "legacy"]},
 }
 
@@ -226,11 +233,11 @@ async def test_an_uncounted_filter_reads_its_matches_once(
     for page in ({"offset": 0}, {"offset": total // 2}, {"offset": total + 1000}):
         query = AuditQuery.model_validate({**asked, **page, "limit": 10})
         assert len(await statements_of(service, query)) == 1
-        await hold_to_bounds(service, query)
+        await hold_to_bounds(service, query, most_rows(shape))
     if first.next_cursor is not None:
         query = AuditQuery.model_validate({**asked, "cursor": first.next_cursor})
         assert len(await statements_of(service, query)) == 1
-        await hold_to_bounds(service, query)
+        await hold_to_bounds(service, query, most_rows(shape))
 
 
 async def test_containment_is_served_by_the_gin_index(service: AuditService) -> None:

@@ -63,7 +63,9 @@ def peer(dsn: str) -> Iterator[System]:
     """Run the peer on its database."""
     command = ["-m", "uvicorn", "tests.bench.peers.plain:app", "--workers", str(WORKERS)]
     quiet = ["--no-access-log", "--log-level", "warning"]
-    with _running([*command, *quiet, "--port"], PEER_DSN=dsn) as system:
+    # Asked once a second, each of 64 connections is idle for longer than uvicorn keeps one.
+    patient = ["--timeout-keep-alive", "600"]
+    with _running([*command, *quiet, *patient, "--port"], PEER_DSN=dsn) as system:
         yield system
 
 
