@@ -323,15 +323,14 @@ class AuditService:
                 self._connection() as connection,
                 connection.transaction(isolation="repeatable_read"),
             ):
-                folded = (await fetch_row(connection, statements.FOLD_COUNTS, FOLDED_AT_ONCE))[
-                    "folded"
-                ]
+                row = await fetch_row(connection, statements.FOLD_COUNTS, FOLDED_AT_ONCE)
         except asyncpg.SerializationError:
             return 0  # another process has just folded them
+        folded: int = row["folded"] or 0
         if folded:
             async with self._connection() as connection:
                 await connection.execute(statements.VACUUM_DELTAS)
-        return folded or 0
+        return folded
 
     async def check_counts(self) -> list[asyncpg.Record]:
         """Recount all tasks; return the counts that differ, as `check_counts.sql` shows them."""

@@ -235,7 +235,8 @@ async def test_no_read_misses_what_was_confirmed_before_it_in_any_worker(dsn: st
     assert histories.statuses[304] > 100
 
 
-async def test_a_token_on_its_way_is_not_for_who_comes_later() -> None:
+def tokens_by_hand() -> tuple[Tokens, list[asyncio.Future[Token]]]:
+    """Tokens, and each of their statements as it is sent: the test tells what it gives."""
     sent: list[asyncio.Future[Token]] = []
 
     async def read() -> AsyncGenerator[Token, None]:
@@ -243,7 +244,11 @@ async def test_a_token_on_its_way_is_not_for_who_comes_later() -> None:
             sent.append(asyncio.get_running_loop().create_future())
             yield await sent[-1]
 
-    tokens = Tokens(read)
+    return Tokens(read), sent
+
+
+async def test_a_token_on_its_way_is_not_for_who_comes_later() -> None:
+    tokens, sent = tokens_by_hand()
     first = asyncio.create_task(tokens.next())
     await until(lambda: len(sent) == 1)
     later = [asyncio.create_task(tokens.next()) for _ in range(3)]
@@ -260,14 +265,7 @@ async def test_a_token_on_its_way_is_not_for_who_comes_later() -> None:
 
 
 async def test_a_token_that_fails_fails_all_who_wait_for_it_and_no_other() -> None:
-    sent: list[asyncio.Future[Token]] = []
-
-    async def read() -> AsyncGenerator[Token, None]:
-        while True:
-            sent.append(asyncio.get_running_loop().create_future())
-            yield await sent[-1]
-
-    tokens = Tokens(read)
+    tokens, sent = tokens_by_hand()
     early = [asyncio.create_task(tokens.next()) for _ in range(3)]
     await until(lambda: len(sent) == 1)
     later = asyncio.create_task(tokens.next())
