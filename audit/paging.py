@@ -116,9 +116,11 @@ class Pager:
 
     async def _tallied(self, connection: Connection, question: Question) -> Found:
         """Go by the tally that is remembered; the tasks of the days that changed are counted."""
-        name, since, position = question.query.fingerprint, question.since, question.position
-        # With `days`, the window cuts off more of a day each second.
-        cut_day = tallies.start_of_day(since) if since and question.query.days else None
+        query, since, position = question.query, question.since, question.position
+        # With `days`, the window cuts off more of a day each second. Another day is another
+        # tally: clocks may be asked out of order, and what one cut off the next one wants whole.
+        cut_day = tallies.start_of_day(since) if since and query.days else None
+        name = (query.fingerprint, cut_day)
         for attempts_left in reversed(range(_ATTEMPTS)):
             known = self._tallies.find(name)
             place, limit = Place(), question.limit
@@ -144,7 +146,7 @@ class Pager:
                 # So many days may have changed that to tally all at once is faster.
                 self._tallies.forget(name)
                 raise
-            tally = tallies.updated(known, row, since)
+            tally = tallies.updated(known, row)
             if tally is None:
                 self._tallies.forget(name)
                 continue

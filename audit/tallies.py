@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
@@ -96,26 +96,26 @@ class Tallies:
     """The tallies of the filters asked for last."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[bytes, Tally] = OrderedDict()
+        self._kept: OrderedDict[Hashable, Tally] = OrderedDict()
 
-    def find(self, name: bytes) -> Tally | None:
+    def find(self, name: Hashable) -> Tally | None:
         """Return what is known of a filter."""
         if name in self._kept:
             self._kept.move_to_end(name)
         return self._kept.get(name)
 
-    def keep(self, name: bytes, tally: Tally) -> None:
+    def keep(self, name: Hashable, tally: Tally) -> None:
         """Remember a tally instead of those not asked for the longest."""
         self._kept[name] = tally
         while len(self._kept) > _MOST:
             self._kept.popitem(last=False)
 
-    def forget(self, name: bytes) -> None:
+    def forget(self, name: Hashable) -> None:
         """Have the filter tallied anew."""
         self._kept.pop(name, None)
 
 
-def updated(known: Tally | None, row: asyncpg.Record, since: datetime | None) -> Tally | None:
+def updated(known: Tally | None, row: asyncpg.Record) -> Tally | None:
     """Return the tally that `known` and a row of `list_tasks` make up.
 
     None: another server answered, or one that is behind, so that they do not fit together.
@@ -130,16 +130,8 @@ def updated(known: Tally | None, row: asyncpg.Record, since: datetime | None) ->
         if not days:
             return replace(known, fold=row["fold"])
         days = {**known.days, **days}
-    first = start_of_day(since) if since else None
-    return Tally(
-        {
-            day: n
-            for day, n in sorted(days.items(), reverse=True)
-            if n and (not first or day >= first)
-        },
-        row["fold"],
-        row["server"],
-    )
+    newest_first = {day: n for day, n in sorted(days.items(), reverse=True) if n}
+    return Tally(newest_first, row["fold"], row["server"])
 
 
 def start_of_day(time: datetime) -> datetime:
