@@ -15,6 +15,7 @@ import asyncpg
 import psycopg
 import pytest
 
+from audit import service as service_module
 from audit import statements
 from audit.service import AuditService
 from tests.conftest import ago, execute, task
@@ -343,3 +344,19 @@ async def test_counts_ignore_the_time_zone_of_the_session(service: AuditService,
 
     assert await service.check_counts() == []
     assert await service.get_task_count(days=2) == 6
+
+
+async def test_the_space_of_folded_deltas_is_given_back(
+    service: AuditService, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the last fold leaves dead rows in so few pages that VACUUM would pass them by."""
+    execute(
+        dsn,
+        "INSERT INTO tasks (task_id, request_text)"
+        " SELECT gen_random_uuid(), 'x' FROM generate_series(1, 40000)",
+    )
+    for most in (39_700, 300):
+        monkeypatch.setattr(service_module, "FOLDED_AT_ONCE", most)
+        assert await service.fold_counts() == most
+
+    assert execute(dsn, "SELECT pg_relation_size('task_count_deltas')") == [(0,)]
