@@ -8,7 +8,8 @@ is remembered here decides how fast an answer is, never what it says.
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -20,15 +21,20 @@ from audit.cursor import Cursor
 from audit.database import fetch_row
 from audit.errors import Unavailable
 from audit.models import TaskQuery
-from audit.tallies import Place, Tallies
+from audit.tallies import BEGINNING, Place, Tallies, Tally, start_of_day
 
 if TYPE_CHECKING:
     from audit.database import Connection
+
+    Connect = Callable[[], AbstractAsyncContextManager[Connection]]
 
 _ATTEMPTS: Final = 5
 #: So long a page is sought first where it was.
 _PLACE_SECONDS: Final = 10
 _MOST_PLACES: Final = 1000
+#: So many tasks are read well within a statement's time, in the worst case and from a cold disk.
+_PORTION: Final = 1_000_000
+_MOST_PORTIONS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,20 @@ class Question:
     def offset(self) -> int:
         """Matching tasks to skip."""
         return self.query.offset or 0
+
+    @property
+    def cut_day(self) -> datetime | None:
+        """The day of which `days` cuts off more each second; None: it does not."""
+        return start_of_day(self.since) if self.since and self.query.days else None
+
+    @property
+    def tally_name(self) -> Hashable:
+        """What the tally is remembered by.
+
+        Another day that is cut is another tally: clocks may be asked out of order, and what one
+        cut off the next one wants whole.
+        """
+        return (self.query.fingerprint, self.cut_day)
 
     def values(self, limit: int, offset: int) -> tuple[Any, ...]:
         """Return the first parameters of `list_tasks`."""
@@ -69,12 +89,13 @@ class Found:
 class Pager:
     """Remembers of the questions asked lately where their pages lay, and what matched by day."""
 
-    def __init__(self) -> None:
+    def __init__(self, portion: int = _PORTION) -> None:
+        self._portion = portion
         self._places = _Places()
         self._tallies = Tallies()
 
-    async def find(self, connection: Connection, question: Question) -> Found:
-        """Return the page, and the exact total in the same snapshot."""
+    async def find(self, connection: Connection, question: Question) -> Found | None:
+        """Return the page, and the exact total in the same snapshot; None: `tally` it first."""
         found = await self._counted(connection, question) if question.query.is_counted else None
         return found or await self._tallied(connection, question)
 
@@ -103,7 +124,7 @@ class Pager:
                 position and position.total,
                 *(counted, at["since_edge"], at["until_edge"]),
                 *(at["page_since"], at["page_until"], at["is_sparse"]),
-                *(None, None),
+                *(None, None, None, None),
             )
             total, skipped = row["total"], row["skipped"]
             place = Place(at["page_since"], at["page_until"])
@@ -114,48 +135,83 @@ class Pager:
             self._places.forget(page)
         return None
 
-    async def _tallied(self, connection: Connection, question: Question) -> Found:
+    async def _tallied(self, connection: Connection, question: Question) -> Found | None:
         """Go by the tally that is remembered; the tasks of the days that changed are counted."""
-        query, since, position = question.query, question.since, question.position
-        # With `days`, the window cuts off more of a day each second. Another day is another
-        # tally: clocks may be asked out of order, and what one cut off the next one wants whole.
-        cut_day = tallies.start_of_day(since) if since and query.days else None
-        name = (query.fingerprint, cut_day)
+        position, limit = question.position, question.limit
         for attempts_left in reversed(range(_ATTEMPTS)):
-            known = self._tallies.find(name)
-            place, limit = Place(), question.limit
-            if known is None:
-                # Nothing tells where the page may be: first comes the tally alone.
-                limit = 0 if attempts_left else limit
-            elif attempts_left:
+            known = self._tallies.find(question.tally_name)
+            if known is None or not known.is_whole:
+                return None
+            place = Place()
+            if attempts_left:
                 place = (
                     known.place_after(position.created_at, limit)
                     if position
                     else known.place_of(question.offset, limit)
                 )
-            try:
-                row = await fetch_row(
-                    connection,
-                    statements.LIST_TASKS,
-                    *question.values(limit, question.offset - place.skipped),
-                    *(None, None, None, None),
-                    *(place.page_since, place.page_until, place.is_sparse),
-                    *(known and known.fold, cut_day),
-                )
-            except asyncpg.QueryCanceledError:
-                # So many days may have changed that to tally all at once is faster.
-                self._tallies.forget(name)
-                raise
-            tally = tallies.updated(known, row)
+            row, tally = await self._update(connection, question, known, BEGINNING, place)
             if tally is None:
-                self._tallies.forget(name)
-                continue
-            self._tallies.keep(name, tally)
+                return None
             skipped = tally.at_or_after(place.page_until) if place.page_until else 0
-            is_there = limit == question.limit and skipped == place.skipped
-            if is_there and _is_whole(question, row, tally.total, place):
+            if skipped == place.skipped and _is_whole(question, row, tally.total, place):
                 return Found(position.total if position else tally.total, row)
+        raise AssertionError("the last attempt looks everywhere")
+
+    async def tally(self, connect: Connect, question: Question) -> None:
+        """Tally what matches, in portions: what is done is kept, whatever becomes of the rest.
+
+        No connection is held between two portions, nor by those who wait for the same tally.
+        """
+        async with self._tallies.turn(question.tally_name):
+            for _ in range(_MOST_PORTIONS):
+                known = self._tallies.find(question.tally_name)
+                if known is not None and known.is_whole:
+                    return
+                async with connect() as connection:
+                    until = known.since if known else question.query.until
+                    at = await fetch_row(
+                        connection, statements.LOCATE_PORTION, until, self._portion
+                    )
+                    since = at["since"]
+                    if since is None or (question.since and since <= question.since):
+                        since = BEGINNING
+                    await self._update(connection, question, known, since, None)
         raise Unavailable("other servers answer all the time", retry_after_seconds=1)
+
+    async def _update(
+        self,
+        connection: Connection,
+        question: Question,
+        known: Tally | None,
+        since: datetime,
+        place: Place | None,
+    ) -> tuple[asyncpg.Record, Tally | None]:
+        """Bring a tally up to date, and on to the days from `since`, and read the page at `place`.
+
+        The tally that is returned, and kept, is None where the server is another one by now.
+        """
+        name = question.tally_name
+        limit, offset = (question.limit, question.offset - place.skipped) if place else (0, 0)
+        place = place or Place()
+        try:
+            row = await fetch_row(
+                connection,
+                statements.LIST_TASKS,
+                *question.values(limit, offset),
+                *(None, None, None, None),
+                *(place.page_since, place.page_until, place.is_sparse),
+                *(known and known.fold, question.cut_day, known and known.since, since),
+            )
+        except asyncpg.QueryCanceledError:
+            # So many days may have changed that to tally all anew is faster.
+            self._tallies.forget(name)
+            raise
+        tally = tallies.updated(known, row, since)
+        if tally is None:
+            self._tallies.forget(name)
+        else:
+            self._tallies.keep(name, tally)
+        return row, tally
 
 
 def _is_whole(question: Question, row: asyncpg.Record, total: int, place: Place) -> bool:

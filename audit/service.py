@@ -164,9 +164,7 @@ class AuditService:
         given = _given(status=status, service=service, intent=intent, days=days, **filters)
         with models.judging():
             query = AuditQuery.model_validate(given)
-        async with self._connection() as connection:
-            clock = await _clock(connection, query, None)
-            found = await self._find(connection, query, 0, clock, None)
+        found, _ = await self._find(query, 0, None, None)
         return found.total
 
     async def list_tasks(self, query: TaskQuery, *, clock: datetime | None = None) -> TaskPage:
@@ -175,9 +173,8 @@ class AuditService:
         `clock` is what `days` count back from; None: the database's, rounded down to a second.
         """
         position = cursor.decode(query.cursor, query.fingerprint) if query.cursor else None
-        async with self._connection() as connection:
-            clock = await _clock(connection, query, position.clock if position else clock)
-            found = await self._find(connection, query, query.limit, clock, position)
+        clock = position.clock if position else clock
+        found, clock = await self._find(query, query.limit, clock, position)
         row, following = found.row, None
         if row["fetched"] > query.limit:
             following = Cursor(clock, row["last_at"], row["last_id"], found.total)
@@ -190,15 +187,19 @@ class AuditService:
         )
 
     async def _find(
-        self,
-        connection: Connection,
-        query: TaskQuery,
-        limit: int,
-        clock: datetime | None,
-        position: Cursor | None,
-    ) -> Found:
-        since = window_start(clock, query.days) if clock and query.days else query.since
-        return await self._pager.find(connection, Question(query, since, position, limit))
+        self, query: TaskQuery, limit: int, clock: datetime | None, position: Cursor | None
+    ) -> tuple[Found, datetime | None]:
+        """Return the page, and what its `days` count back from."""
+        for _ in range(_ATTEMPTS):
+            async with self._connection() as connection:
+                clock = await _clock(connection, query, clock)
+                since = window_start(clock, query.days) if clock and query.days else query.since
+                question = Question(query, since, position, limit)
+                found = await self._pager.find(connection, question)
+            if found is not None:
+                return found, clock
+            await self._pager.tally(self._connection, question)
+        raise Unavailable("other servers answer all the time", retry_after_seconds=1)
 
     async def read_tokens(self) -> AsyncGenerator[Token, None]:
         """Yield what tells whether any task can have changed, read anew each time, without end."""

@@ -19,6 +19,7 @@ def _read(name: str) -> str:
 
 LIST_TASKS = _read("list_tasks")
 LOCATE_PAGE = _read("locate_page")
+LOCATE_PORTION = _read("locate_portion")
 READ_TOKEN = _read("read_token")
 GET_TASK = _read("get_task")
 RECORD_TASKS = _read("record_tasks")

@@ -1,18 +1,20 @@
 """How many tasks match the filters that the database's counts do not know, day by day.
 
-The database tells which days have changed since a tally (`task_day_changes`, and the deltas not
-folded yet), so a tally that is remembered is brought up to date by counting these alone. It gives
-the exact total, and where a page lies.
+A tally is made in portions, the newest days first. The database tells which days have changed since
+(`task_day_changes`, and the deltas not folded yet), so one that is remembered is brought up to date
+by counting these alone. It gives the exact total, and where a page lies.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
+from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
     import asyncpg
@@ -22,8 +24,8 @@ _MOST: Final = 100
 #: A page in a place with fewer matches than this for each task of it is found faster by reading
 #: all that match than by walking the newest tasks.
 _CROWDED: Final = 10
-#: Holds no task.
-_NOWHERE: Final = datetime(1999, 1, 1, tzinfo=UTC)
+#: Before all tasks.
+BEGINNING: Final = datetime(1999, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,13 @@ class Tally:
     """By the start of the day, the newest first; days of none are left out."""
     fold: int
     server: str
+    since: datetime = BEGINNING
+    """The days before it are not tallied yet."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all days are tallied."""
+        return self.since == BEGINNING
 
     @property
     def total(self) -> int:
@@ -63,7 +72,7 @@ class Tally:
     def place_of(self, offset: int, limit: int) -> Place:
         """Return where the page lies that skips `offset` tasks."""
         if offset >= self.total:
-            return Place(_NOWHERE, _NOWHERE, skipped=self.total)
+            return Place(BEGINNING, BEGINNING, skipped=self.total)
         skipped = 0
         for day, n in self.days.items():
             if skipped + n > offset:
@@ -97,6 +106,11 @@ class Tallies:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Hashable, Tally] = OrderedDict()
+        self._turns: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
+
+    def turn(self, name: Hashable) -> asyncio.Lock:
+        """Return what is to be held to tally a filter: the others wait, and find it done."""
+        return self._turns.setdefault(name, asyncio.Lock())
 
     def find(self, name: Hashable) -> Tally | None:
         """Return what is known of a filter."""
@@ -115,8 +129,8 @@ class Tallies:
         self._kept.pop(name, None)
 
 
-def updated(known: Tally | None, row: asyncpg.Record) -> Tally | None:
-    """Return the tally that `known` and a row of `list_tasks` make up.
+def updated(known: Tally | None, row: asyncpg.Record, since: datetime) -> Tally | None:
+    """Return the tally that `known` and a row of `list_tasks` make up, down to `since`.
 
     None: another server answered, or one that is behind, so that they do not fit together.
     """
@@ -128,10 +142,10 @@ def updated(known: Tally | None, row: asyncpg.Record) -> Tally | None:
         if row["server"] != known.server or row["fold"] < known.fold:
             return None
         if not days:
-            return replace(known, fold=row["fold"])
+            return replace(known, fold=row["fold"], since=since)
         days = {**known.days, **days}
     newest_first = {day: n for day, n in sorted(days.items(), reverse=True) if n}
-    return Tally(newest_first, row["fold"], row["server"])
+    return Tally(newest_first, row["fold"], row["server"], since)
 
 
 def start_of_day(time: datetime) -> datetime:

@@ -20,17 +20,19 @@
 -- $17 page_since timestamptz    the page is sought at or after it; NULL: unbounded
 -- $18 page_until timestamptz    the page is sought before it; NULL: unbounded
 -- $19 is_sparse  boolean        seek the page by reading all that match between the two
--- $20 tallied    bigint         the fold of an earlier tally, where only the days that changed
---                               since are wanted; NULL: tally all days
--- $21 edge_day   timestamptz    a day to tally in any case; NULL: none
+-- $20 tallied    bigint         the fold of an earlier tally; NULL: there is none
+-- $21 edge_day   timestamptz    a day of it to tally anew in any case; NULL: none
+-- $22 tallied_to timestamptz    the first day of it; NULL: there is none
+-- $23 tally_to   timestamptz    go on with the days before that, to this one
 --
 -- tasks: text, a JSON array. total: of all that match $1 to $8; NULL where it is for the caller to
 -- sum up the tally, or where $15 or $16 are no edges. skipped: how many of them are at or after
 -- page_until; more than offset: page_until does not fit. fetched: tasks of the page, and one more
 -- if there is. last_at, last_id: of the last task of the page, NULL where it is empty.
 -- tally: text, a JSON object, from the start of a day, in seconds since 1970, to the tasks of it
--- that match. fold: bigint, what the next tally may build on, as long as server is the same: text,
--- its start and where its last recovery ended. All three are NULL where $14 is not.
+-- that match: of days between $23 and $22, and of later ones that changed since $20. fold: bigint,
+-- what the next tally may build on, as long as server is the same: text, its start and where its
+-- last recovery ended. All three are NULL where $14 is not.
 -- All is of one snapshot. $14 to $19 are places to look, from locate_page; literals, so that the
 -- planner touches only the partitions between them.
 -- matching is NOT MATERIALIZED: every use is planned for itself, from one text of the filter. One
@@ -149,7 +151,9 @@ SELECT
             FROM (
                 SELECT bucket_of('day', created_at) AS day, count(*) AS n
                 FROM matching
-                WHERE $20::bigint IS NULL
+                WHERE
+                    created_at >= $23::timestamptz
+                    AND ($22::timestamptz IS NULL OR created_at < $22)
                 GROUP BY day
                 UNION ALL
                 SELECT
@@ -160,13 +164,13 @@ SELECT
                         WHERE created_at >= day AND created_at < bucket_after('day', day)
                     )
                 FROM (
-                    SELECT day FROM task_day_changes WHERE fold > $20
+                    SELECT day FROM task_day_changes WHERE fold > $20::bigint
                     UNION
                     SELECT bucket_of('day', created_at) FROM task_count_deltas
                     UNION
                     SELECT $21::timestamptz WHERE $21 IS NOT NULL
                 ) AS changed
-                WHERE $20 IS NOT NULL
+                WHERE day >= $22
             ) AS tallied
         )
     END AS tally,

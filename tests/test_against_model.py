@@ -115,7 +115,7 @@ def expected(history: list[dict[str, Any]], asked: dict[str, Any]) -> list[str]:
 
 async def start_anew(service: AuditService, history: list[dict[str, Any]], folded: int = 0) -> None:
     """Record a history; the counts of its first `folded` tasks are folded, in tiny buckets."""
-    service._pager = Pager()
+    service._pager = Pager(portion=3)
     async with service._pool.acquire() as connection, connection.transaction():
         await connection.execute("SET LOCAL session_replication_role = replica")
         await connection.execute("DELETE FROM tasks")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import patch
 
 import psycopg
 import pytest
 
-from audit import statements
-from audit.errors import TimedOut
+from audit import paging, statements
+from audit.database import fetch_row
+from audit.errors import TimedOut, Unavailable
 from audit.models import AuditQuery
+from audit.paging import Pager, Question
 from audit.service import AuditService
-from audit.tallies import Tallies, Tally, updated
+from audit.tallies import BEGINNING, Tallies, Tally, updated
 from tests.conftest import ago, execute, task
 from tests.plans import plan_of, rows_read, statements_of
 
@@ -75,11 +80,11 @@ def test_a_tally_is_brought_up_to_date() -> None:
         "server": "one",
     }
 
-    tally = updated(TALLY, row)
+    tally = updated(TALLY, row, BEGINNING)
 
     assert tally == Tally({day(9): 6, day(1): 2}, fold=8, server="one")
-    assert updated(TALLY, {**row, "fold": 6}) is None  # type: ignore[arg-type]
-    assert updated(TALLY, {**row, "server": "two"}) is None  # type: ignore[arg-type]
+    assert updated(TALLY, {**row, "fold": 6}, BEGINNING) is None  # type: ignore[arg-type]
+    assert updated(TALLY, {**row, "server": "two"}, BEGINNING) is None  # type: ignore[arg-type]
 
 
 def test_so_many_tallies_are_kept() -> None:
@@ -188,5 +193,109 @@ async def test_of_an_unknown_filter_first_comes_the_tally(service: AuditService)
 
     ran = await statements_of(service, AuditQuery(created_by="ada"))
 
-    assert [statements.LIST_TASKS] * 2 == [statement for statement, _ in ran]
-    assert [0, 100] == [values[10] for _, values in ran]
+    first_words = [statement.split(":")[0] for statement, _ in ran]
+    assert ["-- locate_portion", "-- list_tasks", "-- list_tasks"] == first_words
+    assert [0, 100] == [values[10] for _, values in ran[1:]]
+
+
+async def month_of_tasks(service: AuditService) -> None:
+    """Record and fold 40 tasks, in buckets of days."""
+    await service._pool.execute(
+        "CREATE OR REPLACE FUNCTION most_in_whole_bucket() RETURNS bigint"
+        " LANGUAGE sql IMMUTABLE RETURN 2"
+    )
+    await service.record([task(created_by="ada", created_at=ago(days=n)) for n in range(1, 41)])
+    await service.fold_counts()
+
+
+async def portions_of(service: AuditService, query: AuditQuery) -> int:
+    ran = await statements_of(service, query)
+    return sum(statement == statements.LOCATE_PORTION for statement, _ in ran)
+
+
+async def test_a_tally_is_made_in_portions(service: AuditService) -> None:
+    await month_of_tasks(service)
+    service._pager = Pager(portion=10)
+
+    assert await portions_of(service, AuditQuery(created_by="ada")) in (4, 5)
+    assert await portions_of(service, AuditQuery(created_by="ada", offset=30)) == 0
+    assert await portions_of(service, AuditQuery(created_by="ada", since=ago(days=12))) == 2
+    assert await portions_of(service, AuditQuery(created_by="ada", until=ago(days=25))) in (2, 3)
+    assert await portions_of(service, AuditQuery(created_by="ada", days=5)) == 1
+    assert (await service.list_tasks(AuditQuery(created_by="ada", since=ago(days=12)))).total == 11
+
+
+async def test_a_day_with_more_than_a_portion_is_one(service: AuditService) -> None:
+    await service.record(
+        [task(created_by="ada", created_at=ago(days=3, seconds=n)) for n in range(20)]
+    )
+    await service.fold_counts()
+    service._pager = Pager(portion=1)
+
+    assert (await service.list_tasks(AuditQuery(created_by="ada"))).total == 20
+
+
+async def test_what_changes_between_two_portions_is_tallied(service: AuditService) -> None:
+    """In days that are tallied already, and in those to come; folded or not."""
+    await month_of_tasks(service)
+    service._pager = Pager(portion=7)
+    connect, written = service._connection, 0
+
+    @asynccontextmanager
+    async def busy() -> AsyncIterator[Any]:
+        nonlocal written
+        async with connect() as connection:
+            yield connection
+        for days in (1, 2, 20, 40, 50):
+            await service.record([task(created_by="ada", created_at=ago(days=days))])
+            written += 1
+            if days == 2:
+                await service.fold_counts()
+
+    query = AuditQuery(created_by="ada")
+    await service._pager.tally(busy, Question(query, None, None, 10))
+
+    ran = await statements_of(service, query)
+    assert [statements.LIST_TASKS] == [statement for statement, _ in ran]
+    assert written >= 5 * 5
+    assert (await service.list_tasks(query)).total == 40 + written
+
+
+async def test_an_interrupted_tally_goes_on_where_it_was(service: AuditService) -> None:
+    await month_of_tasks(service)
+    service._pager = Pager(portion=10)
+    connect, left = service._connection, 2
+
+    @asynccontextmanager
+    async def failing() -> AsyncIterator[Any]:
+        nonlocal left
+        if not left:
+            raise Unavailable("gone")
+        left -= 1
+        async with connect() as connection:
+            yield connection
+
+    query = AuditQuery(created_by="ada")
+    with pytest.raises(Unavailable):
+        await service._pager.tally(failing, Question(query, None, None, 10))
+
+    assert await portions_of(service, query) in (2, 3)
+    assert (await service.list_tasks(query)).total == 40
+
+
+async def test_those_who_ask_the_same_at_once_tally_it_once(service: AuditService) -> None:
+    await month_of_tasks(service)
+    ran: list[str] = []
+
+    async def watched(connection: Any, statement: str, *values: object) -> Any:
+        ran.append(statement)
+        return await fetch_row(connection, statement, *values)
+
+    with patch.object(paging, "fetch_row", watched):
+        pages = await asyncio.gather(
+            *(service.list_tasks(AuditQuery(created_by="ada", offset=n)) for n in range(20))
+        )
+
+    assert {40} == {page.total for page in pages}
+    assert ran.count(statements.LOCATE_PORTION) == 1
+    assert ran.count(statements.LIST_TASKS) == 21
