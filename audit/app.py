@@ -10,11 +10,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from audit.access import Scope
 from audit.answers import Answers
 from audit.database import open_pool
 from audit.errors import Problem, TooManyRequests
+from audit.guard import Guard
 from audit.handlers import ANSWERS, POOL, SERVICE, SETTINGS, docs, health, reading, writing
 from audit.problems import problems
+from audit.rates import Rates
 from audit.service import FOLDED_AT_ONCE, AuditService
 from audit.settings import Settings
 
@@ -25,22 +28,48 @@ _PARTITIONS_EVERY_SECONDS = 3600
 _FOLD_EVERY_SECONDS = 1
 
 
-def create_app(settings: Settings, dsn: str) -> web.Application:
-    """Return the service on the database at `dsn`, whose schema is current."""
+def create_app(settings: Settings, dsn: str, rates: Rates | None = None) -> web.Application:
+    """Return the service on the database at `dsn`, whose schema is current.
+
+    `rates` are those that all workers share; None: there is only this one.
+    """
     app = web.Application(middlewares=[problems])
     app[SETTINGS] = settings
+    guard = Guard(settings, rates or Rates(settings.rate_per_second))
+    app.cleanup_ctx.append(_guard(guard, dsn))
     app.cleanup_ctx.append(_service(dsn))
     bounded = _bounded(settings.max_in_flight)
-    app.router.add_get(f"{_API}/failures", bounded(reading.get_failures))
-    app.router.add_get(_API + "/by-service/{service_name:[^/]+}", bounded(reading.get_by_service))
-    app.router.add_get(f"{_API}/query", bounded(reading.audit_query))
-    app.router.add_get(_API + "/tasks/{task_id:[^/]+}", bounded(reading.get_task))
-    app.router.add_post(f"{_API}/tasks", bounded(writing.record))
-    app.router.add_patch(_API + "/tasks/{task_id:[^/]+}", bounded(writing.update))
+
+    def reads(handler: Handler) -> Handler:
+        return guard.allow(Scope.READ)(bounded(handler))
+
+    def records(handler: Handler) -> Handler:
+        return guard.allow(Scope.RECORD)(bounded(handler))
+
+    app.router.add_get(f"{_API}/failures", reads(reading.get_failures))
+    app.router.add_get(_API + "/by-service/{service_name:[^/]+}", reads(reading.get_by_service))
+    app.router.add_get(f"{_API}/query", reads(reading.audit_query))
+    app.router.add_get(_API + "/tasks/{task_id:[^/]+}", reads(reading.get_task))
+    app.router.add_post(f"{_API}/tasks", records(writing.record))
+    app.router.add_patch(_API + "/tasks/{task_id:[^/]+}", records(writing.update))
     app.router.add_get("/healthz", health.healthz)
     app.router.add_get("/readyz", health.readyz)
     docs.add_routes(app)
     return app
+
+
+def _guard(guard: Guard, dsn: str) -> Callable[[web.Application], AsyncIterator[None]]:
+    """On a connection of its own: however busy the others are, a key is revoked in time."""
+
+    async def run(app: web.Application) -> AsyncIterator[None]:
+        async with open_pool(app[SETTINGS].model_copy(update={"pool_size": 1}), dsn) as pool:
+            await guard.learn(pool)
+            watch = asyncio.create_task(guard.keep_learning(pool))
+            yield
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+
+    return run
 
 
 def _service(dsn: str) -> Callable[[web.Application], AsyncIterator[None]]:

@@ -14,26 +14,31 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
-from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from uuid import UUID
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
+from audit.access import Insecure, Scope
 from audit.errors import Invalid, Problem, TimedOut, Unavailable
 from audit.settings import Settings
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from audit.database import Pool
     from audit.ingest import Target
+    from audit.keys import Key
     from audit.service import Recorded
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Result = TypeVar("Result")
 _SAME_SIGNAL_SECONDS = 1
 #: When signals came. Their KeyboardInterrupt may be lost in a destructor, or come out as a failure.
 _signalled_at: list[float] = []
@@ -43,12 +48,15 @@ _EX_USAGE = 2
 _EX_DATA = 65
 _EX_UNAVAILABLE = 69
 _EX_CONFIG = 78
+_MOST_DAYS_OF_KEY = 3650
+_UUID_WIDTH = 36
 #: Recounting a long history takes minutes.
 _PATIENCE = 24 * 3600
 _DIFFERENCE = ("service", "grain", "bucket", "state", "intent", "expected", "counted")
 _EXIT_CODES = (
     "Exit codes: 0 done, 2 a wrong option or variable, 65 data that cannot be recorded, "
-    "69 no database, service or port, 78 a schema that is not current."
+    "69 no database, service or port, 78 a schema that is not current, or no keys where others "
+    "could ask."
 )
 
 app = typer.Typer(
@@ -105,7 +113,7 @@ def _exit_code(problem: Problem) -> int:
     from audit.migrate import SchemaNotCurrent
 
     match problem:
-        case SchemaNotCurrent():
+        case SchemaNotCurrent() | Insecure():
             return _EX_CONFIG
         case Unavailable() | TimedOut():
             return _EX_UNAVAILABLE
@@ -129,8 +137,10 @@ def _settings(**given: Any) -> Settings:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as refused:
         error = refused.errors(include_url=False, include_input=False)[0]
-        name = str(error["loc"][0])
         detail = error["msg"].removeprefix("Value error, ")
+        # What several settings do not agree on begins with the name of one.
+        name = str(error["loc"][0]) if error["loc"] else detail.partition(": ")[0]
+        detail = detail.removeprefix(f"{name}: ")
         message = f"--{name.replace('_', '-')} or AUDIT_{name.upper()}: {detail}"
         raise typer.BadParameter(message) from None
 
@@ -161,6 +171,17 @@ Url = Annotated[
         show_default=False,
     ),
 ]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        envvar="AUDIT_KEY",
+        show_envvar=False,
+        help="Key with the scope record, for --url; better as a variable, since others see"
+        " options. [AUDIT_KEY; default: none]",
+        show_default=False,
+    ),
+]
 Partition = Annotated[Literal["month", "week", "day"] | None, _option("partition", "--partition")]
 
 
@@ -187,6 +208,20 @@ def serve(
     dsn: Dsn = None,
     data_dir: DataDir = None,
     demo: Annotated[bool | None, _option("demo", "--demo/--no-demo")] = None,
+    insecure: Annotated[bool | None, _option("insecure", "--insecure/--secure")] = None,
+    rate_per_second: Annotated[
+        float | None, _option("rate_per_second", "--rate-per-second")
+    ] = None,
+    jwt_issuer: Annotated[str | None, _option("jwt_issuer", "--jwt-issuer")] = None,
+    jwt_audience: Annotated[str | None, _option("jwt_audience", "--jwt-audience")] = None,
+    jwt_jwks: Annotated[str | None, _option("jwt_jwks", "--jwt-jwks")] = None,
+    jwt_scope_claim: Annotated[str | None, _option("jwt_scope_claim", "--jwt-scope-claim")] = None,
+    jwt_scope_prefix: Annotated[
+        str | None, _option("jwt_scope_prefix", "--jwt-scope-prefix")
+    ] = None,
+    jwt_project_claim: Annotated[
+        str | None, _option("jwt_project_claim", "--jwt-project-claim")
+    ] = None,
     migrate: Annotated[bool | None, _option("migrate", "--migrate/--no-migrate")] = None,
     partition: Partition = None,
     pool_size: Annotated[int | None, _option("pool_size", "--pool-size")] = None,
@@ -211,6 +246,14 @@ def serve(
         dsn=dsn,
         data_dir=data_dir,
         demo=demo,
+        insecure=insecure,
+        rate_per_second=rate_per_second,
+        jwt_issuer=jwt_issuer,
+        jwt_audience=jwt_audience,
+        jwt_jwks=jwt_jwks,
+        jwt_scope_claim=jwt_scope_claim,
+        jwt_scope_prefix=jwt_scope_prefix,
+        jwt_project_claim=jwt_project_claim,
         migrate=migrate,
         partition=partition,
         pool_size=pool_size,
@@ -298,6 +341,7 @@ def record(
         list[str], typer.Argument(metavar="FILE...", help="NDJSON or JSON; - is standard input.")
     ],
     url: Url = None,
+    key: ApiKey = None,
     dsn: Dsn = None,
     data_dir: DataDir = None,
     partition: Partition = None,
@@ -315,7 +359,7 @@ def record(
                 await record_file(source, name, target, tally.add)
 
         total = sum(size for size in sizes if size) if None not in sizes else None
-        _record(work, total, url, settings)
+        _record(work, total, settings, url, key)
 
 
 @app.command()
@@ -337,6 +381,7 @@ def demo(
         bool, typer.Option("--print", help="Print the tasks as NDJSON instead of recording them.")
     ] = False,
     url: Url = None,
+    key: ApiKey = None,
     dsn: Dsn = None,
     data_dir: DataDir = None,
     partition: Partition = None,
@@ -365,7 +410,7 @@ def demo(
         parts = iter(lambda: list(itertools.islice(history, MAX_TASKS_IN_ARRAY)), [])
         await send_all(((batch_of(part), len(part)) for part in parts), target, tally.add)
 
-    _record(work, tasks, url, _settings(dsn=dsn, data_dir=data_dir, partition=partition))
+    _record(work, tasks, _settings(dsn=dsn, data_dir=data_dir, partition=partition), url, key)
 
 
 @app.command()
@@ -410,6 +455,132 @@ def counts(
         out.print("all counts are exact")
 
 
+keys_app = typer.Typer(
+    help="Make, list and revoke the keys that programs send.", rich_markup_mode=None
+)
+app.add_typer(keys_app, name="keys")
+
+
+@keys_app.command("create")
+def create_key(
+    name: Annotated[str, typer.Option("--name", help="Who it is for; never used twice.")],
+    scope: Annotated[
+        list[Scope], typer.Option("--scope", help="What it may do; may be given several times.")
+    ],
+    expires: Annotated[
+        str,
+        typer.Option("--expires", help="Days, such as 90d; an RFC 3339 time; or never."),
+    ] = "90d",
+    project_id: Annotated[
+        UUID | None,
+        typer.Option("--project-id", help="The only project whose tasks it sees and records."),
+    ] = None,
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make a key and print it, this once: only its SHA-256 is kept."""
+    from audit.keys import create_key as create
+
+    expiry = _expiry(expires)
+
+    async def work(pool: Pool) -> tuple[str, datetime | None]:
+        return await create(pool, name, frozenset(scope), project_id, expiry)
+
+    try:
+        key, expires_at = _with_pool(work, dsn, data_dir)
+    except Invalid as refused:
+        raise typer.BadParameter(refused.detail) from None
+    out.print(key, markup=False)
+    until = f"until {expires_at:%Y-%m-%d %H:%M:%S} UTC" if expires_at else "for ever"
+    err.print(f"{name} may {' and '.join(sorted(scope))}, {until}. The key is not shown again.")
+
+
+@keys_app.command("list")
+def list_keys(dsn: Dsn = None, data_dir: DataDir = None) -> None:
+    """List all keys ever made; the keys themselves are not kept."""
+    from audit.keys import list_keys as read
+
+    table = Table(
+        Column("name", overflow="fold"), "scopes", Column("project", min_width=_UUID_WIDTH),
+        "created", "state", box=None,
+    )  # fmt: skip
+    for key in _with_pool(read, dsn, data_dir):
+        identity = key.identity
+        project = str(identity.project_id or "all")
+        created = f"{key.created_at:%Y-%m-%d}"
+        table.add_row(
+            identity.name, " ".join(sorted(identity.scopes)), project, created, _state(key)
+        )
+    out.print(table)
+
+
+@keys_app.command("revoke")
+def revoke_key(
+    name: Annotated[str, typer.Argument(help="As `audit keys list` shows it.")],
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Have a key refused, in every worker within 5 seconds. Safe to do twice."""
+    from audit.keys import revoke_key as revoke
+
+    async def work(pool: Pool) -> datetime:
+        return await revoke(pool, name)
+
+    try:
+        revoked_at = _with_pool(work, dsn, data_dir)
+    except Invalid as refused:
+        raise typer.BadParameter(refused.detail) from None
+    out.print(f"{name} is revoked since {revoked_at:%Y-%m-%d %H:%M:%S} UTC", markup=False)
+
+
+def _state(key: Key) -> str:
+    if key.revoked_at is not None:
+        return f"revoked {key.revoked_at:%Y-%m-%d}"
+    if key.expires_at is None:
+        return "good for ever"
+    is_good = key.good_until > time.monotonic()
+    return f"{'good until' if is_good else 'expired'} {key.expires_at:%Y-%m-%d %H:%M}"
+
+
+def _expiry(given: str) -> timedelta | datetime | None:
+    from audit.models import TimeAdapter
+
+    if given == "never":
+        return None
+    if given.endswith("d") and given[:-1].isascii() and given[:-1].isdigit():
+        days = int(given[:-1][:6])
+        if not 1 <= days <= _MOST_DAYS_OF_KEY:
+            raise typer.BadParameter(
+                f"1d to {_MOST_DAYS_OF_KEY}d, or never", param_hint="--expires"
+            )
+        return timedelta(days=days)
+    try:
+        return TimeAdapter.validate_python(given)
+    except ValidationError:
+        raise typer.BadParameter(
+            "must be days such as 90d, an RFC 3339 time, or never", param_hint="--expires"
+        ) from None
+
+
+def _with_pool(
+    work: Callable[[Pool], Coroutine[object, object, Result]],
+    dsn: str | None,
+    data_dir: Path | None,
+) -> Result:
+    """Run `work` on the database, whose schema is brought up to date where it is the embedded."""
+    from audit.database import open_pool
+    from audit.server import database, run
+
+    settings = _settings(dsn=dsn, data_dir=data_dir, pool_size=1)
+
+    async def through(address: str) -> Result:
+        async with open_pool(settings, address) as pool:
+            return await work(pool)
+
+    with database(settings) as address:
+        return run(through(address))
+
+
 @app.command()
 def openapi() -> None:
     """Print the OpenAPI 3.1 document."""
@@ -437,8 +608,9 @@ class Tally:
 def _record(
     work: Callable[[Target, Tally], Coroutine[Any, Any, None]],
     total: int | None,
-    url: str | None,
     settings: Settings,
+    url: str | None,
+    key: str | None,
 ) -> None:
     """Let `work` record through the service at `url`, or else straight into the database."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -461,7 +633,7 @@ def _record(
         tally = Tally(bar, total)
         try:
             if url is not None:
-                run(through(api_target(url), tally))
+                run(through(api_target(url, key), tally))
             else:
                 with database(settings) as dsn:
                     run(through(database_target(settings, dsn), tally))

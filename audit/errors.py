@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, TypedDict
 
 
@@ -25,11 +26,13 @@ class Problem(Exception):
         *,
         errors: list[FieldError] | None = None,
         retry_after_seconds: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.errors = errors
         self.retry_after_seconds = retry_after_seconds
+        self.headers = headers or {}
 
 
 class Malformed(Problem):
@@ -38,6 +41,22 @@ class Malformed(Problem):
     status = 400
     name = "malformed"
     title = "The request cannot be read"
+
+
+class Unauthenticated(Problem):
+    """No key is sent, or one that is not good."""
+
+    status = 401
+    name = "unauthenticated"
+    title = "A valid key is needed"
+
+
+class Forbidden(Problem):
+    """The key may not do this: a scope is missing, or it is bound to another project."""
+
+    status = 403
+    name = "forbidden"
+    title = "The key may not do this"
 
 
 class TaskNotFound(Problem):

@@ -242,10 +242,11 @@ def _detail(status: int, body: bytes) -> str:
 
 
 @asynccontextmanager
-async def api_target(url: str) -> AsyncIterator[Target]:
-    """Open a connection to the service at a URL."""
+async def api_target(url: str, key: str | None = None) -> AsyncIterator[Target]:
+    """Open a connection to the service at a URL; `key` is sent to it and nowhere else."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     timeout = aiohttp.ClientTimeout(total=120)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
         yield ApiTarget(session, url)
 
 

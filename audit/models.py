@@ -29,7 +29,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema, from_json
 
-from audit.errors import Conflict, FieldError, Invalid, Malformed
+from audit.errors import Conflict, FieldError, Forbidden, Invalid, Malformed
 from audit.states import State
 
 MAX_TASKS_IN_ARRAY: Final = 1000
@@ -338,43 +338,64 @@ class TaskBatch:
     labels: Sequence[str]
 
 
-def parse_tasks(body: bytes) -> TaskBatch:
-    """Judge a JSON object or an array of 1 to 1,000 of them.
+def parse_tasks(body: bytes, project_id: UUID | None = None) -> TaskBatch:
+    """Judge a JSON object or an array of 1 to 1,000 of them; all of one project, if it is given.
 
     Raises:
         Malformed: it is not JSON, or has a NUL character.
+        Forbidden: a task is of another project.
         Invalid: it names every member that is wrong, those of an array as `3.status`.
     """
     refuse_nul(body)
     with judging():
         if body.lstrip(b" \t\r\n")[:1] != b"[":
-            NewTask.model_validate_json(body)
+            one = NewTask.model_validate_json(body)
+            _hold_to_project([one], [""], project_id)
             return TaskBatch(f"[{body.decode()}]", ("",))
         tasks = _ONE_OR_MANY.validate_json(body)
     if not tasks:
         raise Invalid("the array is empty", errors=[{"field": "", "detail": "must hold a task"}])
-    return TaskBatch(body.decode(), [f"{position}." for position in range(len(tasks))])
+    labels = [f"{position}." for position in range(len(tasks))]
+    _hold_to_project(tasks, labels, project_id)
+    return TaskBatch(body.decode(), labels)
 
 
-def parse_lines(lines: Sequence[tuple[int, bytes]]) -> TaskBatch:
+def parse_lines(lines: Sequence[tuple[int, bytes]], project_id: UUID | None = None) -> TaskBatch:
     """Judge lines of NDJSON, each with its number; errors name the line as `line 4: status`.
 
     Raises:
         Malformed: a line is not JSON, or has a NUL character.
+        Forbidden: a task is of another project than the one given.
         Invalid: a line is not a task.
     """
     labels = [f"line {number}: " for number, _ in lines]
     errors: list[FieldError] = []
+    tasks: list[NewTask] = []
     # Each by itself: joined first, two lines that are not JSON could make up two tasks.
     for (_, line), label in zip(lines, labels, strict=True):
         refuse_nul(line, label)
         try:
-            NewTask.model_validate_json(line)
+            tasks.append(NewTask.model_validate_json(line))
         except ValidationError as refused:
             errors += _problem(refused, label).errors or []
     if errors:
         raise Invalid(_summary(errors), errors=errors)
+    _hold_to_project(tasks, labels, project_id)
     return TaskBatch(f"[{b','.join(line for _, line in lines).decode()}]", labels)
+
+
+def _hold_to_project(
+    tasks: Sequence[NewTask], labels: Sequence[str], project_id: UUID | None
+) -> None:
+    if project_id is None:
+        return
+    errors: list[FieldError] = [
+        {"field": f"{label}project_id", "detail": f"must be {project_id}, which the key is for"}
+        for task, label in zip(tasks, labels, strict=True)
+        if task.project_id != project_id
+    ]
+    if errors:
+        raise Forbidden(_summary(errors), errors=errors)
 
 
 def batch_of(tasks: Iterable[NewTask | Mapping[str, Any]]) -> TaskBatch:

@@ -12,6 +12,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from pydantic_core import core_schema
 
 from audit import errors, models
+from audit.access import Scope
 
 _API: Final = "/api/v1/audit"
 _REF: Final = "#/components/schemas/{model}"
@@ -51,6 +52,8 @@ class Problem(BaseModel):
 # What the service says, for each problem that a route may answer with.
 _DETAILS: Final[dict[type[errors.Problem], str]] = {
     errors.Malformed: "the URL holds a % that two hexadecimal digits do not follow",
+    errors.Unauthenticated: "the key deploy-bot has expired",
+    errors.Forbidden: "this needs the scope record; deploy-bot has read",
     errors.TaskNotFound: "no task has the id 7d9f1c9e-0c3f-4d0e-9a63-6b6f0b7c2d11",
     errors.BodyTooSlow: "the body did not arrive within 60 seconds",
     errors.Conflict: (
@@ -60,7 +63,7 @@ _DETAILS: Final[dict[type[errors.Problem], str]] = {
     errors.BodyTooLarge: "the body is over 33554432 bytes; send it in parts",
     errors.UnsupportedMedia: "the content type is text/plain; send application/json",
     errors.Invalid: "limit: must be a whole number from 1 to 1000 (and 1 more)",
-    errors.TooManyRequests: "1000 requests are under way in this process",
+    errors.TooManyRequests: "this key may send 1000 requests a second",
     errors.Problem: f"the log has it under {_REQUEST_ID}",
     errors.Unavailable: "the database does not answer",
     errors.TimedOut: "the query ran into its time limit; ask for less, or narrow the time",
@@ -73,8 +76,11 @@ _WRONG: Final = [
     },
 ]
 _RETRIED: Final = (errors.TooManyRequests, errors.Unavailable)
+_KEYED: Final = (errors.Unauthenticated,)
 _ASKING: Final = (
     errors.Malformed,
+    errors.Unauthenticated,
+    errors.Forbidden,
     errors.Invalid,
     errors.TooManyRequests,
     errors.Problem,
@@ -202,6 +208,11 @@ as long as no task changes, at next to no cost. No answer is ever older than its
 (404) or method (405, with `Allow`) that is not here too. A parameter or member that is unknown, out
 of bounds or given once too often is refused, never ignored, and `errors` names each of them.
 
+**Keys.** Send `Authorization: Bearer` and a key with the scope that a route needs. A key may be for
+one project alone: then it sees and records only that project's tasks, totals count only these, and
+any other task is unknown to it. A key may send so many requests a second: `RateLimit-Policy` and
+`RateLimit` tell how many, and how many are left.
+
 **Request ids.** Every answer has an `X-Request-ID`: that of the request if it sent one of 1 to 128
 letters, digits, `.`, `_`, `~` and `-`; otherwise a new one.
 """
@@ -231,11 +242,14 @@ def document() -> dict[str, Any]:
             {"name": "service", "description": "The service itself"},
         ],
         "paths": {
-            f"{_API}/failures": {"get": _get_failures()},
-            _API + "/by-service/{service_name}": {"get": _get_by_service()},
-            f"{_API}/query": {"get": _audit_query()},
-            f"{_API}/tasks": {"post": _record()},
-            _API + "/tasks/{task_id}": {"get": _get_task(), "patch": _update()},
+            f"{_API}/failures": {"get": _needs(Scope.READ, _get_failures())},
+            _API + "/by-service/{service_name}": {"get": _needs(Scope.READ, _get_by_service())},
+            f"{_API}/query": {"get": _needs(Scope.READ, _audit_query())},
+            f"{_API}/tasks": {"post": _needs(Scope.RECORD, _record())},
+            _API + "/tasks/{task_id}": {
+                "get": _needs(Scope.READ, _get_task()),
+                "patch": _needs(Scope.RECORD, _update()),
+            },
             "/healthz": {"get": _healthz()},
             "/readyz": {"get": _readyz()},
             "/openapi.json": {"get": _openapi_json()},
@@ -245,8 +259,23 @@ def document() -> dict[str, Any]:
             "schemas": _schemas(),
             "responses": {_name(kind): _problem(kind) for kind in _DETAILS},
             "headers": _headers(),
+            "securitySchemes": {
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": (
+                        "A key made by `audit keys create`, or a JSON Web Token of the issuer that"
+                        " the service is told of. Where there is neither, none is asked for."
+                    ),
+                }
+            },
         },
     }
+
+
+def _needs(scope: Scope, operation: dict[str, Any]) -> dict[str, Any]:
+    """A key of this scope is to be sent; OpenAPI 3.1 lets HTTP schemes name what it is for."""
+    return {**operation, "security": [{"key": [scope.value]}]}
 
 
 def _get_failures() -> dict[str, Any]:
@@ -586,6 +615,8 @@ def _problem(kind: type[errors.Problem]) -> dict[str, Any]:
     )
     if kind in _RETRIED:
         answer["headers"]["Retry-After"] = {"$ref": "#/components/headers/Retry-After"}
+    if kind in _KEYED:
+        answer["headers"]["WWW-Authenticate"] = {"$ref": "#/components/headers/WWW-Authenticate"}
     return answer
 
 
@@ -606,9 +637,14 @@ def _headers() -> dict[str, Any]:
             "schema": {"const": "private, no-cache"},
         },
         "Vary": {
-            "description": "The page is compressed by gzip for clients that accept it.",
+            "description": "The page may be compressed, and another key may see another one.",
             "required": True,
-            "schema": {"const": "Accept-Encoding"},
+            "schema": {"const": "Accept-Encoding, Authorization"},
+        },
+        "WWW-Authenticate": {
+            "description": "What to send, and what was wrong with what was sent (RFC 6750).",
+            "required": True,
+            "schema": {"type": "string", "examples": ['Bearer error="invalid_token"']},
         },
         "Retry-After": {
             "description": "Seconds after which to ask again.",

@@ -66,6 +66,7 @@ def _respond(problem: Problem, request_id: str) -> web.Response:
     if problem.errors:
         members["errors"] = problem.errors
     response = _response(members)
+    response.headers.update(problem.headers)
     if problem.retry_after_seconds is not None:
         response.headers["Retry-After"] = str(problem.retry_after_seconds)
     return response

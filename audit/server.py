@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from multiprocessing import connection
 from multiprocessing.context import ForkProcess
 from typing import TypeVar
@@ -20,9 +21,12 @@ import uvloop
 from aiohttp import web
 
 from audit import demo, embedded, migrate, models
+from audit.access import Insecure
 from audit.app import create_app
 from audit.database import open_pool
 from audit.errors import Unavailable
+from audit.keys import read_keys
+from audit.rates import Rates
 from audit.service import AuditService
 from audit.settings import Settings
 
@@ -49,21 +53,23 @@ def serve(settings: Settings, announce: Callable[[str, int], None]) -> None:
 
     Raises:
         Unavailable: no database, or the address is taken.
+        Insecure: there are no keys, and the address is not a loopback one.
         SchemaNotCurrent: the schema is behind, and `settings.migrate` does not say to move it.
     """
     with _listening(settings) as listener, database(settings) as dsn:
-        tasks = run(_prepare(settings, dsn))
+        tasks = run(_prepare(settings, dsn, listener))
+        rates = Rates(settings.rate_per_second)
 
         def ready() -> None:
             announce(_url(listener), tasks)
 
         if settings.workers == 1:
-            run(_serve(settings, dsn, listener, ready))
+            run(_serve(settings, dsn, listener, rates, ready))
             # uvloop leaves handlers behind that end a process at once.
             for number in _STOP_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
         else:
-            _supervise(settings, dsn, listener, ready)
+            _supervise(settings, dsn, listener, rates, ready)
 
 
 def run(main: Coroutine[object, object, _Result]) -> _Result:
@@ -79,7 +85,7 @@ def database(settings: Settings) -> Iterator[str]:
         if settings.dsn is not None:
             dsn = settings.dsn.get_secret_value()
         else:
-            wanted = settings.workers * settings.pool_size + _OTHER_CONNECTIONS
+            wanted = settings.workers * (settings.pool_size + 1) + _OTHER_CONNECTIONS
             options = {"max_connections": str(max(100, wanted))}
             dsn = stack.enter_context(embedded.running(settings.data_dir, options=options))
         if settings.dsn is None if settings.migrate is None else settings.migrate:
@@ -108,10 +114,17 @@ def _url(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-async def _prepare(settings: Settings, dsn: str) -> int:
+async def _prepare(settings: Settings, dsn: str, listener: socket.socket) -> int:
     """Check the schema, record demo tasks if asked for; return the number of tasks."""
     async with open_pool(settings.model_copy(update={"pool_size": 1}), dsn) as pool:
         await migrate.require_current(pool)
+        is_guarded = settings.jwt_issuer is not None or not (await read_keys(pool)).are_none
+        host = listener.getsockname()[0]
+        if not is_guarded and not settings.insecure and not ip_address(host).is_loopback:
+            raise Insecure(
+                f"whoever reaches {host} could read and record, since there are no keys: make one"
+                " with `audit keys create`, or say --insecure"
+            )
         service = AuditService(pool, partition=settings.partition)
         tasks = await service.get_task_count()
         if settings.demo and tasks == 0:
@@ -126,7 +139,11 @@ async def _prepare(settings: Settings, dsn: str) -> int:
 
 
 async def _serve(
-    settings: Settings, dsn: str, listener: socket.socket, ready: Callable[[], None]
+    settings: Settings,
+    dsn: str,
+    listener: socket.socket,
+    rates: Rates,
+    ready: Callable[[], None],
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -136,7 +153,7 @@ async def _serve(
     if parent is not None:
         loop.add_reader(parent.sentinel, stop.set)
     runner = web.AppRunner(
-        create_app(settings, dsn),
+        create_app(settings, dsn, rates),
         access_log=None,
         handler_cancellation=True,
         keepalive_timeout=_KEEPALIVE_SECONDS,
@@ -151,9 +168,9 @@ async def _serve(
         await runner.cleanup()
 
 
-def _work(settings: Settings, dsn: str, listener: socket.socket) -> None:
+def _work(settings: Settings, dsn: str, listener: socket.socket, rates: Rates) -> None:
     try:
-        run(_serve(settings, dsn, listener, lambda: None))
+        run(_serve(settings, dsn, listener, rates, lambda: None))
     except KeyboardInterrupt:
         pass
     except Unavailable as failure:
@@ -164,13 +181,17 @@ def _work(settings: Settings, dsn: str, listener: socket.socket) -> None:
 
 
 def _supervise(
-    settings: Settings, dsn: str, listener: socket.socket, ready: Callable[[], None]
+    settings: Settings,
+    dsn: str,
+    listener: socket.socket,
+    rates: Rates,
+    ready: Callable[[], None],
 ) -> None:
     """Keep the workers running; a worker that dies is replaced."""
     context = multiprocessing.get_context("fork")
 
     def start() -> ForkProcess:
-        worker = context.Process(target=_work, args=(settings, dsn, listener), daemon=True)
+        worker = context.Process(target=_work, args=(settings, dsn, listener, rates), daemon=True)
         worker.start()
         return worker
 

@@ -208,14 +208,14 @@ class AuditService:
                 row = await fetch_row(connection, statements.READ_TOKEN)
                 yield Token(row["token"], row["clock"])
 
-    async def get_task(self, task_id: UUID) -> TaskDocument:
-        """Return one task whole.
+    async def get_task(self, task_id: UUID, *, project_id: UUID | None = None) -> TaskDocument:
+        """Return one task whole. With a `project_id`, one of another project is not found.
 
         Raises:
             TaskNotFound: no task has this id.
         """
         async with self._connection() as connection:
-            document = await connection.fetchval(statements.GET_TASK, task_id)
+            document = await connection.fetchval(statements.GET_TASK, task_id, project_id)
         if document is None:
             raise TaskNotFound(f"no task has the id {task_id}")
         return TaskDocument(document)
@@ -298,11 +298,15 @@ class AuditService:
             task_id, models.parse_change(json.dumps(change, default=str).encode())
         )
 
-    async def update_judged(self, task_id: UUID, change: str) -> TaskDocument:
+    async def update_judged(
+        self, task_id: UUID, change: str, *, project_id: UUID | None = None
+    ) -> TaskDocument:
         """Make a change that `models.parse_change` has judged; like `update`."""
         try:
             async with self._connection() as connection:
-                document = await connection.fetchval(statements.UPDATE_TASK, task_id, change)
+                document = await connection.fetchval(
+                    statements.UPDATE_TASK, task_id, change, project_id
+                )
         except asyncpg.PostgresError as refused:
             if refused.sqlstate not in _FORBIDDEN_CHANGE:
                 raise

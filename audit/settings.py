@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 import platformdirs
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Partition = Literal["month", "week", "day"]
@@ -28,6 +28,16 @@ def _url_of_postgresql(dsn: SecretStr) -> SecretStr:
     return dsn
 
 
+def _safe_place(place: str | None) -> str | None:
+    """Keys that are read over a network in the clear could be anyone's."""
+    if place is not None:
+        parts = urlsplit(place)
+        is_local = parts.hostname in {"localhost", "127.0.0.1", "::1"}
+        if parts.scheme == "http" and not is_local:
+            raise ValueError("must be a file or an https URL")
+    return place
+
+
 class Settings(BaseSettings):
     """Given values come before variables of the environment, and those before the defaults."""
 
@@ -41,6 +51,22 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", min_length=1)
     """Address to listen on."""
+    insecure: bool = False
+    """Answer on any address, and not only on a loopback one, while there are no keys."""
+    rate_per_second: float = Field(default=1000, ge=0, le=1_000_000, allow_inf_nan=False)
+    """Requests a second for each key, over all workers; one more is refused with 429; 0: any."""
+    jwt_issuer: str | None = None
+    """Issuer (`iss`) of JSON Web Tokens that are taken as keys; without it, none are."""
+    jwt_audience: str | None = None
+    """Audience (`aud`) that they must be for."""
+    jwt_jwks: Annotated[str | None, AfterValidator(_safe_place)] = None
+    """The issuer's public keys, a JSON Web Key Set: a file, or an https URL."""
+    jwt_scope_claim: str = "scope"
+    """Claim that holds the scopes: words, or an array of them."""
+    jwt_scope_prefix: str = ""
+    """What stands before `read`, `record` and `admin` in that claim."""
+    jwt_project_claim: str | None = None
+    """Claim that holds the only project_id that a token is for, or *; unset: it is for all."""
     port: int = Field(default=8080, ge=0, le=65535)
     """Port to listen on; 0: any that is free."""
     workers: int = Field(default=1, ge=1, le=64)
@@ -69,3 +95,11 @@ class Settings(BaseSettings):
     """Longest body of a POST or PATCH."""
     body_timeout_seconds: float = Field(default=60, gt=0, le=3600)
     """How long a body may take to arrive."""
+
+    @model_validator(mode="after")
+    def _issuer_is_whole(self) -> Self:
+        needed = {"jwt_audience": self.jwt_audience, "jwt_jwks": self.jwt_jwks}
+        missing = [name for name, value in needed.items() if value is None]
+        if self.jwt_issuer is not None and missing:
+            raise ValueError(f"jwt_issuer: needs {' and '.join(missing)} too")
+        return self

@@ -1,6 +1,7 @@
 -- get_task: one task whole, as a JSON object; no row where the id is not recorded.
 --
---  $1 task_id uuid
+-- $1 task_id    uuid
+-- $2 project_id uuid  the task must be of it; NULL: any
 --
 -- document: text, every column of a task.
 SELECT task_document(tasks) AS document
@@ -8,3 +9,4 @@ FROM tasks
 WHERE
     task_id = $1::uuid
     AND created_at = (SELECT task_keys.created_at FROM task_keys WHERE task_keys.task_id = $1)
+    AND ($2::uuid IS NULL OR project_id = $2)

@@ -103,6 +103,7 @@ def dsn(postgres: str, template: str, spare: list[tuple[str, int]]) -> Iterator[
         "DELETE FROM task_count_splits",
         "DELETE FROM task_count_deltas",
         "DELETE FROM task_day_changes",
+        "DELETE FROM access_keys",
         RELATIONS,
     )
     if left == relations:

@@ -470,7 +470,7 @@ async def test_who_holds_the_answer_is_told_so_by_any_worker(
         assert b"" == await answer.read()
         assert etag == answer.headers["ETag"]
         assert "private, no-cache" == answer.headers["Cache-Control"]
-        assert "Accept-Encoding" == answer.headers["Vary"]
+        assert "Accept-Encoding, Authorization" == answer.headers["Vary"]
         assert answer.headers["X-Request-ID"]
         assert "Content-Type" not in answer.headers
     assert 0 == counted.asked
@@ -730,7 +730,7 @@ async def test_gzip_is_for_those_who_accept_it(
     assert ("gzip" if is_packed else None) == answer.headers.get("Content-Encoding")
     assert (gzip.decompress(body) if is_packed else body) == await plain.read()
     assert len(body) == int(answer.headers["Content-Length"])
-    assert "Accept-Encoding" == answer.headers["Vary"]
+    assert "Accept-Encoding, Authorization" == answer.headers["Vary"]
     assert plain.headers["ETag"] == answer.headers["ETag"]
     if is_packed:
         assert len(body) < len(await plain.read()) / 4

@@ -60,7 +60,7 @@ def test_compose_uses_settings_that_exist() -> None:
     variables = {f"AUDIT_{name.upper()}" for name in Settings.model_fields}
 
     assert (ROOT / service["build"] / "Dockerfile").exists()
-    assert {"AUDIT_DSN", "AUDIT_MIGRATE"} == set(service["environment"])
+    assert {"AUDIT_DSN", "AUDIT_MIGRATE", "AUDIT_INSECURE"} == set(service["environment"])
     assert set(service["environment"]) <= variables
     assert set(service["depends_on"]) <= set(compose["services"])
 

@@ -18,21 +18,23 @@ LAYERS = [
     {"cli"},
     {"server", "ingest"},
     {"app"},
+    {"guard"},
     {"handlers.reading", "handlers.writing", "handlers.health", "handlers.docs"},
     {"handlers", "problems", "openapi"},
-    {"answers"},
-    {"service"},
+    {"answers", "provider"},
+    {"service", "keys"},
     {"paging"},
     {"migrate", "embedded", "demo"},
     {"database"},
-    {"models", "cursor", "statements", "settings", "tallies"},
+    {"models", "cursor", "statements", "settings", "tallies", "rates", "access"},
     {"errors", "states"},
 ]
 #: Within a line: writing reads a task's id and parameters as reading does.
 SIDEWAYS = {("handlers.writing", "handlers.reading")}
 THIRD_PARTIES = {
-    "aiohttp": {"app", "handlers", "problems", "server", "ingest"},
-    "asyncpg": {"database", "service", "paging", "tallies"},
+    "aiohttp": {"app", "handlers", "problems", "server", "ingest", "guard", "provider"},
+    "jwt": {"provider"},
+    "asyncpg": {"database", "service", "paging", "tallies", "keys"},
     "yoyo": {"migrate"},
     "psycopg": {"migrate"},
     "typer": {"cli"},

@@ -295,15 +295,15 @@ def test_every_answer_has_a_request_id_and_every_refusal_is_a_problem(
 @pytest.mark.parametrize(
     ("path", "method", "expected"),
     [
-        (f"{API}/failures", "get", {400, 422, 429, 500, 503, 504}),
-        (API + "/by-service/{service_name}", "get", {400, 422, 429, 500, 503, 504}),
-        (f"{API}/query", "get", {400, 422, 429, 500, 503, 504}),
-        (API + "/tasks/{task_id}", "get", {400, 404, 422, 429, 500, 503, 504}),
-        (f"{API}/tasks", "post", {400, 408, 409, 413, 415, 422, 429, 500, 503, 504}),
+        (f"{API}/failures", "get", {400, 401, 403, 422, 429, 500, 503, 504}),
+        (API + "/by-service/{service_name}", "get", {400, 401, 403, 422, 429, 500, 503, 504}),
+        (f"{API}/query", "get", {400, 401, 403, 422, 429, 500, 503, 504}),
+        (API + "/tasks/{task_id}", "get", {400, 401, 403, 404, 422, 429, 500, 503, 504}),
+        (f"{API}/tasks", "post", {400, 401, 403, 408, 409, 413, 415, 422, 429, 500, 503, 504}),
         (
             API + "/tasks/{task_id}",
             "patch",
-            {400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504},
+            {400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504},
         ),
         ("/healthz", "get", set()),
         ("/readyz", "get", {500, 503, 504}),

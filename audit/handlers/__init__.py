@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from audit.access import Identity
 from audit.answers import Answers
 from audit.service import AuditService
 from audit.settings import Settings
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 SERVICE: Final = web.AppKey("service", AuditService)
 ANSWERS: Final = web.AppKey("answers", Answers)
+IDENTITY: Final = web.RequestKey("identity", Identity)
 SETTINGS: Final = web.AppKey("settings", Settings)
 POOL: Final[web.AppKey[Pool]] = web.AppKey("pool")
 

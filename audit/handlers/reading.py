@@ -11,8 +11,8 @@ from uuid import UUID
 
 from aiohttp import web
 
-from audit.errors import Malformed
-from audit.handlers import ANSWERS, SERVICE, json_response
+from audit.errors import Forbidden, Malformed
+from audit.handlers import ANSWERS, IDENTITY, SERVICE, json_response
 from audit.models import (
     AuditQuery,
     FailuresQuery,
@@ -22,7 +22,7 @@ from audit.models import (
 )
 
 #: The answer is the client's to keep, and to be asked about each time.
-_HEADERS: Final = {"Cache-Control": "private, no-cache", "Vary": "Accept-Encoding"}
+_HEADERS: Final = {"Cache-Control": "private, no-cache", "Vary": "Accept-Encoding, Authorization"}
 #: A shorter body goes into one packet as it is.
 _SHORT_BYTES: Final = 1024
 _TAG = re.compile(r'"[^"]*"')
@@ -32,27 +32,43 @@ _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 async def get_failures(request: web.Request) -> web.Response:
     """The tasks that failed, newest first: by default, those of the last week."""
-    return await _list(request, lambda: parse_query(FailuresQuery, query_params(request)))
+    return await _list(request, FailuresQuery, query_params)
 
 
 async def get_by_service(request: web.Request) -> web.Response:
     """The tasks that touched one service, newest first."""
-    return await _list(request, lambda: _by_service(request))
+    return await _list(request, AuditQuery, _by_service)
 
 
 async def audit_query(request: web.Request) -> web.Response:
     """The tasks that match every filter given, newest first."""
-    return await _list(request, lambda: parse_query(AuditQuery, query_params(request)))
+    return await _list(request, AuditQuery, query_params)
 
 
-def _by_service(request: web.Request) -> AuditQuery:
+def _by_service(request: web.Request) -> dict[str, list[str]]:
     params = query_params(request)
     params["service"] = [_last_segment(request), *params.get("service", [])]
-    return parse_query(AuditQuery, params)
+    return params
 
 
-async def _list(request: web.Request, parse: Callable[[], TaskQuery]) -> web.Response:
-    answer = await request.app[ANSWERS].find(request.raw_path, parse)
+async def _list(
+    request: web.Request,
+    model: type[TaskQuery],
+    read: Callable[[web.Request], dict[str, list[str]]],
+) -> web.Response:
+    project_id = request[IDENTITY].project_id
+    question = request.raw_path if project_id is None else f"{project_id} {request.raw_path}"
+
+    def parse() -> TaskQuery:
+        params = read(request)
+        if project_id is not None:
+            params.setdefault("project_id", [str(project_id)])
+        query = parse_query(model, params)
+        if project_id is not None and query.project_id != project_id:
+            raise Forbidden(f"this key is for the project {project_id} alone")
+        return query
+
+    answer = await request.app[ANSWERS].find(question, parse)
     headers = dict(_HEADERS)
     if answer.etag:
         headers["ETag"] = answer.etag
@@ -88,7 +104,9 @@ def _takes_gzip(accepted: str) -> bool:
 
 async def get_task(request: web.Request) -> web.Response:
     """One task whole."""
-    document = await request.app[SERVICE].get_task(task_id_of(request))
+    document = await request.app[SERVICE].get_task(
+        task_id_of(request), project_id=request[IDENTITY].project_id
+    )
     return json_response(document.json.encode())
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Collection
 from aiohttp import web
 
 from audit.errors import BodyTooLarge, BodyTooSlow, Invalid, Malformed, UnsupportedMedia
-from audit.handlers import SERVICE, SETTINGS, json_response
+from audit.handlers import IDENTITY, SERVICE, SETTINGS, json_response
 from audit.handlers.reading import query_params, task_id_of
 from audit.models import NoParams, TaskBatch, parse_change, parse_lines, parse_query, parse_tasks
 
@@ -25,7 +25,7 @@ async def record(request: web.Request) -> web.Response:
     if _content_type(request, (JSON, NDJSON)) == NDJSON:
         batches = await _read_lines(request)
     else:
-        batches = [parse_tasks(await _read(request))]
+        batches = [parse_tasks(await _read(request), request[IDENTITY].project_id)]
     # A client that leaves must not undo what may be committed already.
     result = await asyncio.shield(request.app[SERVICE].record_batches(batches))
     body = {
@@ -41,7 +41,10 @@ async def update(request: web.Request) -> web.Response:
     task_id = task_id_of(request)
     _content_type(request, (JSON,))
     change = parse_change(await _read(request))
-    document = await asyncio.shield(request.app[SERVICE].update_judged(task_id, change))
+    project_id = request[IDENTITY].project_id
+    document = await asyncio.shield(
+        request.app[SERVICE].update_judged(task_id, change, project_id=project_id)
+    )
     return json_response(document.json.encode())
 
 
@@ -61,6 +64,7 @@ async def _read(request: web.Request) -> bytes:
 
 async def _read_lines(request: web.Request) -> list[TaskBatch]:
     """Judge NDJSON while it arrives; lines of white space are passed over."""
+    project_id = request[IDENTITY].project_id
     batches: list[TaskBatch] = []
     lines: list[tuple[int, bytes]] = []
     number = 1
@@ -73,11 +77,11 @@ async def _read_lines(request: web.Request) -> list[TaskBatch]:
             number += 1
             pieces = [other]
         while len(lines) >= _LINES_IN_BATCH:
-            batches.append(parse_lines(lines[:_LINES_IN_BATCH]))
+            batches.append(parse_lines(lines[:_LINES_IN_BATCH], project_id))
             del lines[:_LINES_IN_BATCH]
     _add_line(lines, number, pieces)
     if lines:
-        batches.append(parse_lines(lines))
+        batches.append(parse_lines(lines, project_id))
     if not batches:
         raise Invalid("the body is empty", errors=[{"field": "", "detail": "must hold a task"}])
     return batches
