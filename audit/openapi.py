@@ -388,11 +388,26 @@ def _record() -> dict[str, Any]:
                 "All were recorded before, with the same content",
                 _json(_ref("RecordedBody"), duplicates=("Two duplicates", known)),
             ),
-            "201": _answer(
-                "Recorded, and durable", _json(_ref("RecordedBody"), recorded=("Two tasks", new))
-            ),
+            "201": {
+                **_answer(
+                    "Recorded, and durable",
+                    _json(_ref("RecordedBody"), recorded=("Two tasks", new)),
+                ),
+                "links": {
+                    "first_task": _link("get_task", "The first of them"),
+                    "change_of_first_task": _link("update", "Moves the first of them on"),
+                },
+            },
             **_problems(*_SENDING),
         },
+    }
+
+
+def _link(operation: str, description: str) -> dict[str, Any]:
+    return {
+        "operationId": operation,
+        "parameters": {"task_id": "$response.body#/task_ids/0"},
+        "description": description,
     }
 
 

@@ -31,12 +31,17 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         response = _respond(problem, request_id)
     except web.HTTPException as refused:
         if refused.status < HTTPStatus.BAD_REQUEST:
-            refused.headers["X-Request-ID"] = request_id
+            _named(refused, request_id)
             raise
         response = _of_aiohttp(refused, request, request_id)
     except Exception:
         log.exception("request %s failed: %s %s", request_id, request.method, request.path)
         response = _respond(Problem(f"the log has it under {request_id}"), request_id)
+    return _named(response, request_id)
+
+
+def _named(response: web.StreamResponse, request_id: str) -> web.StreamResponse:
+    """Tell whose answer it is, and to which request; aiohttp would tell its version."""
     response.headers["X-Request-ID"] = request_id
     response.headers["Server"] = "task-audit"
     return response
@@ -114,9 +119,7 @@ async def _meet_expectation(request: web.Request) -> web.StreamResponse | None:
         await _send_continue(request)
     except web.HTTPExpectationFailed as refused:
         request_id = _request_id(request)
-        response = _of_aiohttp(refused, request, request_id)
-        response.headers["X-Request-ID"] = request_id
-        return response
+        return _named(_of_aiohttp(refused, request, request_id), request_id)
     return None
 
 
@@ -137,9 +140,8 @@ def _refuse_unreadable(
     else:
         log.error("request %s failed outside of its handler", request_id, exc_info=exc)
         response = _plain(status, "", request_id)
-    response.headers["X-Request-ID"] = request_id
     response.force_close()
-    return response
+    return _named(response, request_id)
 
 
 # aiohttp offers no other way to shape these answers; its own echo the input and name its version.

@@ -9,21 +9,27 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 AUDIT = Path(sys.executable).with_name("audit")
 
 
 @contextlib.contextmanager
 def serving(
-    *options: str, audit: Sequence[str | Path] = (AUDIT,), **variables: str
+    *options: str,
+    audit: Sequence[str | Path] = (AUDIT,),
+    log: IO[bytes] | None = None,
+    **variables: str,
 ) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
     """Run `audit serve` on a free port; yield the process, its URL and the lines that it printed.
 
-    It is stopped by SIGINT at the end if it still runs.
+    What it logs goes to `log`; None: to this process's own. It is stopped by SIGINT at the end if
+    it still runs.
     """
     process = subprocess.Popen(
         [*audit, "serve", "--port", "0", *options],
         stdout=subprocess.PIPE,
+        stderr=log,
         text=True,
         env={**os.environ, **variables},
         start_new_session=True,

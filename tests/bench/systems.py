@@ -50,8 +50,8 @@ class System:
 @contextlib.contextmanager
 def service(dsn: str, *, workers: int = WORKERS, computing: bool = False) -> Iterator[System]:
     """Run the service; `computing` is without its memory of answers."""
-    variables = {**_PATIENT, **(_COMPUTING if computing else {})}
-    with serving("--workers", str(workers), AUDIT_DSN=dsn, **variables) as (process, url, _):
+    variables = {**_PATIENT, **(_COMPUTING if computing else {}), "AUDIT_DSN": dsn}
+    with serving("--workers", str(workers), log=None, **variables) as (process, url, _):
         parts = urlsplit(url)
         assert parts.hostname
         assert parts.port
