@@ -8,8 +8,9 @@ TASKS ?= 3000000
 SECONDS ?= 2
 ROUNDS ?= 3
 PARTS ?= all
+DIST ?= dist
 
-.PHONY: help install run test check format bench lock clean
+.PHONY: help install run test check format bench release lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -22,11 +23,16 @@ run: .venv/installed  ## Start the service with demo data on http://127.0.0.1:80
 test: .venv/installed-dev  ## Run every test on a PostgreSQL that they start themselves
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile
 
-check: .venv/installed-dev  ## Check format, lint and types
+check: .venv/installed-dev  ## Check format, lint, types and known vulnerabilities
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/sqlfluff lint --processes 2 sql migrations
+	@rm -f .venv/advisories.json
+	@.venv/bin/pip-audit --requirement requirements.lock --require-hashes --disable-pip \
+		--progress-spinner off --format json --output .venv/advisories.json 2> .venv/pip-audit.log \
+		|| if [ -s .venv/advisories.json ]; then cat .venv/pip-audit.log .venv/advisories.json; exit 1; \
+		else echo "pip-audit reads no advisories here: what is pinned was not checked"; fi
 
 format: .venv/installed-dev  ## Format the code
 	.venv/bin/ruff format .
@@ -35,6 +41,11 @@ format: .venv/installed-dev  ## Format the code
 bench: .venv/installed-bench  ## Measure the service: TASKS=3000000 SECONDS=2 ROUNDS=3 PARTS=all
 	.venv/bin/python -m tests.bench --tasks $(TASKS) --seconds $(SECONDS) --rounds $(ROUNDS) \
 		--parts $(PARTS)
+
+release: .venv/installed-dev  ## Build the wheel, the sdist and a bill of materials into dist
+	.venv/bin/python -m hatchling build --directory $(DIST)
+	.venv/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml \
+		--output-reproducible --output-file $(DIST)/sbom.cdx.json
 
 lock:  ## Pin the newest allowed versions, with hashes (needs uv)
 	$(UV_COMPILE) pyproject.toml --output-file requirements.lock
