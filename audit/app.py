@@ -12,7 +12,7 @@ from aiohttp.typedefs import Handler
 
 from audit.access import Scope
 from audit.answers import Answers
-from audit.database import open_pool
+from audit.database import NotGranted, open_pool
 from audit.errors import Problem, TooManyRequests
 from audit.guard import Guard
 from audit.handlers import ANSWERS, POOL, SERVICE, SETTINGS, docs, health, reading, writing
@@ -26,6 +26,8 @@ log = logging.getLogger("audit")
 _API = "/api/v1/audit"
 _PARTITIONS_EVERY_SECONDS = 3600
 _FOLD_EVERY_SECONDS = 1
+#: A role that only reads may be granted more meanwhile.
+_GRANTS_EVERY_SECONDS = 3600
 
 
 def create_app(settings: Settings, dsn: str, rates: Rates | None = None) -> web.Application:
@@ -106,11 +108,15 @@ async def _keep_partitions_ahead(service: AuditService) -> None:
 async def _keep_counts_folded(service: AuditService) -> None:
     """One process in the whole cluster folds at a time; the others find that out, and wait."""
     while True:
-        folded = 0
+        folded, pause = 0, _FOLD_EVERY_SECONDS
         with _logged("folding the counts"):
-            folded = await service.fold_counts()
+            try:
+                folded = await service.fold_counts()
+            except NotGranted:
+                pause = _GRANTS_EVERY_SECONDS
+                raise
         if folded < FOLDED_AT_ONCE:
-            await asyncio.sleep(_FOLD_EVERY_SECONDS)
+            await asyncio.sleep(pause)
 
 
 @contextlib.contextmanager

@@ -309,6 +309,19 @@ def migrate(
         bool,
         typer.Option("--rollback", help="Roll back the last migration, or all after --to."),
     ] = False,
+    grant_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grant-to",
+            metavar="ROLE",
+            help="Then let this role do what the service does, and nothing else. Repeatable;"
+            " give it with every migration.",
+        ),
+    ] = None,
+    grant_read_to: Annotated[
+        list[str] | None,
+        typer.Option("--grant-read-to", metavar="ROLE", help="The same for a role that reads."),
+    ] = None,
     dsn: Dsn = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -316,6 +329,9 @@ def migrate(
     from audit import migrate as migrations
     from audit.server import database
 
+    serving, reading = grant_to or [], grant_read_to or []
+    if serving or reading:
+        _judge_roles(serving, reading, is_newest=not (status or rollback or to is not None))
     settings = _settings(dsn=dsn, data_dir=data_dir, migrate=False)
     with database(settings) as address:
         if status:
@@ -328,11 +344,38 @@ def migrate(
             done = migrations.roll_back(address, to) if rollback else migrations.apply(address, to)
         except Invalid as refused:
             raise typer.BadParameter(refused.detail, param_hint="--to") from None
-    verb = "rolled back" if rollback else "applied"
-    for name in done:
-        out.print(f"{verb} {name}")
-    if not done:
-        out.print("nothing to do")
+        verb = "rolled back" if rollback else "applied"
+        for name in done:
+            out.print(f"{verb} {name}")
+        if serving or reading:
+            _grant(address, serving, reading)
+        elif not done:
+            out.print("nothing to do")
+
+
+def _judge_roles(serving: list[str], reading: list[str], *, is_newest: bool) -> None:
+    if not is_newest:
+        raise typer.BadParameter(
+            "--grant-to and --grant-read-to need the newest schema: leave out --status, --to and"
+            " --rollback"
+        )
+    for role in (*serving, *reading):
+        if not role.isprintable():
+            raise typer.BadParameter(f"{role!r} is not the name of a role")
+        if role in serving and role in reading:
+            raise typer.BadParameter(f"--grant-read-to: --grant-to lets {role} read already")
+
+
+def _grant(dsn: str, serving: list[str], reading: list[str]) -> None:
+    from audit import migrate as migrations
+
+    try:
+        migrations.grant(dsn, serving, reading)
+    except Invalid as refused:
+        raise typer.BadParameter(refused.detail) from None
+    for verb, roles in (("serve", serving), ("read", reading)):
+        for role in roles:
+            out.print(f"granted {role} to {verb}", markup=False)
 
 
 @app.command()

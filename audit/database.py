@@ -24,6 +24,10 @@ class _Session(asyncpg.Connection):
         return ""
 
 
+class NotGranted(Unavailable):
+    """The role that we are in the database may not do this."""
+
+
 @asynccontextmanager
 async def open_pool(settings: Settings, dsn: str) -> AsyncIterator[Pool]:
     """Open `settings.pool_size` connections and close them at the end.
@@ -83,7 +87,7 @@ def driver_errors() -> Iterator[None]:
         raise problem from failure
 
 
-def _meaning(failure: Exception) -> Problem | None:
+def _meaning(failure: Exception) -> Problem | None:  # noqa: PLR0911 - a table
     match failure:
         case asyncpg.QueryCanceledError():
             return TimedOut("the query ran into its time limit; ask for less, or narrow the time")
@@ -105,6 +109,10 @@ def _meaning(failure: Exception) -> Problem | None:
             | asyncpg.ReadOnlySQLTransactionError()
         ):
             return Unavailable("the database does not answer", retry_after_seconds=1)
+        case asyncpg.InsufficientPrivilegeError():
+            return NotGranted(
+                "the role of the service in the database may not do this", retry_after_seconds=10
+            )
         case (
             asyncpg.UndefinedTableError()
             | asyncpg.UndefinedObjectError()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -96,6 +96,26 @@ def roll_back(dsn: str, to: str | None = None) -> list[str]:
                 backend.log_migration(migration, "rollback")
                 backend.unmark_one(migration, log=False)
         return [migration.id for migration in surplus]
+
+
+def grant(dsn: str, serving: Iterable[str], reading: Iterable[str]) -> None:
+    """Let roles do what the service does, or only read; take from them what they had besides.
+
+    All of it is granted, or nothing. Run it again after each `apply`.
+
+    Raises:
+        Invalid: there is no such role.
+        Unavailable: grants would not bind a role, or we may not grant.
+    """
+    with _backend(dsn) as (backend, _), backend.transaction():
+        cursor = psycopg.RawCursor(backend.connection)
+        try:
+            for role in serving:
+                cursor.execute(statements.GRANT_SERVING, [role])
+            for role in reading:
+                cursor.execute(statements.GRANT_READING, [role])
+        except psycopg.errors.UndefinedObject as unknown:
+            raise Invalid(str(unknown.diag.message_primary)) from None
 
 
 def _up_to(migrations: MigrationList, to: str | None) -> set[str]:

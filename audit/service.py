@@ -332,7 +332,7 @@ class AuditService:
         except asyncpg.SerializationError:
             return 0  # another process has just folded them
         folded: int = row["folded"] or 0
-        if folded:
+        if folded and row["may_vacuum"]:
             async with self._connection() as connection:
                 await connection.execute(statements.VACUUM_DELTAS)
         return folded

@@ -30,6 +30,26 @@ FAST = {
     "autovacuum": "off",
 }
 
+#: The role that the service has in the tests of its API: whatever it does, its grants suffice.
+SERVING = "serving"
+
+#: A superuser may still remove tasks so.
+EMPTY = (
+    "SET session_replication_role = replica",
+    "ALTER TABLE tasks DISABLE TRIGGER refuse_delete",
+    "ALTER TABLE task_keys DISABLE TRIGGER refuse_change",
+    "DELETE FROM tasks",
+    "DELETE FROM task_keys",
+    "DELETE FROM task_counts",
+    "DELETE FROM task_count_splits",
+    "DELETE FROM task_count_deltas",
+    "DELETE FROM task_day_changes",
+    "DELETE FROM access_keys",
+    "ALTER TABLE task_keys ENABLE ALWAYS TRIGGER refuse_change",
+    "ALTER TABLE tasks ENABLE ALWAYS TRIGGER refuse_delete",
+    "RESET session_replication_role",
+)
+
 RELATIONS = "SELECT count(*) FROM pg_class"
 
 _numbers = itertools.count()
@@ -60,12 +80,17 @@ def of_database(postgres: str, name: str) -> str:
     return postgres.replace("/postgres?", f"/{name}?")
 
 
+def as_role(dsn: str, role: str) -> str:
+    return dsn.replace("//audit@", f"//{role}@")
+
+
 @pytest.fixture(scope="session")
 def template(postgres: str) -> str:
     """The name of a migrated database that tests copy."""
-    execute(postgres, "CREATE DATABASE migrated")
+    execute(postgres, "CREATE DATABASE migrated", f"CREATE ROLE {SERVING} LOGIN")
     dsn = of_database(postgres, "migrated")
     migrate.apply(dsn)
+    migrate.grant(dsn, [SERVING], [])
     execute(dsn, "SELECT make_task_partition(now() - m * interval '1 month', 'month') "
                  "FROM generate_series(-1, 13) AS m")  # fmt: skip
     return "migrated"
@@ -96,14 +121,7 @@ def dsn(postgres: str, template: str, spare: list[tuple[str, int]]) -> Iterator[
         address,
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()",
-        "SET session_replication_role = replica",
-        "DELETE FROM tasks",
-        "DELETE FROM task_keys",
-        "DELETE FROM task_counts",
-        "DELETE FROM task_count_splits",
-        "DELETE FROM task_count_deltas",
-        "DELETE FROM task_day_changes",
-        "DELETE FROM access_keys",
+        *EMPTY,
         RELATIONS,
     )
     if left == relations:
@@ -141,7 +159,7 @@ async def client(
     dsn: str, settings: Settings, aiohttp_client: Callable[..., Awaitable[Client]]
 ) -> Client:
     """A client of the whole application on a database without tasks."""
-    return await aiohttp_client(create_app(settings, dsn))
+    return await aiohttp_client(create_app(settings, as_role(dsn, SERVING)))
 
 
 def ago(**parts: float) -> datetime:

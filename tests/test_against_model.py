@@ -14,7 +14,7 @@ from audit.models import AuditQuery
 from audit.paging import Pager
 from audit.service import AuditService
 from audit.states import State
-from tests.conftest import ago
+from tests.conftest import EMPTY, ago
 
 CLOCK = ago().replace(microsecond=0)
 SERVICES = ["a", "b", "c/d", "é"]
@@ -117,12 +117,7 @@ async def start_anew(service: AuditService, history: list[dict[str, Any]], folde
     """Record a history; the counts of its first `folded` tasks are folded, in tiny buckets."""
     service._pager = Pager(portion=3)
     async with service._pool.acquire() as connection, connection.transaction():
-        await connection.execute("SET LOCAL session_replication_role = replica")
-        await connection.execute("DELETE FROM tasks")
-        await connection.execute("DELETE FROM task_keys")
-        await connection.execute(
-            "TRUNCATE task_counts, task_count_splits, task_count_deltas, task_day_changes"
-        )
+        await connection.execute("; ".join(EMPTY))
         await connection.execute(
             "CREATE OR REPLACE FUNCTION most_in_whole_bucket() RETURNS bigint"
             " LANGUAGE sql IMMUTABLE RETURN 2"

@@ -74,6 +74,7 @@ def test_commands_of_the_readme_run_and_print_what_it_says(tmp_path: Path) -> No
         for block in blocks("sh"):
             block_here = block.replace("http://127.0.0.1:8080", url).replace("curl ", "curl -sS ")
             block_here = block_here.replace("--status", f"--status --data-dir {other}")
+            block_here = re.sub(r"(audit keys .*)", rf"\1 --data-dir {other}", block_here)
             for command in re.split(r"\n(?=\S)", block_here.strip()):
                 if command.startswith(ELSEWHERE):
                     continue

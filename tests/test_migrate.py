@@ -43,10 +43,13 @@ UNION ALL
 SELECT 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(pg_constraint.oid)
 FROM pg_constraint JOIN own_relations ON conrelid = own_relations.oid
 UNION ALL
-SELECT 'trigger', tgrelid::regclass::text, tgname, pg_get_triggerdef(pg_trigger.oid)
+SELECT 'trigger', tgrelid::regclass::text, tgname,
+    concat_ws(' ', tgenabled, pg_get_triggerdef(pg_trigger.oid))
 FROM pg_trigger JOIN own_relations ON tgrelid = own_relations.oid
 UNION ALL
-SELECT 'function', proname, NULL, pg_get_functiondef(pg_proc.oid) FROM pg_proc
+SELECT 'function', proname, has_function_privilege('public', oid, 'EXECUTE')::text,
+    pg_get_functiondef(oid)
+FROM pg_proc
 WHERE pronamespace = 'public'::regnamespace
     AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = pg_proc.oid AND deptype = 'e')
 UNION ALL
@@ -130,6 +133,32 @@ def test_what_the_service_made_since_goes_with_a_rollback(empty_dsn: str) -> Non
         migrate.roll_back(empty_dsn)
 
     assert [] == schema(empty_dsn)
+
+
+ROLES = "0006_grant_roles"
+
+
+def test_partitions_made_before_are_guarded_as_those_made_after(guarded_dsn: str) -> None:
+    migrate.apply(guarded_dsn, before(ROLES))
+    without = schema(guarded_dsn)
+    migrate.apply(guarded_dsn, ROLES)
+    execute(guarded_dsn, "SELECT make_task_partition('2011-01-01', 'month')")
+
+    guards = [
+        {(name, enabled) for name, enabled in execute(
+            guarded_dsn,
+            "SELECT tgname, tgenabled FROM pg_trigger JOIN pg_partition_tree('tasks')"
+            f" ON tgrelid = relid WHERE level > 0 AND ('tasks_20110101' = relid::text) = {made}",
+        )}
+        for made in (True, False)
+    ]  # fmt: skip
+    assert guards[0] == guards[1]
+    assert ("refuse_truncate", "A") in guards[0]
+
+    execute(guarded_dsn, "ALTER TABLE tasks DETACH PARTITION tasks_20110101")
+    execute(guarded_dsn, "DROP TABLE tasks_20110101")
+    migrate.roll_back(guarded_dsn)
+    assert without == schema(guarded_dsn)
 
 
 def test_status_shows_every_migration_in_its_order(empty_dsn: str) -> None:
