@@ -15,11 +15,13 @@ from audit.answers import Answers
 from audit.database import NotGranted, open_pool
 from audit.errors import Problem, TooManyRequests
 from audit.guard import Guard
-from audit.handlers import ANSWERS, POOL, SERVICE, SETTINGS, docs, health, reading, writing
+from audit.handlers import ANSWERS, METRICS, POOL, SERVICE, SETTINGS, docs, health, reading, writing
+from audit.metrics import Metrics, Seat
 from audit.problems import problems
 from audit.rates import Rates
 from audit.service import FOLDED_AT_ONCE, AuditService
 from audit.settings import Settings
+from audit.watching import watching
 
 log = logging.getLogger("audit")
 
@@ -30,12 +32,15 @@ _FOLD_EVERY_SECONDS = 1
 _GRANTS_EVERY_SECONDS = 3600
 
 
-def create_app(settings: Settings, dsn: str, rates: Rates | None = None) -> web.Application:
+def create_app(
+    settings: Settings, dsn: str, rates: Rates | None = None, seat: Seat | None = None
+) -> web.Application:
     """Return the service on the database at `dsn`, whose schema is current.
 
-    `rates` are those that all workers share; None: there is only this one.
+    `rates` are those that all workers share, `seat` is where this one counts for all of them;
+    None: there is no other.
     """
-    app = web.Application(middlewares=[problems])
+    app = web.Application()
     app[SETTINGS] = settings
     guard = Guard(settings, rates or Rates(settings.rate_per_second))
     app.cleanup_ctx.append(_guard(guard, dsn))
@@ -56,7 +61,10 @@ def create_app(settings: Settings, dsn: str, rates: Rates | None = None) -> web.
     app.router.add_patch(_API + "/tasks/{task_id:[^/]+}", records(writing.update))
     app.router.add_get("/healthz", health.healthz)
     app.router.add_get("/readyz", health.readyz)
+    app.router.add_get("/metrics", guard.allow(Scope.ADMIN)(health.metrics))
     docs.add_routes(app)
+    app[METRICS] = Metrics((resource.canonical for resource in app.router.resources()), seat)
+    app.middlewares.extend([watching(app[METRICS]), problems])
     return app
 
 
@@ -77,12 +85,13 @@ def _guard(guard: Guard, dsn: str) -> Callable[[web.Application], AsyncIterator[
 def _service(dsn: str) -> Callable[[web.Application], AsyncIterator[None]]:
     async def run(app: web.Application) -> AsyncIterator[None]:
         settings = app[SETTINGS]
-        async with open_pool(settings, dsn) as pool:
+        async with open_pool(settings, dsn, app[METRICS]) as pool:
             app[POOL] = pool
             app[SERVICE] = AuditService(
                 pool,
                 partition=settings.partition,
                 acquire_timeout_seconds=settings.acquire_timeout_seconds,
+                metrics=app[METRICS],
             )
             app[ANSWERS] = Answers(app[SERVICE], settings.answers_bytes)
             upkeep = [

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
 from audit import statements
 from audit.errors import Malformed, Problem, TimedOut, Unavailable
+from audit.metrics import TRANSACTION, Metrics
 from audit.settings import Settings
 
 if TYPE_CHECKING:
@@ -17,11 +20,53 @@ if TYPE_CHECKING:
     Connection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
 
 
+_Result = TypeVar("_Result")
+_noted: ContextVar[set[str] | None] = ContextVar("noted", default=None)
+
+
+def note_statements() -> set[str]:
+    """Return a set that gets the names of the statements run from here on, in this context."""
+    names: set[str] = set()
+    _noted.set(names)
+    return names
+
+
 class _Session(asyncpg.Connection):
-    """A connection whose release costs no round trip: nothing here sets state of a session."""
+    """A connection that counts its statements.
+
+    Its release costs no round trip: nothing here sets state of a session.
+    """
+
+    metrics: Metrics
 
     def get_reset_query(self) -> str:
         return ""
+
+    async def fetch(self, query: str, *values: Any, **options: Any) -> Any:
+        return await self._watched(query, super().fetch(query, *values, **options))
+
+    async def fetchrow(self, query: str, *values: Any, **options: Any) -> Any:
+        return await self._watched(query, super().fetchrow(query, *values, **options))
+
+    async def fetchval(self, query: str, *values: Any, **options: Any) -> Any:
+        return await self._watched(query, super().fetchval(query, *values, **options))
+
+    async def execute(self, query: str, *values: Any, **options: Any) -> str:
+        return await self._watched(query, super().execute(query, *values, **options))
+
+    async def _watched(self, query: str, running: Awaitable[_Result]) -> _Result:
+        name = statements.name_of(query) or TRANSACTION
+        noted = _noted.get()
+        if noted is not None:
+            noted.add(name)
+        failed = True
+        started = time.perf_counter()
+        try:
+            result = await running
+            failed = False
+            return result
+        finally:
+            self.metrics.statement(name, time.perf_counter() - started, failed=failed)
 
 
 class NotGranted(Unavailable):
@@ -29,18 +74,28 @@ class NotGranted(Unavailable):
 
 
 @asynccontextmanager
-async def open_pool(settings: Settings, dsn: str) -> AsyncIterator[Pool]:
+async def open_pool(
+    settings: Settings, dsn: str, metrics: Metrics | None = None
+) -> AsyncIterator[Pool]:
     """Open `settings.pool_size` connections and close them at the end.
 
     Raises:
         Unavailable: the database does not let us in.
     """
+    metrics = metrics or Metrics()
+    metrics.pool(settings.pool_size)
+
+    async def count(session: asyncpg.Connection[asyncpg.Record]) -> None:
+        assert isinstance(session, _Session)  # noqa: S101 - as the pool is told
+        session.metrics = metrics
+
     with driver_errors():
         pool = await asyncpg.create_pool(
             dsn,
             min_size=settings.pool_size,
             max_size=settings.pool_size,
             connection_class=_Session,
+            init=count,
             max_inactive_connection_lifetime=0,
             max_cached_statement_lifetime=0,
             server_settings={

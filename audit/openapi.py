@@ -252,6 +252,7 @@ def document() -> dict[str, Any]:
             },
             "/healthz": {"get": _healthz()},
             "/readyz": {"get": _readyz()},
+            "/metrics": {"get": _needs(Scope.ADMIN, _metrics())},
             "/openapi.json": {"get": _openapi_json()},
             "/docs": {"get": _docs()},
         },
@@ -456,6 +457,27 @@ def _readyz() -> dict[str, Any]:
         "responses": {
             "200": _answer("It can", _status("ready")),
             **_problems(errors.Problem, errors.Unavailable, errors.TimedOut),
+        },
+    }
+
+
+def _metrics() -> dict[str, Any]:
+    line = 'task_audit_http_requests_total{route="/healthz",method="GET",status="200"} 7.0\n'
+    text = {"schema": {"type": "string"}, "examples": _examples(text=("Text", line))}
+    return {
+        "operationId": "metrics",
+        "tags": ["service"],
+        "summary": "What the service has done, for Prometheus",
+        "description": "Of all workers. Also in the format of OpenMetrics, where it is asked for.",
+        "responses": {
+            "200": _answer("All metrics", {"text/plain": text}),
+            **_problems(
+                errors.Unauthenticated,
+                errors.Forbidden,
+                errors.TooManyRequests,
+                errors.Problem,
+                errors.Unavailable,
+            ),
         },
     }
 

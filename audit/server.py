@@ -26,6 +26,7 @@ from audit.app import create_app
 from audit.database import open_pool
 from audit.errors import Unavailable
 from audit.keys import read_keys
+from audit.metrics import Seat, seats
 from audit.rates import Rates
 from audit.service import AuditService
 from audit.settings import Settings
@@ -144,6 +145,7 @@ async def _serve(
     listener: socket.socket,
     rates: Rates,
     ready: Callable[[], None],
+    seat: Seat | None = None,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -153,7 +155,7 @@ async def _serve(
     if parent is not None:
         loop.add_reader(parent.sentinel, stop.set)
     runner = web.AppRunner(
-        create_app(settings, dsn, rates),
+        create_app(settings, dsn, rates, seat),
         access_log=None,
         handler_cancellation=True,
         keepalive_timeout=_KEEPALIVE_SECONDS,
@@ -168,9 +170,9 @@ async def _serve(
         await runner.cleanup()
 
 
-def _work(settings: Settings, dsn: str, listener: socket.socket, rates: Rates) -> None:
+def _work(settings: Settings, dsn: str, listener: socket.socket, rates: Rates, seat: Seat) -> None:
     try:
-        run(_serve(settings, dsn, listener, rates, lambda: None))
+        run(_serve(settings, dsn, listener, rates, lambda: None, seat))
     except KeyboardInterrupt:
         pass
     except Unavailable as failure:
@@ -190,12 +192,15 @@ def _supervise(
     """Keep the workers running; a worker that dies is replaced."""
     context = multiprocessing.get_context("fork")
 
-    def start() -> ForkProcess:
-        worker = context.Process(target=_work, args=(settings, dsn, listener, rates), daemon=True)
+    def start(seat: Seat) -> ForkProcess:
+        worker = context.Process(
+            target=_work, args=(settings, dsn, listener, rates, seat), daemon=True
+        )
         worker.start()
         return worker
 
-    workers = [start() for _ in range(settings.workers)]
+    places = seats(settings.workers)
+    workers = [start(seat) for seat in places]
     try:
         ready()
         while True:
@@ -205,7 +210,8 @@ def _supervise(
                 if worker.sentinel in ended:
                     worker.join()
                     log.warning("worker %d ended with %s", worker.pid, worker.exitcode)
-                    workers[index] = start()
+                    places[index].restarted()
+                    workers[index] = start(places[index])
     finally:
         for worker in workers:
             worker.terminate()

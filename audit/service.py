@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -15,7 +16,8 @@ import asyncpg
 from audit import cursor, models, statements
 from audit.cursor import Cursor
 from audit.database import driver_errors, fetch_row
-from audit.errors import Conflict, FieldError, Invalid, TaskNotFound, Unavailable
+from audit.errors import Conflict, FieldError, Invalid, Problem, TaskNotFound, Unavailable
+from audit.metrics import Deltas, Metrics
 from audit.models import (
     DEFAULT_FAILURE_DAYS,
     AuditQuery,
@@ -89,8 +91,10 @@ class AuditService:
         *,
         partition: Partition = "month",
         acquire_timeout_seconds: float = 5,
+        metrics: Metrics | None = None,
     ) -> None:
         self._pool = pool
+        self._metrics = metrics or Metrics()
         self._partition = partition
         self._acquire_timeout_seconds = acquire_timeout_seconds
         self._pager = Pager()
@@ -259,7 +263,9 @@ class AuditService:
                     await self._refuse_conflicts(connection, row)
                 recorded += row["recorded"]
                 task_ids += json.loads(row["task_ids"] or "[]")
-        return Recorded(recorded, len(task_ids) - recorded, task_ids)
+        duplicates = len(task_ids) - recorded
+        self._metrics.recorded(recorded, duplicates)
+        return Recorded(recorded, duplicates, task_ids)
 
     @staticmethod
     async def _refuse_conflicts(connection: Connection, row: asyncpg.Record) -> None:
@@ -332,10 +338,21 @@ class AuditService:
         except asyncpg.SerializationError:
             return 0  # another process has just folded them
         folded: int = row["folded"] or 0
+        if row["folded"] is not None and folded < FOLDED_AT_ONCE:
+            self._metrics.folded()
         if folded and row["may_vacuum"]:
             async with self._connection() as connection:
                 await connection.execute(statements.VACUUM_DELTAS)
         return folded
+
+    async def measure_deltas(self, timeout_seconds: float) -> Deltas | None:
+        """Return how much is not folded; None: the database did not tell in that time."""
+        try:
+            async with asyncio.timeout(timeout_seconds), self._connection() as connection:
+                row = await fetch_row(connection, statements.MEASURE_DELTAS)
+        except (TimeoutError, Problem, asyncpg.PostgresError):
+            return None
+        return Deltas(row["estimate"], row["size_bytes"])
 
     async def check_counts(self) -> list[asyncpg.Record]:
         """Recount all tasks; return the counts that differ, as `check_counts.sql` shows them."""
@@ -358,8 +375,13 @@ class AuditService:
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
         with driver_errors():
-            async with self._pool.acquire(timeout=self._acquire_timeout_seconds) as connection:
-                yield connection
+            with self._metrics.waiting:
+                connection = await self._pool.acquire(timeout=self._acquire_timeout_seconds)
+            try:
+                with self._metrics.in_use:
+                    yield connection
+            finally:
+                await self._pool.release(connection)
 
 
 async def _clock(

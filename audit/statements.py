@@ -13,8 +13,23 @@ def folder(name: str) -> Traversable:
     return installed if installed.is_dir() else package / ".." / name
 
 
+_names: dict[str, str] = {}
+
+
 def _read(name: str) -> str:
-    return (folder("sql") / f"{name}.sql").read_text(encoding="utf-8")
+    text = (folder("sql") / f"{name}.sql").read_text(encoding="utf-8")
+    _names[text] = name
+    return text
+
+
+def names() -> list[str]:
+    """Return the names of all statements: those of their files, without the ending."""
+    return list(_names.values())
+
+
+def name_of(text: str) -> str | None:
+    """Return the name of a statement; None: it is none of ours."""
+    return _names.get(text)
 
 
 LIST_TASKS = _read("list_tasks")
@@ -29,6 +44,7 @@ MAKE_PARTITIONS = _read("make_partitions")
 MAKE_COMING_PARTITIONS = _read("make_coming_partitions")
 FOLD_COUNTS = _read("fold_counts")
 VACUUM_DELTAS = _read("vacuum_deltas")
+MEASURE_DELTAS = _read("measure_deltas")
 CHECK_COUNTS = _read("check_counts")
 REBUILD_COUNTS = _read("rebuild_counts")
 CREATE_KEY = _read("create_key")

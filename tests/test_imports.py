@@ -20,22 +20,23 @@ LAYERS = [
     {"app"},
     {"guard"},
     {"handlers.reading", "handlers.writing", "handlers.health", "handlers.docs"},
-    {"handlers", "problems", "openapi"},
+    {"handlers", "problems", "openapi", "watching"},
     {"answers", "provider"},
     {"service", "keys"},
     {"paging"},
     {"migrate", "embedded", "demo"},
     {"database"},
-    {"models", "cursor", "statements", "settings", "tallies", "rates", "access"},
-    {"errors", "states"},
+    {"models", "cursor", "metrics", "settings", "tallies", "rates", "access"},
+    {"errors", "states", "statements"},
 ]
 #: Within a line: writing reads a task's id and parameters as reading does.
 SIDEWAYS = {("handlers.writing", "handlers.reading")}
 THIRD_PARTIES = {
-    "aiohttp": {"app", "handlers", "problems", "server", "ingest", "guard", "provider"},
+    "aiohttp": {"app", "handlers", "problems", "server", "ingest", "guard", "provider", "watching"},
     "jwt": {"provider"},
     "asyncpg": {"database", "service", "paging", "tallies", "keys"},
     "yoyo": {"migrate"},
+    "prometheus_client": {"metrics"},
     "psycopg": {"migrate"},
     "typer": {"cli"},
     "uvloop": {"server"},

@@ -408,6 +408,7 @@ async def test_answers_are_as_described(client: Client) -> None:
         (400, f"{API}/query", "GET", f"{API}/query?outcome=[", {}),
         (200, "/healthz", "GET", "/healthz", {}),
         (200, "/readyz", "GET", "/readyz", {}),
+        (200, "/metrics", "GET", "/metrics", {}),
         (200, "/openapi.json", "GET", "/openapi.json", {}),
         (200, "/docs", "GET", "/docs", {}),
     ]:
@@ -425,7 +426,8 @@ async def assert_described(response: ClientResponse, path: str) -> None:
         return
     schema = described["content"][response.content_type]["schema"]
     text = await response.text()
-    validator(schema).validate(text if response.content_type == "text/html" else json.loads(text))
+    is_text = response.content_type.startswith("text/")
+    validator(schema).validate(text if is_text else json.loads(text))
 
 
 # --- the page -------------------------------------------------------------------------------------

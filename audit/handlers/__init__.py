@@ -8,6 +8,7 @@ from aiohttp import web
 
 from audit.access import Identity
 from audit.answers import Answers
+from audit.metrics import Metrics
 from audit.service import AuditService
 from audit.settings import Settings
 
@@ -18,6 +19,7 @@ SERVICE: Final = web.AppKey("service", AuditService)
 ANSWERS: Final = web.AppKey("answers", Answers)
 IDENTITY: Final = web.RequestKey("identity", Identity)
 SETTINGS: Final = web.AppKey("settings", Settings)
+METRICS: Final = web.AppKey("metrics", Metrics)
 POOL: Final[web.AppKey[Pool]] = web.AppKey("pool")
 
 

@@ -1,4 +1,4 @@
-"""Whether the process lives, and whether it can answer."""
+"""Whether the process lives, whether it can answer, and what it has done."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from aiohttp import web
 
 from audit.database import pending_migrations
 from audit.errors import Unavailable
-from audit.handlers import POOL, json_response
+from audit.handlers import METRICS, POOL, SERVICE, json_response
+
+_MEASURE_SECONDS = 1
 
 
 async def healthz(request: web.Request) -> web.Response:
@@ -23,3 +25,11 @@ async def readyz(request: web.Request) -> web.Response:
             retry_after_seconds=10,
         )
     return json_response(b'{"status":"ready"}')
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """What all workers have counted, in the format that Prometheus asks for."""
+    deltas = await request.app[SERVICE].measure_deltas(_MEASURE_SECONDS)
+    accept = request.headers.get("Accept", "")
+    body, content_type = request.app[METRICS].told(accept, deltas)
+    return web.Response(body=body, headers={"Content-Type": content_type})
