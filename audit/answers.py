@@ -128,6 +128,8 @@ class Answer:
         self.mark = mark
         self.etag = _etag(question, mark) if mark else None
         self.counted = 0
+        #: How many tasks the body has; None: it is not made yet.
+        self.rows: int | None = None
         self._service = service
         self._clock = clock
         self._weigh = weigh
@@ -157,6 +159,7 @@ class Answer:
 
     async def _make(self) -> bytes:
         page = await self._service.list_tasks(self.query, clock=self._clock)
+        self.rows = page.rows
         self._page = page.to_json()
         self._weigh(self)
         return self._page

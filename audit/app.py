@@ -64,7 +64,7 @@ def create_app(
     app.router.add_get("/metrics", guard.allow(Scope.ADMIN)(health.metrics))
     docs.add_routes(app)
     app[METRICS] = Metrics((resource.canonical for resource in app.router.resources()), seat)
-    app.middlewares.extend([watching(app[METRICS]), problems])
+    app.middlewares.extend([watching(app[METRICS], settings.log_sample), problems])
     return app
 
 

@@ -124,7 +124,8 @@ def _exit_code(problem: Problem) -> int:
 def _option(setting: str, *flags: str) -> Any:
     """An option whose help, default and variable are those of a setting."""
     field = Settings.model_fields[setting]
-    shown = {None: "none", False: "off"}.get(field.default, field.default)
+    words = {"None": "none", "False": "off"}
+    shown = words.get(str(field.default), field.default)
     return typer.Option(
         *flags,
         help=f"{field.description} [AUDIT_{setting.upper()}; default: {shown}]",
@@ -237,6 +238,10 @@ def serve(
     body_timeout_seconds: Annotated[
         float | None, _option("body_timeout_seconds", "--body-timeout-seconds")
     ] = None,
+    log_format: Annotated[
+        Literal["text", "json"] | None, _option("log_format", "--log-format")
+    ] = None,
+    log_sample: Annotated[float | None, _option("log_sample", "--log-sample")] = None,
 ) -> None:
     """Serve the API until Ctrl-C; without a --dsn, on an embedded PostgreSQL."""
     settings = _settings(
@@ -263,10 +268,14 @@ def serve(
         max_in_flight=max_in_flight,
         max_body_bytes=max_body_bytes,
         body_timeout_seconds=body_timeout_seconds,
+        log_format=log_format,
+        log_sample=log_sample,
     )
     try:
+        from audit import logs
         from audit.server import serve as run_server
 
+        logs.set_up(settings.log_format)
         run_server(settings, lambda url, tasks: _announce(settings, url, tasks))
     except (KeyboardInterrupt, Problem):
         if not _signalled_at:  # it is how this command ends

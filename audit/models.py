@@ -497,6 +497,8 @@ class TaskPage:
     limit: int
     offset: int | None
     next_cursor: str | None
+    rows: int
+    """How many tasks it has."""
 
     @property
     def tasks(self) -> list[TaskSummary]:

@@ -14,6 +14,7 @@ from aiohttp.typedefs import Handler
 
 from audit import errors
 from audit.errors import Problem
+from audit.handlers import REQUEST_ID
 
 log = logging.getLogger("audit")
 
@@ -24,7 +25,7 @@ _TYPE = "urn:task-audit:problem:"
 @web.middleware
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer with a problem for whatever the handler raises; name the request in every answer."""
-    request_id = _request_id(request)
+    request[REQUEST_ID] = request_id = _request_id(request)
     try:
         response = await handler(request)
     except Problem as problem:

@@ -188,6 +188,7 @@ class AuditService:
             limit=query.limit,
             offset=None if position else query.offset or 0,
             next_cursor=following.encode(query.fingerprint) if following else None,
+            rows=min(row["fetched"], query.limit),
         )
 
     async def _find(

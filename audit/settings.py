@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Partition = Literal["month", "week", "day"]
+LogFormat = Literal["text", "json"]
 
 
 def _url_of_postgresql(dsn: SecretStr) -> SecretStr:
@@ -95,6 +96,10 @@ class Settings(BaseSettings):
     """Longest body of a POST or PATCH."""
     body_timeout_seconds: float = Field(default=60, gt=0, le=3600)
     """How long a body may take to arrive."""
+    log_format: LogFormat = "text"
+    """How the log is written: text for people, or json, an object a line."""
+    log_sample: float = Field(default=0, ge=0, le=1)
+    """Share of the requests that are logged, 0 to 1; those that fail with 5xx always are."""
 
     @model_validator(mode="after")
     def _issuer_is_whole(self) -> Self:

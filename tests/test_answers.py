@@ -601,7 +601,7 @@ class Pages:
 
     async def list_tasks(self, query: AuditQuery, *, clock: datetime | None = None) -> TaskPage:
         self.asked.append(query.limit)
-        return TaskPage(f'["{self.text}"]', 1, query.limit, 0, None)
+        return TaskPage(f'["{self.text}"]', 1, query.limit, 0, None, 1)
 
 
 async def ask(answers: Answers, limit: int) -> bytes:

@@ -20,6 +20,9 @@ ANSWERS: Final = web.AppKey("answers", Answers)
 IDENTITY: Final = web.RequestKey("identity", Identity)
 SETTINGS: Final = web.AppKey("settings", Settings)
 METRICS: Final = web.AppKey("metrics", Metrics)
+#: What is told of a request in the log, where it is known.
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+ROWS: Final = web.RequestKey("rows", int)
 POOL: Final[web.AppKey[Pool]] = web.AppKey("pool")
 
 

@@ -12,7 +12,7 @@ from uuid import UUID
 from aiohttp import web
 
 from audit.errors import Forbidden, Malformed
-from audit.handlers import ANSWERS, IDENTITY, SERVICE, json_response
+from audit.handlers import ANSWERS, IDENTITY, ROWS, SERVICE, json_response
 from audit.models import (
     AuditQuery,
     FailuresQuery,
@@ -75,6 +75,8 @@ async def _list(
         if _is_held(request, answer.etag):
             return web.Response(status=304, headers=headers)
     body = await answer.body()
+    if answer.rows is not None:
+        request[ROWS] = answer.rows
     headers["Content-Type"] = "application/json"
     if len(body) > _SHORT_BYTES and _takes_gzip(request.headers.get("Accept-Encoding", "")):
         body = await answer.gzip_body()
@@ -107,6 +109,7 @@ async def get_task(request: web.Request) -> web.Response:
     document = await request.app[SERVICE].get_task(
         task_id_of(request), project_id=request[IDENTITY].project_id
     )
+    request[ROWS] = 1
     return json_response(document.json.encode())
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Collection
 from aiohttp import web
 
 from audit.errors import BodyTooLarge, BodyTooSlow, Invalid, Malformed, UnsupportedMedia
-from audit.handlers import IDENTITY, SERVICE, SETTINGS, json_response
+from audit.handlers import IDENTITY, ROWS, SERVICE, SETTINGS, json_response
 from audit.handlers.reading import query_params, task_id_of
 from audit.models import NoParams, TaskBatch, parse_change, parse_lines, parse_query, parse_tasks
 
@@ -28,6 +28,7 @@ async def record(request: web.Request) -> web.Response:
         batches = [parse_tasks(await _read(request), request[IDENTITY].project_id)]
     # A client that leaves must not undo what may be committed already.
     result = await asyncio.shield(request.app[SERVICE].record_batches(batches))
+    request[ROWS] = len(result.task_ids)
     body = {
         "recorded": result.recorded,
         "duplicates": result.duplicates,
@@ -45,6 +46,7 @@ async def update(request: web.Request) -> web.Response:
     document = await asyncio.shield(
         request.app[SERVICE].update_judged(task_id, change, project_id=project_id)
     )
+    request[ROWS] = 1
     return json_response(document.json.encode())
 
 

@@ -1,0 +1,109 @@
+"""How the log is written: lines for people or JSON, and one for each request that is sampled."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any, Final, TypedDict
+
+from audit.settings import LogFormat
+
+_requests: Final = logging.getLogger("audit.requests")
+
+#: What a terminal or a reader of lines would act on: controls, and what else ends a line.
+_ESCAPES: Final = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"  # noqa: PLR2004
+    for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
+} | {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
+#: A traceback has lines of its own.
+_ESCAPES_IN_LINES: Final = {code: escape for code, escape in _ESCAPES.items() if code != ord("\n")}
+
+
+class Answered(TypedDict):
+    """What is told of a request. No value that it was sent with is among it."""
+
+    request_id: str | None
+    key_name: str | None
+    route: str
+    method: str
+    status: int
+    duration_ms: float
+    rows: int | None
+    """Tasks in the answer, or recorded; None: it is not about tasks."""
+    statements: list[str]
+    """The files in `sql/` that ran for it. What others ran first, it shares."""
+
+
+def set_up(log_format: LogFormat) -> None:
+    """Write everything that is logged in this format, on standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines() if log_format == "json" else _TextLines())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    _requests.setLevel(logging.INFO)
+
+
+def is_told(status: int, sample: float) -> bool:
+    """Whether a request is to be logged: all failures, and of the others a share of `sample`."""
+    return status >= HTTPStatus.INTERNAL_SERVER_ERROR or (
+        sample > 0 and random.random() < sample  # noqa: S311 - no secret
+    )
+
+
+def tell(answered: Answered) -> None:
+    """Log a request."""
+    failed = answered["status"] >= HTTPStatus.INTERNAL_SERVER_ERROR
+    level = logging.WARNING if failed else logging.INFO
+    _requests.log(level, "request", extra={"answered": answered})
+
+
+def _time(record: logging.LogRecord) -> str:
+    time = datetime.fromtimestamp(record.created, UTC)
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class _JsonLines(logging.Formatter):
+    """One object a line, of ASCII."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        told: dict[str, Any] = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        told |= getattr(record, "answered", {})
+        if record.exc_info:
+            told["exception"] = self.formatException(record.exc_info)
+        return json.dumps(told)
+
+
+class _TextLines(logging.Formatter):
+    """A level and a message; a traceback below it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        answered: Answered | None = getattr(record, "answered", None)
+        if answered is None:
+            message = record.getMessage()
+        else:
+            message = f"{_time(record)} {' '.join(_words(answered))}"
+        line = f"{record.levelname} {message}".translate(_ESCAPES)
+        if record.exc_info:
+            trace = self.formatException(record.exc_info).translate(_ESCAPES_IN_LINES)
+            return f"{line}\n{trace}"
+        return line
+
+
+def _words(answered: Answered) -> Iterable[str]:
+    yield f"{answered['method']} {answered['route']} {answered['status']}"
+    yield f"{answered['duration_ms']} ms"
+    if answered["rows"] is not None:
+        yield f"rows={answered['rows']}"
+    if answered["statements"]:
+        yield f"statements={','.join(answered['statements'])}"
+    if answered["key_name"] is not None:
+        yield f"key={answered['key_name']}"
+    yield f"request={answered['request_id']}"
