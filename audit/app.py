@@ -21,7 +21,8 @@ from audit.problems import problems
 from audit.rates import Rates
 from audit.service import FOLDED_AT_ONCE, AuditService
 from audit.settings import Settings
-from audit.watching import watching
+from audit.tracing import Traces
+from audit.watching import tracing, watching
 
 log = logging.getLogger("audit")
 
@@ -33,18 +34,22 @@ _GRANTS_EVERY_SECONDS = 3600
 
 
 def create_app(
-    settings: Settings, dsn: str, rates: Rates | None = None, seat: Seat | None = None
+    settings: Settings,
+    dsn: str,
+    rates: Rates | None = None,
+    seat: Seat | None = None,
+    traces: Traces | None = None,
 ) -> web.Application:
     """Return the service on the database at `dsn`, whose schema is current.
 
     `rates` are those that all workers share, `seat` is where this one counts for all of them;
-    None: there is no other.
+    None: there is no other. `traces` are closed with it.
     """
     app = web.Application()
     app[SETTINGS] = settings
     guard = Guard(settings, rates or Rates(settings.rate_per_second))
     app.cleanup_ctx.append(_guard(guard, dsn))
-    app.cleanup_ctx.append(_service(dsn))
+    app.cleanup_ctx.append(_service(dsn, traces))
     bounded = _bounded(settings.max_in_flight)
 
     def reads(handler: Handler) -> Handler:
@@ -64,6 +69,8 @@ def create_app(
     app.router.add_get("/metrics", guard.allow(Scope.ADMIN)(health.metrics))
     docs.add_routes(app)
     app[METRICS] = Metrics((resource.canonical for resource in app.router.resources()), seat)
+    if traces:
+        app.middlewares.append(tracing(traces))
     app.middlewares.extend([watching(app[METRICS], settings.log_sample), problems])
     return app
 
@@ -82,10 +89,10 @@ def _guard(guard: Guard, dsn: str) -> Callable[[web.Application], AsyncIterator[
     return run
 
 
-def _service(dsn: str) -> Callable[[web.Application], AsyncIterator[None]]:
+def _service(dsn: str, traces: Traces | None) -> Callable[[web.Application], AsyncIterator[None]]:
     async def run(app: web.Application) -> AsyncIterator[None]:
         settings = app[SETTINGS]
-        async with open_pool(settings, dsn, app[METRICS]) as pool:
+        async with open_pool(settings, dsn, app[METRICS], traces) as pool:
             app[POOL] = pool
             app[SERVICE] = AuditService(
                 pool,
@@ -102,6 +109,8 @@ def _service(dsn: str) -> Callable[[web.Application], AsyncIterator[None]]:
             for task in upkeep:
                 task.cancel()
             await asyncio.gather(*upkeep, return_exceptions=True)
+        if traces:
+            await traces.close()
 
     return run
 

@@ -242,6 +242,7 @@ def serve(
         Literal["text", "json"] | None, _option("log_format", "--log-format")
     ] = None,
     log_sample: Annotated[float | None, _option("log_sample", "--log-sample")] = None,
+    traces: Annotated[bool | None, _option("traces", "--traces/--no-traces")] = None,
 ) -> None:
     """Serve the API until Ctrl-C; without a --dsn, on an embedded PostgreSQL."""
     settings = _settings(
@@ -270,6 +271,7 @@ def serve(
         body_timeout_seconds=body_timeout_seconds,
         log_format=log_format,
         log_sample=log_sample,
+        traces=traces,
     )
     try:
         from audit import logs

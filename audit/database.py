@@ -14,6 +14,7 @@ from audit import statements
 from audit.errors import Malformed, Problem, TimedOut, Unavailable
 from audit.metrics import TRANSACTION, Metrics
 from audit.settings import Settings
+from audit.tracing import Traces
 
 if TYPE_CHECKING:
     Pool = asyncpg.Pool[asyncpg.Record]
@@ -38,6 +39,7 @@ class _Session(asyncpg.Connection):
     """
 
     metrics: Metrics
+    traces: Traces
 
     def get_reset_query(self) -> str:
         return ""
@@ -69,13 +71,21 @@ class _Session(asyncpg.Connection):
             self.metrics.statement(name, time.perf_counter() - started, failed=failed)
 
 
+class _TracedSession(_Session):
+    """A connection whose statements are spans, too."""
+
+    async def _watched(self, query: str, running: Awaitable[_Result]) -> _Result:
+        with self.traces.statement(statements.name_of(query) or TRANSACTION):
+            return await super()._watched(query, running)
+
+
 class NotGranted(Unavailable):
     """The role that we are in the database may not do this."""
 
 
 @asynccontextmanager
 async def open_pool(
-    settings: Settings, dsn: str, metrics: Metrics | None = None
+    settings: Settings, dsn: str, metrics: Metrics | None = None, traces: Traces | None = None
 ) -> AsyncIterator[Pool]:
     """Open `settings.pool_size` connections and close them at the end.
 
@@ -88,13 +98,15 @@ async def open_pool(
     async def count(session: asyncpg.Connection[asyncpg.Record]) -> None:
         assert isinstance(session, _Session)  # noqa: S101 - as the pool is told
         session.metrics = metrics
+        if traces:
+            session.traces = traces
 
     with driver_errors():
         pool = await asyncpg.create_pool(
             dsn,
             min_size=settings.pool_size,
             max_size=settings.pool_size,
-            connection_class=_Session,
+            connection_class=_TracedSession if traces else _Session,
             init=count,
             max_inactive_connection_lifetime=0,
             max_cached_statement_lifetime=0,

@@ -20,7 +20,7 @@ from typing import TypeVar
 import uvloop
 from aiohttp import web
 
-from audit import demo, embedded, migrate, models
+from audit import demo, embedded, migrate, models, tracing
 from audit.access import Insecure
 from audit.app import create_app
 from audit.database import open_pool
@@ -30,6 +30,7 @@ from audit.metrics import Seat, seats
 from audit.rates import Rates
 from audit.service import AuditService
 from audit.settings import Settings
+from audit.tracing import Traces
 
 log = logging.getLogger("audit")
 
@@ -57,6 +58,8 @@ def serve(settings: Settings, announce: Callable[[str, int], None]) -> None:
         Insecure: there are no keys, and the address is not a loopback one.
         SchemaNotCurrent: the schema is behind, and `settings.migrate` does not say to move it.
     """
+    if settings.traces:
+        tracing.require()
     with _listening(settings) as listener, database(settings) as dsn:
         tasks = run(_prepare(settings, dsn, listener))
         rates = Rates(settings.rate_per_second)
@@ -155,7 +158,7 @@ async def _serve(
     if parent is not None:
         loop.add_reader(parent.sentinel, stop.set)
     runner = web.AppRunner(
-        create_app(settings, dsn, rates, seat),
+        create_app(settings, dsn, rates, seat, Traces() if settings.traces else None),
         access_log=None,
         handler_cancellation=True,
         keepalive_timeout=_KEEPALIVE_SECONDS,

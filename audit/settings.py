@@ -100,6 +100,8 @@ class Settings(BaseSettings):
     """How the log is written: text for people, or json, an object a line."""
     log_sample: float = Field(default=0, ge=0, le=1)
     """Share of the requests that are logged, 0 to 1; those that fail with 5xx always are."""
+    traces: bool = False
+    """Send traces by OpenTelemetry, as OTEL_… variables say; needs task-audit[otel]."""
 
     @model_validator(mode="after")
     def _issuer_is_whole(self) -> Self:

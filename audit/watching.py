@@ -1,4 +1,4 @@
-"""Watches every request: one middleware, around all others."""
+"""Watches every request: middlewares around all others."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from audit.access import ANYONE
 from audit.database import note_statements
 from audit.handlers import IDENTITY, REQUEST_ID, ROWS
 from audit.metrics import CLIENT_LEFT, UNMATCHED, Metrics
+from audit.tracing import Traces
 
 
 def watching(metrics: Metrics, log_sample: float) -> Middleware:
@@ -33,8 +34,7 @@ def watching(metrics: Metrics, log_sample: float) -> Middleware:
             raise
         finally:
             seconds = time.perf_counter() - started
-            resource = request.match_info.route.resource
-            route = UNMATCHED if resource is None else resource.canonical
+            route = _route(request)
             metrics.request(route, request.method, status, seconds)
             if logs.is_told(status, log_sample):
                 logs.tell(
@@ -52,6 +52,25 @@ def watching(metrics: Metrics, log_sample: float) -> Middleware:
         return response
 
     return watch
+
+
+def tracing(traces: Traces) -> Middleware:
+    """Return the middleware that makes a span of each request."""
+
+    @web.middleware
+    async def trace(request: web.Request, handler: Handler) -> web.StreamResponse:
+        with traces.request(request.method, _route(request), request.headers) as span:
+            response = await handler(request)
+            traces.answered(span, response.status)
+            return response
+
+    return trace
+
+
+def _route(request: web.Request) -> str:
+    """The template of its route: what has no bound stays out."""
+    resource = request.match_info.route.resource
+    return UNMATCHED if resource is None else resource.canonical
 
 
 def _key_name(request: web.Request) -> str | None:

@@ -28,7 +28,7 @@ LAYERS = [
     {"migrate", "embedded", "demo"},
     {"database"},
     {"logs"},
-    {"models", "cursor", "metrics", "settings", "tallies", "rates", "access"},
+    {"models", "cursor", "metrics", "settings", "tallies", "rates", "access", "tracing"},
     {"errors", "states", "statements"},
 ]
 #: Within a line: writing reads a task's id and parameters as reading does.
@@ -38,6 +38,7 @@ THIRD_PARTIES = {
     "jwt": {"provider"},
     "asyncpg": {"database", "service", "paging", "tallies", "keys"},
     "yoyo": {"migrate"},
+    "opentelemetry": {"tracing"},
     "prometheus_client": {"metrics"},
     "psycopg": {"migrate"},
     "typer": {"cli"},
