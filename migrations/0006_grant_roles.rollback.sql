@@ -58,6 +58,24 @@ BEGIN
 END
 $$;
 
+CREATE OR REPLACE FUNCTION keep_task_keys() RETURNS trigger
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    INSERT INTO task_keys (task_id, created_at)
+    SELECT task_id, created_at
+    FROM recorded
+    WHERE NOT EXISTS (
+        SELECT FROM task_keys
+        WHERE task_keys.task_id = recorded.task_id
+            AND task_keys.created_at = recorded.created_at
+    );
+    RETURN NULL;
+END
+$$;
+
 DROP TRIGGER refuse_lone ON task_keys;
 DROP FUNCTION refuse_lone_keys;
 

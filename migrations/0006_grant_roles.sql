@@ -42,13 +42,14 @@ BEGIN
 END
 $$;
 
--- A key comes with its task: nobody can take an id so that a task cannot be recorded. Looked up one
--- by one: a plan that was made while there were few tasks would read all of them.
+-- A key comes with its task: nobody can take an id so that a task cannot be recorded.
+--
+-- A session plans this once, maybe while there are few tasks, and then records millions. So each is
+-- looked up by index, one by one: OFFSET keeps PostgreSQL from making a join of it.
 CREATE FUNCTION refuse_lone_keys() RETURNS trigger
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
-SET enable_hashjoin = off
-SET enable_mergejoin = off
+SET enable_seqscan = off
 AS $$
 DECLARE
     lone uuid;
@@ -59,6 +60,7 @@ BEGIN
         SELECT
         FROM tasks
         WHERE tasks.task_id = claimed.task_id AND tasks.created_at = claimed.created_at
+        OFFSET 0
     )
     LIMIT 1;
     IF FOUND THEN
@@ -74,6 +76,27 @@ REVOKE ALL ON FUNCTION refuse_lone_keys FROM PUBLIC; -- noqa: CP02
 CREATE TRIGGER refuse_lone AFTER INSERT ON task_keys
 REFERENCING NEW TABLE AS claimed
 FOR EACH STATEMENT EXECUTE FUNCTION refuse_lone_keys();
+
+-- As before, but each looked up by index, one by one, for the same reason.
+CREATE OR REPLACE FUNCTION keep_task_keys() RETURNS trigger
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path FROM CURRENT
+SET enable_seqscan = off
+AS $$
+BEGIN
+    INSERT INTO task_keys (task_id, created_at)
+    SELECT task_id, created_at
+    FROM recorded
+    WHERE NOT EXISTS (
+        SELECT FROM task_keys
+        WHERE task_keys.task_id = recorded.task_id
+            AND task_keys.created_at = recorded.created_at
+        OFFSET 0
+    );
+    RETURN NULL;
+END
+$$;
 
 -- Make the partition that holds the given time, if none does.
 --

@@ -291,6 +291,26 @@ async def test_an_id_is_unique_however_it_is_recorded(client: Client, dsn: str) 
         insert(dsn, task_id=sent["task_id"])
 
 
+def test_who_began_with_few_tasks_does_not_read_all_later(fresh: str) -> None:
+    """A plan of a trigger lives as long as its session: made for one task, it serves millions."""
+    record = (
+        "INSERT INTO tasks (task_id, request_text)"
+        " SELECT gen_random_uuid(), 'x' FROM generate_series(1, {})"
+    )
+    with psycopg.connect(fresh, autocommit=True) as connection:
+        connection.execute(record.format(1))
+        connection.execute("VACUUM ANALYZE")
+        for tasks in (1, 1000, 1000, 1000):
+            connection.execute(record.format(tasks))
+        connection.execute("SELECT pg_stat_force_next_flush()")
+        read = connection.execute(
+            "SELECT relname, seq_tup_read, idx_tup_fetch FROM pg_stat_user_tables"
+            " WHERE relname LIKE 'task%' AND seq_tup_read + COALESCE(idx_tup_fetch, 0) > 10000"
+        ).fetchall()
+
+    assert [] == read
+
+
 # --- Python and SQL say the same ------------------------------------------------------------------
 
 
