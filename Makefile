@@ -4,16 +4,17 @@ UV_COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generat
 	--no-emit-index-url --no-annotate --custom-compile-command "make lock"
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
 
+SOAK ?= 600
 TASKS ?= 3000000
 SECONDS ?= 2
 ROUNDS ?= 3
 PARTS ?= all
 DIST ?= dist
 
-.PHONY: help install run test check format bench release lock clean
+.PHONY: help install run test test-faults check format bench release lock clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
 
 install: .venv/installed  ## Install the service into .venv
 
@@ -21,7 +22,10 @@ run: .venv/installed  ## Start the service with demo data on http://127.0.0.1:80
 	@.venv/bin/audit serve --demo
 
 test: .venv/installed-dev  ## Run every test on a PostgreSQL that they start themselves
-	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not faults"
+
+test-faults: .venv/installed-dev  ## Break what may break, under load: SOAK=600 seconds of the last part
+	AUDIT_FAULTS_SOAK_SECONDS=$(SOAK) .venv/bin/python -m pytest tests/faults
 
 check: .venv/installed-dev  ## Check format, lint, types and known vulnerabilities
 	.venv/bin/ruff format --check .

@@ -13,9 +13,20 @@ from aiohttp.typedefs import Handler
 from audit.access import Scope
 from audit.answers import Answers
 from audit.database import NotGranted, open_pool
-from audit.errors import Problem, TooManyRequests
+from audit.errors import BodyTooSlow, Problem, TimedOut, Unavailable
 from audit.guard import Guard
-from audit.handlers import ANSWERS, METRICS, POOL, SERVICE, SETTINGS, docs, health, reading, writing
+from audit.handlers import (
+    ANSWERS,
+    DRAINING,
+    METRICS,
+    POOL,
+    SERVICE,
+    SETTINGS,
+    docs,
+    health,
+    reading,
+    writing,
+)
 from audit.metrics import Metrics, Seat
 from audit.problems import problems
 from audit.rates import Rates
@@ -47,10 +58,11 @@ def create_app(
     """
     app = web.Application()
     app[SETTINGS] = settings
+    app[DRAINING] = asyncio.Event()
     guard = Guard(settings, rates or Rates(settings.rate_per_second))
     app.cleanup_ctx.append(_guard(guard, dsn))
     app.cleanup_ctx.append(_service(dsn, traces))
-    bounded = _bounded(settings.max_in_flight)
+    bounded = _bounded(settings)
 
     def reads(handler: Handler) -> Handler:
         return guard.allow(Scope.READ)(bounded(handler))
@@ -65,8 +77,8 @@ def create_app(
     app.router.add_post(f"{_API}/tasks", records(writing.record))
     app.router.add_patch(_API + "/tasks/{task_id:[^/]+}", records(writing.update))
     app.router.add_get("/healthz", health.healthz)
-    app.router.add_get("/readyz", health.readyz)
-    app.router.add_get("/metrics", guard.allow(Scope.ADMIN)(health.metrics))
+    app.router.add_get("/readyz", _in_time(settings, health.readyz))
+    app.router.add_get("/metrics", guard.allow(Scope.ADMIN)(_in_time(settings, health.metrics)))
     docs.add_routes(app)
     app[METRICS] = Metrics((resource.canonical for resource in app.router.resources()), seat)
     if traces:
@@ -148,24 +160,47 @@ def _logged(doing: str) -> Iterator[None]:
         log.exception("%s failed", doing)
 
 
-def _bounded(max_in_flight: int) -> Callable[[Handler], Handler]:
+def _bounded(settings: Settings) -> Callable[[Handler], Handler]:
     """Let handlers refuse at once what would only wait: all those together, beyond so many."""
     in_flight = 0
 
     def bounded(handler: Handler) -> Handler:
+        in_time = _in_time(settings, handler)
+
         async def handle(request: web.Request) -> web.StreamResponse:
             nonlocal in_flight
-            if in_flight >= max_in_flight:
-                raise TooManyRequests(
-                    f"{max_in_flight} requests are under way in this process",
+            if request.protocol.writing_paused:
+                # It has answers to take before it is given another one.
+                await request.writer.drain()
+            if in_flight >= settings.max_in_flight:
+                raise Unavailable(
+                    f"{settings.max_in_flight} requests are under way in this process",
                     retry_after_seconds=1,
                 )
             in_flight += 1
             try:
-                return await handler(request)
+                return await in_time(request)
             finally:
                 in_flight -= 1
 
         return handle
 
     return bounded
+
+
+def _in_time(settings: Settings, handler: Handler) -> Handler:
+    """Let a handler answer in the time of a request, the body included."""
+    seconds = settings.request_timeout_seconds
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                return await handler(request)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+        if not request.content.is_eof():
+            raise BodyTooSlow(f"the body did not arrive within {seconds:g} seconds")
+        raise TimedOut(f"the request was not done within {seconds:g} seconds")
+
+    return handle

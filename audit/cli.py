@@ -86,6 +86,10 @@ def main() -> None:
             sys.exit(_EX_INTERRUPTED)
         err.print(f"audit: {_told(problem)}", markup=False)
         sys.exit(_exit_code(problem))
+    finally:
+        # All is left; Python would go back to handlers that end it by the signal.
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:
@@ -234,9 +238,13 @@ def serve(
     ] = None,
     answers_bytes: Annotated[int | None, _option("answers_bytes", "--answers-bytes")] = None,
     max_in_flight: Annotated[int | None, _option("max_in_flight", "--max-in-flight")] = None,
+    max_connections: Annotated[int | None, _option("max_connections", "--max-connections")] = None,
     max_body_bytes: Annotated[int | None, _option("max_body_bytes", "--max-body-bytes")] = None,
-    body_timeout_seconds: Annotated[
-        float | None, _option("body_timeout_seconds", "--body-timeout-seconds")
+    request_timeout_seconds: Annotated[
+        float | None, _option("request_timeout_seconds", "--request-timeout-seconds")
+    ] = None,
+    idle_timeout_seconds: Annotated[
+        float | None, _option("idle_timeout_seconds", "--idle-timeout-seconds")
     ] = None,
     log_format: Annotated[
         Literal["text", "json"] | None, _option("log_format", "--log-format")
@@ -267,8 +275,10 @@ def serve(
         statement_timeout_seconds=statement_timeout_seconds,
         answers_bytes=answers_bytes,
         max_in_flight=max_in_flight,
+        max_connections=max_connections,
         max_body_bytes=max_body_bytes,
-        body_timeout_seconds=body_timeout_seconds,
+        request_timeout_seconds=request_timeout_seconds,
+        idle_timeout_seconds=idle_timeout_seconds,
         log_format=log_format,
         log_sample=log_sample,
         traces=traces,
@@ -480,8 +490,9 @@ def counts(
 ) -> None:
     """Check or rebuild the counts that totals come from. Exits with 65 where they differ."""
     from audit.database import open_pool
-    from audit.server import database, run
+    from audit.server import database
     from audit.service import AuditService
+    from audit.workers import run
 
     if check == rebuild:
         raise typer.BadParameter("give either --check or --rebuild")
@@ -623,7 +634,8 @@ def _with_pool(
 ) -> Result:
     """Run `work` on the database, whose schema is brought up to date where it is the embedded."""
     from audit.database import open_pool
-    from audit.server import database, run
+    from audit.server import database
+    from audit.workers import run
 
     settings = _settings(dsn=dsn, data_dir=data_dir, pool_size=1)
 
@@ -670,7 +682,8 @@ def _record(
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from audit.ingest import api_target, database_target
-    from audit.server import database, run
+    from audit.server import database
+    from audit.workers import run
 
     columns = (
         TextColumn("{task.description}"),

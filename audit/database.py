@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     Connection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
 
 
+#: What the network may take beside the statement's own time, which the server keeps.
+_NETWORK_SECONDS = 2
+#: Connections on their way back to the pool whose users have left.
+_returning: set[asyncio.Future[None]] = set()
 _Result = TypeVar("_Result")
 _noted: ContextVar[set[str] | None] = ContextVar("noted", default=None)
 
@@ -101,15 +106,19 @@ async def open_pool(
         if traces:
             session.traces = traces
 
-    with driver_errors():
+    with driver_errors(), _connecting():
         pool = await asyncpg.create_pool(
             dsn,
-            min_size=settings.pool_size,
+            init_size=settings.pool_size,
+            # A connection that is lost is made anew when it is needed, not again and again before.
+            min_size=0,
             max_size=settings.pool_size,
             connection_class=_TracedSession if traces else _Session,
             init=count,
             max_inactive_connection_lifetime=0,
             max_cached_statement_lifetime=0,
+            timeout=settings.acquire_timeout_seconds,
+            command_timeout=settings.statement_timeout_seconds + _NETWORK_SECONDS,
             server_settings={
                 "application_name": "task-audit",
                 # sql/ leans on this: `$1 IS NULL OR …` is folded away only in a custom plan.
@@ -127,7 +136,8 @@ async def open_pool(
     finally:
         # A database that is gone has closed its connections for us.
         with suppress(OSError, asyncpg.InterfaceError):
-            pool.terminate() if pool.is_closing() else await pool.close()
+            async with asyncio.timeout(settings.statement_timeout_seconds):
+                await pool.close()  # it waits for statements under way
 
 
 async def fetch_row(connection: Connection, statement: str, *values: object) -> asyncpg.Record:
@@ -137,17 +147,78 @@ async def fetch_row(connection: Connection, statement: str, *values: object) -> 
     return row
 
 
+@asynccontextmanager
+async def acquired(
+    pool: Pool, timeout_seconds: float, metrics: Metrics | None = None
+) -> AsyncIterator[Connection]:
+    """Take a connection for a while; no longer than this, wait for one.
+
+    Whoever is cancelled leaves at once: that the server cancels the statement is waited for in the
+    background, and a connection that does not come back from it is replaced by a new one.
+
+    Raises:
+        Unavailable: no connection is free in time, or the database does not answer.
+    """
+    with driver_errors():
+        try:
+            with _connecting(), metrics.waiting if metrics else nullcontext():
+                connection = await pool.acquire(timeout=timeout_seconds)
+        except TimeoutError as busy:
+            raise Unavailable(
+                "all connections to the database are busy", retry_after_seconds=1
+            ) from busy
+        has_left = False
+        try:
+            with metrics.in_use if metrics else nullcontext():
+                yield connection
+        except (Exception, asyncio.CancelledError) as failure:
+            has_left = True
+            is_gone = _is_gone(connection)
+            returning = asyncio.ensure_future(pool.release(connection))
+            _returning.add(returning)
+            returning.add_done_callback(_returned)
+            if isinstance(failure, asyncpg.InterfaceError | asyncpg.InternalClientError):
+                if is_gone:
+                    raise _silent() from failure
+                raise RuntimeError("the driver is used wrongly") from failure
+            raise
+        finally:
+            if not has_left:
+                await pool.release(connection)
+
+
+def _is_gone(connection: Connection) -> bool:
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:
+        return True  # the pool has taken it back
+
+
+def _returned(returning: asyncio.Future[None]) -> None:
+    _returning.discard(returning)
+    if not returning.cancelled():
+        returning.exception()  # it has cost the connection; the pool makes another
+
+
+def _silent() -> Unavailable:
+    return Unavailable("the database does not answer", retry_after_seconds=1)
+
+
+@contextmanager
+def _connecting() -> Iterator[None]:
+    """Whatever goes wrong before there is a session, we are not let in."""
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError) as failure:
+        raise _silent() from failure
+
+
 @contextmanager
 def driver_errors() -> Iterator[None]:
     """Turn what asyncpg raises into the Problem that it means to a caller."""
     try:
         yield
-    except (
-        asyncpg.PostgresError,
-        asyncpg.InterfaceError,
-        asyncpg.InternalClientError,
-        OSError,
-    ) as failure:
+    except (asyncpg.PostgresError, OSError) as failure:
         problem = _meaning(failure)
         if problem is None:
             raise
@@ -158,14 +229,12 @@ def _meaning(failure: Exception) -> Problem | None:  # noqa: PLR0911 - a table
     match failure:
         case asyncpg.QueryCanceledError():
             return TimedOut("the query ran into its time limit; ask for less, or narrow the time")
-        case TimeoutError():
-            return Unavailable("all connections to the database are busy", retry_after_seconds=1)
+        case asyncpg.DiskFullError():
+            return Unavailable("the database has no room left", retry_after_seconds=10)
         case asyncpg.DataError() | asyncpg.StatementTooComplexError():
             return Malformed("a value cannot be stored: it has characters or numbers out of range")
         case (
-            asyncpg.InterfaceError()
-            | asyncpg.InternalClientError()
-            | OSError()
+            OSError()
             | asyncpg.PostgresConnectionError()
             | asyncpg.InvalidAuthorizationSpecificationError()
             | asyncpg.InvalidCatalogNameError()
@@ -175,7 +244,7 @@ def _meaning(failure: Exception) -> Problem | None:  # noqa: PLR0911 - a table
             | asyncpg.IdleInTransactionSessionTimeoutError()
             | asyncpg.ReadOnlySQLTransactionError()
         ):
-            return Unavailable("the database does not answer", retry_after_seconds=1)
+            return _silent()
         case asyncpg.InsufficientPrivilegeError():
             return NotGranted(
                 "the role of the service in the database may not do this", retry_after_seconds=10
@@ -205,10 +274,9 @@ async def pending_migrations(pool: Pool, timeout_seconds: float = 5) -> list[str
     Raises:
         Unavailable: the database does not answer.
     """
-    with driver_errors():
+    async with acquired(pool, timeout_seconds) as connection:
         try:
-            async with pool.acquire(timeout=timeout_seconds) as connection:
-                rows = await connection.fetch(statements.LIST_MIGRATIONS)
+            rows = await connection.fetch(statements.LIST_MIGRATIONS)
         except asyncpg.UndefinedTableError:
             rows = []
     applied = {row["migration_id"] for row in rows}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import signal
@@ -22,6 +23,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from audit.errors import Unavailable
+
+log = logging.getLogger("audit")
 
 USER = "audit"
 DATABASE = "postgres"
@@ -56,7 +59,16 @@ def binaries() -> Path:
 def running(
     data_dir: Path, *, bin_dir: Path | None = None, options: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """Run a server on `data_dir`, made at the first use; yield the DSN; stop it at the end.
+    """Run a server, as `started` does, and yield its DSN."""
+    with started(data_dir, bin_dir=bin_dir, options=options) as server:
+        yield server.dsn
+
+
+@contextlib.contextmanager
+def started(
+    data_dir: Path, *, bin_dir: Path | None = None, options: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Run a server on `data_dir`, made at the first use; stop it at the end.
 
     On Linux it stops also when we are killed; elsewhere, the next start stops it. `options` are
     settings of PostgreSQL.
@@ -79,8 +91,62 @@ def running(
                 "unix_socket_permissions": "0700",
                 **(options or {}),
             }
-            with _server(bin_dir, cluster, settings):
-                yield f"postgresql://{USER}@/{DATABASE}?host={quote(str(folder), safe='')}"
+            dsn = f"postgresql://{USER}@/{DATABASE}?host={quote(str(folder), safe='')}"
+            server = Server(bin_dir, cluster, settings, dsn)
+            try:
+                server.start()
+                yield server
+            finally:
+                server.stop()
+
+
+class Server:
+    """A server on a cluster."""
+
+    def __init__(self, bin_dir: Path, cluster: Path, settings: Mapping[str, str], dsn: str) -> None:
+        self.dsn = dsn
+        self._cluster = cluster
+        self._log = cluster.parent / "postgresql.log"
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        command = _as_ordinary_user([str(bin_dir / "postgres"), "-D", str(cluster), *options])
+        self._command = _stopping_with_us(command)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers.
+
+        Raises:
+            Unavailable: it does not start.
+        """
+        self._process = _start(self._command, self._log)
+        deadline = time.monotonic() + _START_SECONDS
+        while not _is_ready(self._cluster, self._process.pid):
+            time.sleep(0.02)
+            if self._process.poll() is None and time.monotonic() < deadline:
+                continue
+            said = self._log.read_text(errors="replace").strip()[-2000:]
+            if _STILL_IN_USE not in said or time.monotonic() > deadline:
+                raise Unavailable(
+                    f"PostgreSQL did not start; {self._log} says:\n{said}{_root_hint()}"
+                )
+            self._process = _start(self._command, self._log)
+
+    def keep(self) -> None:
+        """Start it again if it has ended, whoever killed it; it recovers what it acknowledged.
+
+        Raises:
+            Unavailable: it does not start.
+        """
+        if self._process is not None and self._process.poll() is not None:
+            log.warning("PostgreSQL ended with %s; it is started again", self._process.returncode)
+            # Another process may have its number by now.
+            (self._cluster / "postmaster.pid").unlink(missing_ok=True)
+            self.start()
+
+    def stop(self) -> None:
+        """Stop in an orderly way: open sessions end, everything is on disk."""
+        if self._process is not None:
+            _stop(self._process)
 
 
 def _as_ordinary_user(command: list[str]) -> list[str]:
@@ -173,29 +239,6 @@ def _socket_folder(data_dir: Path) -> Iterator[Path]:
             yield Path(short)
 
 
-@contextlib.contextmanager
-def _server(bin_dir: Path, cluster: Path, settings: Mapping[str, str]) -> Iterator[None]:
-    """Run the server; leave by an orderly stop, also where the start is cut short."""
-    log = cluster.parent / "postgresql.log"
-    options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-    command = _as_ordinary_user([str(bin_dir / "postgres"), "-D", str(cluster), *options])
-    command = _stopping_with_us(command)
-    server = _start(command, log)
-    try:
-        deadline = time.monotonic() + _START_SECONDS
-        while not _is_ready(cluster, server.pid):
-            time.sleep(0.02)
-            if server.poll() is None and time.monotonic() < deadline:
-                continue
-            said = log.read_text(errors="replace").strip()[-2000:]
-            if _STILL_IN_USE not in said or time.monotonic() > deadline:
-                raise Unavailable(f"PostgreSQL did not start; {log} says:\n{said}{_root_hint()}")
-            server = _start(command, log)
-        yield
-    finally:
-        _stop(server)
-
-
 def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
         return subprocess.Popen(
@@ -257,7 +300,6 @@ def _runs_on(cluster: Path, pid: int) -> bool:
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
-    """Stop in an orderly way: open sessions end, everything is on disk."""
     if server.poll() is None:
         server.send_signal(signal.SIGINT)
     try:

@@ -68,7 +68,7 @@ class TaskNotFound(Problem):
 
 
 class BodyTooSlow(Problem):
-    """The body did not arrive within the time limit."""
+    """The body did not arrive within the time of a request."""
 
     status = 408
     name = "body-too-slow"
@@ -108,15 +108,15 @@ class Invalid(Problem):
 
 
 class TooManyRequests(Problem):
-    """More requests are in flight than this process takes on."""
+    """More requests than this client may send."""
 
     status = 429
     name = "too-many-requests"
-    title = "Too many requests at once"
+    title = "Too many requests"
 
 
 class Unavailable(Problem):
-    """The database does not answer, is not migrated, or has no connection free."""
+    """The database does not answer or is not migrated, or the service is overloaded."""
 
     status = 503
     name = "unavailable"
@@ -124,7 +124,7 @@ class Unavailable(Problem):
 
 
 class TimedOut(Problem):
-    """The query ran into its time limit."""
+    """The query, or the request, ran into its time limit."""
 
     status = 504
     name = "timed-out"

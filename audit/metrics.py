@@ -50,6 +50,8 @@ _LES: Final = (*(str(bound) for bound in _BOUNDS), "+Inf")
 #: Seconds, and how many observations were in each bucket.
 _HISTOGRAM_CELLS: Final = 1 + len(_LES)
 _SEAT_CELLS: Final = 65_536
+#: Cells of a seat that say how it is now: the pool, who waits for it, what is in use.
+_GAUGES: Final = (2, 3, 4)
 _CELL_BYTES: Final = 8
 
 
@@ -75,6 +77,11 @@ class Seat:
     def restarted(self) -> None:
         """Count that the worker has ended and another one takes the seat."""
         self.cells[0] += 1
+
+    def vacated(self) -> None:
+        """Say that nobody sits here: what is now, unlike what was done, ends with a worker."""
+        for gauge in _GAUGES:
+            self.cells[gauge] = 0
 
 
 def seats(workers: int) -> list[Seat]:

@@ -55,7 +55,7 @@ _DETAILS: Final[dict[type[errors.Problem], str]] = {
     errors.Unauthenticated: "the key deploy-bot has expired",
     errors.Forbidden: "this needs the scope record; deploy-bot has read",
     errors.TaskNotFound: "no task has the id 7d9f1c9e-0c3f-4d0e-9a63-6b6f0b7c2d11",
-    errors.BodyTooSlow: "the body did not arrive within 60 seconds",
+    errors.BodyTooSlow: "the body did not arrive within 30 seconds",
     errors.Conflict: (
         "7d9f1c9e-0c3f-4d0e-9a63-6b6f0b7c2d11: "
         "the task is in a terminal state and can no longer change"

@@ -7,6 +7,7 @@ is remembered here decides how fast an answer is, never what it says.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Hashable
 from contextlib import AbstractAsyncContextManager
@@ -35,6 +36,8 @@ _MOST_PLACES: Final = 1000
 #: So many tasks are read well within a statement's time, in the worst case and from a cold disk.
 _PORTION: Final = 1_000_000
 _MOST_PORTIONS: Final = 10_000
+#: So many requests wait for tallies at a time, half of those under way; one more is refused.
+_MOST_TALLYING: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +92,11 @@ class Found:
 class Pager:
     """Remembers of the questions asked lately where their pages lay, and what matched by day."""
 
-    def __init__(self, portion: int = _PORTION) -> None:
+    def __init__(self, portion: int = _PORTION, *, tallies_at_once: int = 1) -> None:
         self._portion = portion
+        #: The other connections are for questions that take milliseconds.
+        self._turns = asyncio.Semaphore(tallies_at_once)
+        self._tallying = 0
         self._places = _Places()
         self._tallies = Tallies()
 
@@ -162,20 +168,29 @@ class Pager:
 
         No connection is held between two portions, nor by those who wait for the same tally.
         """
-        async with self._tallies.turn(question.tally_name):
-            for _ in range(_MOST_PORTIONS):
-                known = self._tallies.find(question.tally_name)
-                if known is not None and known.is_whole:
-                    return
-                async with connect() as connection:
-                    until = known.since if known else question.query.until
-                    at = await fetch_row(
-                        connection, statements.LOCATE_PORTION, until, self._portion
-                    )
-                    since = at["since"]
-                    if since is None or (question.since and since <= question.since):
-                        since = BEGINNING
-                    await self._update(connection, question, known, since, None)
+        if self._tallying >= _MOST_TALLYING:
+            raise Unavailable(
+                "other filters that take long are being tallied", retry_after_seconds=1
+            )
+        self._tallying += 1
+        try:
+            async with self._tallies.turn(question.tally_name):
+                await self._tally(connect, question)
+        finally:
+            self._tallying -= 1
+
+    async def _tally(self, connect: Connect, question: Question) -> None:
+        for _ in range(_MOST_PORTIONS):
+            known = self._tallies.find(question.tally_name)
+            if known is not None and known.is_whole:
+                return
+            async with self._turns, connect() as connection:
+                until = known.since if known else question.query.until
+                at = await fetch_row(connection, statements.LOCATE_PORTION, until, self._portion)
+                since = at["since"]
+                if since is None or (question.since and since <= question.since):
+                    since = BEGINNING
+                await self._update(connection, question, known, since, None)
         raise Unavailable("other servers answer all the time", retry_after_seconds=1)
 
     async def _update(

@@ -14,7 +14,7 @@ from aiohttp.typedefs import Handler
 
 from audit import errors
 from audit.errors import Problem
-from audit.handlers import REQUEST_ID
+from audit.handlers import DRAINING, REQUEST_ID
 
 log = logging.getLogger("audit")
 
@@ -38,6 +38,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except Exception:
         log.exception("request %s failed: %s %s", request_id, request.method, request.path)
         response = _respond(Problem(f"the log has it under {request_id}"), request_id)
+    if request.app[DRAINING].is_set():
+        response.force_close()
     return _named(response, request_id)
 
 
@@ -46,6 +48,26 @@ def _named(response: web.StreamResponse, request_id: str) -> web.StreamResponse:
     response.headers["X-Request-ID"] = request_id
     response.headers["Server"] = "task-audit"
     return response
+
+
+def bytes_of(problem: Problem) -> bytes:
+    """Return the whole answer that tells a problem and ends the connection, as it is sent."""
+    request_id = _new_id()
+    response = _respond(problem, request_id)
+    body = response.body
+    assert isinstance(body, bytes)  # noqa: S101 - it is JSON
+    headers = {
+        **response.headers,
+        "Content-Length": str(len(body)),
+        "Connection": "close",
+        "X-Request-ID": request_id,
+        "Server": "task-audit",
+    }
+    lines = [
+        f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def _request_id(request: web.BaseRequest) -> str:

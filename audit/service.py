@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from uuid import UUID
 
@@ -15,7 +15,7 @@ import asyncpg
 
 from audit import cursor, models, statements
 from audit.cursor import Cursor
-from audit.database import driver_errors, fetch_row
+from audit.database import acquired, fetch_row
 from audit.errors import Conflict, FieldError, Invalid, Problem, TaskNotFound, Unavailable
 from audit.metrics import Deltas, Metrics
 from audit.models import (
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 _ATTEMPTS = 5
 #: About a second's work; more are left for the next time.
 FOLDED_AT_ONCE = 20_000
-_FURTHEST_AHEAD = timedelta(days=2)
 _MICROSECOND = timedelta(microseconds=1)
 _FORBIDDEN_CHANGE = {
     "TA001": "the task is in a terminal state and can no longer change",
@@ -97,7 +96,8 @@ class AuditService:
         self._metrics = metrics or Metrics()
         self._partition = partition
         self._acquire_timeout_seconds = acquire_timeout_seconds
-        self._pager = Pager()
+        quarter = pool.get_max_size() // 4
+        self._pager = Pager(tallies_at_once=max(1, quarter))
 
     # --- asking -----------------------------------------------------------------------------------
 
@@ -278,14 +278,8 @@ class AuditService:
             raise Conflict(f"recorded with other content: {', '.join(conflicts[:10])}{more}")
 
     async def _make_partitions(self, batches: Sequence[TaskBatch]) -> None:
-        now = datetime.now(UTC)
-        asked = [
-            datetime.fromisoformat(task["created_at"].upper()) if task.get("created_at") else now
-            for batch in batches
-            for task in json.loads(batch.text)
-        ]
-        # What is too far ahead is refused by the database's clock; its partition is not wanted.
-        times = [time for time in asked if time < now + _FURTHEST_AHEAD]
+        asked = [task.get("created_at") for batch in batches for task in json.loads(batch.text)]
+        times = [time and datetime.fromisoformat(time.upper()) for time in asked]
         async with self._connection() as connection:
             await connection.fetchval(statements.MAKE_PARTITIONS, times, self._partition)
 
@@ -373,16 +367,8 @@ class AuditService:
                 continue  # a fold has come between; the next attempt waits for it
         raise Unavailable("others fold the counts all the time", retry_after_seconds=1)
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        with driver_errors():
-            with self._metrics.waiting:
-                connection = await self._pool.acquire(timeout=self._acquire_timeout_seconds)
-            try:
-                with self._metrics.in_use:
-                    yield connection
-            finally:
-                await self._pool.release(connection)
+    def _connection(self) -> AbstractAsyncContextManager[Connection]:
+        return acquired(self._pool, self._acquire_timeout_seconds, self._metrics)
 
 
 async def _clock(

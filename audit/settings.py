@@ -90,12 +90,16 @@ class Settings(BaseSettings):
     """How long a statement may run before it is refused with 504."""
     answers_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
     """Memory of each worker for answers to send again while no task changes; 0: none, no ETags."""
-    max_in_flight: int = Field(default=1000, ge=1)
-    """Requests under way in one worker; one more is refused with 429."""
+    max_in_flight: int = Field(default=64, ge=1)
+    """Requests under way in one worker; one more is refused with 503."""
+    max_connections: int = Field(default=800, ge=1)
+    """Connections of clients to one worker; one more is refused with 503."""
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
     """Longest body of a POST or PATCH."""
-    body_timeout_seconds: float = Field(default=60, gt=0, le=3600)
-    """How long a body may take to arrive."""
+    request_timeout_seconds: float = Field(default=30, gt=0, le=3600)
+    """How long a request may take, its body included, and then how long its answer to be read."""
+    idle_timeout_seconds: float = Field(default=75, gt=0, le=3600)
+    """How long a connection may be idle between requests, or take to send the head of one."""
     log_format: LogFormat = "text"
     """How the log is written: text for people, or json, an object a line."""
     log_sample: float = Field(default=0, ge=0, le=1)

@@ -17,7 +17,8 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"server", "ingest"},
-    {"app"},
+    {"workers"},
+    {"app", "connections"},
     {"guard"},
     {"handlers.reading", "handlers.writing", "handlers.health", "handlers.docs"},
     {"problems", "openapi", "watching"},
@@ -34,7 +35,17 @@ LAYERS = [
 #: Within a line: writing reads a task's id and parameters as reading does.
 SIDEWAYS = {("handlers.writing", "handlers.reading")}
 THIRD_PARTIES = {
-    "aiohttp": {"app", "handlers", "problems", "server", "ingest", "guard", "provider", "watching"},
+    "aiohttp": {
+        "app",
+        "connections",
+        "guard",
+        "handlers",
+        "ingest",
+        "problems",
+        "provider",
+        "watching",
+        "workers",
+    },
     "jwt": {"provider"},
     "asyncpg": {"database", "service", "paging", "tallies", "keys"},
     "yoyo": {"migrate"},
@@ -42,7 +53,7 @@ THIRD_PARTIES = {
     "prometheus_client": {"metrics"},
     "psycopg": {"migrate"},
     "typer": {"cli"},
-    "uvloop": {"server"},
+    "uvloop": {"workers"},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
@@ -22,7 +23,7 @@ from yarl import URL
 from audit import errors, openapi
 from audit.app import create_app
 from audit.errors import Invalid
-from audit.handlers import docs
+from audit.handlers import DRAINING, docs
 from audit.models import (
     AuditQuery,
     FailuresQuery,
@@ -334,6 +335,7 @@ async def test_example_of_a_problem_is_what_the_service_sends(
         raise kind(example["detail"], errors=example.get("errors"))
 
     app = web.Application(middlewares=[problems])
+    app[DRAINING] = asyncio.Event()
     app.router.add_get("/", fail)
     client = await aiohttp_client(app)
     response = await client.get("/", headers={"X-Request-ID": example["instance"]})

@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from audit import server
+from audit import workers
 from tests.conftest import execute, task
 from tests.test_cli import audit, lines, serving, start
 from tests.test_embedded import servers_on
@@ -219,4 +219,4 @@ def test_the_loop_is_uvloop() -> None:
     async def loop() -> str:
         return type(asyncio.get_running_loop()).__module__
 
-    assert "uvloop" == server.run(loop())
+    assert "uvloop" == workers.run(loop())

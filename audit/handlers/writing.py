@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Coroutine
+from typing import Any, TypeVar
 
 from aiohttp import web
 
-from audit.errors import BodyTooLarge, BodyTooSlow, Invalid, Malformed, UnsupportedMedia
+from audit.errors import BodyTooLarge, Invalid, Malformed, UnsupportedMedia
 from audit.handlers import IDENTITY, ROWS, SERVICE, SETTINGS, json_response
 from audit.handlers.reading import query_params, task_id_of
 from audit.models import NoParams, TaskBatch, parse_change, parse_lines, parse_query, parse_tasks
@@ -17,6 +18,9 @@ JSON = "application/json"
 NDJSON = "application/x-ndjson"
 _CODINGS = ("identity", "gzip", "deflate")
 _LINES_IN_BATCH = 1000
+_writing: set[asyncio.Task[Any]] = set()
+
+_Result = TypeVar("_Result")
 
 
 async def record(request: web.Request) -> web.Response:
@@ -26,8 +30,7 @@ async def record(request: web.Request) -> web.Response:
         batches = await _read_lines(request)
     else:
         batches = [parse_tasks(await _read(request), request[IDENTITY].project_id)]
-    # A client that leaves must not undo what may be committed already.
-    result = await asyncio.shield(request.app[SERVICE].record_batches(batches))
+    result = await _to_its_end(request.app[SERVICE].record_batches(batches))
     request[ROWS] = len(result.task_ids)
     body = {
         "recorded": result.recorded,
@@ -43,11 +46,25 @@ async def update(request: web.Request) -> web.Response:
     _content_type(request, (JSON,))
     change = parse_change(await _read(request))
     project_id = request[IDENTITY].project_id
-    document = await asyncio.shield(
+    document = await _to_its_end(
         request.app[SERVICE].update_judged(task_id, change, project_id=project_id)
     )
     request[ROWS] = 1
     return json_response(document.json.encode())
+
+
+async def _to_its_end(write: Coroutine[Any, Any, _Result]) -> _Result:
+    """A client that leaves, or a time limit, must not undo what may be committed already."""
+    writing = asyncio.create_task(write)
+    _writing.add(writing)
+    writing.add_done_callback(_written)
+    return await asyncio.shield(writing)
+
+
+def _written(writing: asyncio.Task[Any]) -> None:
+    _writing.discard(writing)
+    if not writing.cancelled():
+        writing.exception()  # whoever still waits for it is told
 
 
 def _content_type(request: web.Request, allowed: Collection[str]) -> str:
@@ -96,21 +113,17 @@ def _add_line(lines: list[tuple[int, bytes]], number: int, pieces: list[bytes]) 
 
 
 async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
-    """Yield the body as it arrives, within the limits of size and time."""
+    """Yield the body as it arrives, within the limit of its size."""
     settings = request.app[SETTINGS]
     left = settings.max_body_bytes
     too_large = BodyTooLarge(f"the body is over {settings.max_body_bytes} bytes; send it in parts")
     if (request.content_length or 0) > left:
         raise too_large
     try:
-        async with asyncio.timeout(settings.body_timeout_seconds):
-            async for chunk in request.content.iter_any():
-                left -= len(chunk)
-                if left < 0:
-                    raise too_large
-                yield chunk
+        async for chunk in request.content.iter_any():
+            left -= len(chunk)
+            if left < 0:
+                raise too_large
+            yield chunk
     except web.RequestPayloadError:
         raise Malformed("the body breaks off, or is not what its Content-Encoding says") from None
-    except TimeoutError:
-        seconds = f"{settings.body_timeout_seconds:g}"
-        raise BodyTooSlow(f"the body did not arrive within {seconds} seconds") from None

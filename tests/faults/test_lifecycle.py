@@ -1,0 +1,148 @@
+"""Workers that are killed, told to end, or replaced, while clients ask and record."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.conftest import execute
+from tests.faults.load import Load, recorded, until
+from tests.processes import AUDIT, serving
+from tests.test_server import get, is_alive, workers_of
+
+Figure = Callable[[str], None]
+
+
+async def replaced(process: subprocess.Popen[str], number: signal.Signals) -> float:
+    """Send a signal; return how long it took until all workers are others."""
+    old = workers_of(process)
+    process.send_signal(number)
+    return await until(lambda: not workers_of(process) & old)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_restart_loses_no_request(dsn: str, figure: Figure, workers: int) -> None:
+    with serving("--dsn", dsn, "--workers", str(workers)) as (process, url, _):
+        await asyncio.to_thread(get, f"{url}/readyz")
+        async with Load(url) as load:
+            for _ in range(2):
+                await asyncio.sleep(0.3)
+                seconds = await replaced(process, signal.SIGHUP)
+            await asyncio.sleep(0.3)
+        now = workers_of(process)
+        process.terminate()
+        ended_with = process.wait(20)
+
+    figure(f"{sum(load.outcomes.values())} requests, {load.failures} lost; {seconds:.1f} s")
+    assert {} == load.failures
+    assert workers == len(now)
+    assert load.acknowledged == recorded(dsn)
+    assert 0 == ended_with
+
+
+async def test_a_worker_told_to_end_loses_no_request(dsn: str, figure: Figure) -> None:
+    with serving("--dsn", dsn, "--workers", "2") as (process, url, _):
+        await asyncio.to_thread(get, f"{url}/readyz")
+        async with Load(url) as load:
+            for _ in range(2):
+                await asyncio.sleep(0.3)
+                old = min(workers_of(process))
+                os.kill(old, signal.SIGTERM)
+                await asyncio.sleep(1.5)
+                assert old not in workers_of(process)
+
+    figure(f"{sum(load.outcomes.values())} requests, {load.failures} lost")
+    assert {} == load.failures
+    assert load.acknowledged == recorded(dsn)
+
+
+async def test_a_killed_worker_loses_only_its_own_requests(dsn: str, figure: Figure) -> None:
+    with serving("--dsn", dsn, "--workers", "2") as (process, url, _):
+        await asyncio.to_thread(get, f"{url}/readyz")
+        async with Load(url) as load:
+            await asyncio.sleep(1.1)
+            old = workers_of(process)
+            os.kill(min(old), signal.SIGKILL)
+            seconds = await until(lambda: len(workers_of(process) - old) == 1)
+            await asyncio.sleep(1)
+        lost = sum(load.failures.values())
+
+    figure(f"{lost} of {sum(load.outcomes.values())} requests lost; replaced in {seconds:.3f} s")
+    assert not [what for what in load.failures if isinstance(what, int)]
+    assert lost <= 8  # one of each client
+    assert seconds < 0.9
+    assert load.acknowledged == recorded(dsn)
+
+
+@pytest.mark.faults
+async def test_workers_that_cannot_live_are_not_started_all_the_time(dsn: str) -> None:
+    with serving("--dsn", dsn) as (process, url, _):
+        await asyncio.to_thread(get, f"{url}/readyz")
+        seen: set[int] = set()
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            for pid in workers_of(process) - seen:
+                seen.add(pid)
+                os.kill(pid, signal.SIGKILL)
+            await asyncio.sleep(0.01)
+
+        assert 2 <= len(seen) <= 5
+        assert 200 == (await asyncio.to_thread(get, f"{url}/readyz"))[0]
+
+
+@pytest.mark.faults
+async def test_workers_stay_where_new_ones_cannot_serve(dsn: str) -> None:
+    name = execute(dsn, "SELECT current_database()")[0][0]
+    with serving("--dsn", dsn, "--workers", "2") as (process, url, _):
+        await asyncio.to_thread(get, f"{url}/readyz")
+        old = workers_of(process)
+        other = dsn.replace(f"/{name}?", "/postgres?")
+        execute(other, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        async with Load(url) as load:
+            process.send_signal(signal.SIGHUP)
+            await asyncio.sleep(1.5)
+        execute(other, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        assert old == workers_of(process)
+
+    assert {} == load.failures
+
+
+@pytest.mark.faults
+async def test_the_end_of_the_service_cuts_no_answer_short(dsn: str, figure: Figure) -> None:
+    with serving("--dsn", dsn, "--workers", "2") as (process, url, _):
+        await asyncio.to_thread(get, f"{url}/readyz")
+        async with Load(url) as load:
+            await asyncio.sleep(0.5)
+            process.terminate()
+            seconds = await until(lambda: process.poll() is not None)
+
+    figure(f"{load.failures} of {sum(load.outcomes.values())}; ended in {seconds:.1f} s")
+    # From then on nobody listens; what was accepted is answered.
+    assert {"ClientConnectorError", "ClientOSError", "ServerDisconnectedError",
+            "ConnectionResetError"} >= set(load.failures)  # fmt: skip
+    assert load.acknowledged == recorded(dsn)
+    assert 0 == process.returncode
+
+
+def test_a_closed_terminal_ends_the_service(dsn: str) -> None:
+    command = [str(AUDIT), "serve", "--port", "0", "--dsn", dsn]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(command[0], command)  # noqa: S606
+    shown = b""
+    while b"Ctrl-C" not in shown:
+        shown += os.read(terminal, 4096)
+    os.close(terminal)
+
+    deadline = time.monotonic() + 20
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(pid)
+    os.waitpid(pid, 0)
