@@ -286,6 +286,9 @@ class _One:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
+    def get_max_size(self) -> int:
+        return 1
+
     async def acquire(self, **_: float) -> Any:
         return self._connection
 
