@@ -489,26 +489,20 @@ def counts(
     data_dir: DataDir = None,
 ) -> None:
     """Check or rebuild the counts that totals come from. Exits with 65 where they differ."""
-    from audit.database import open_pool
-    from audit.server import database
     from audit.service import AuditService
-    from audit.workers import run
 
     if check == rebuild:
         raise typer.BadParameter("give either --check or --rebuild")
-    settings = _settings(dsn=dsn, data_dir=data_dir)
-    patient = settings.model_copy(update={"pool_size": 1, "statement_timeout_seconds": _PATIENCE})
+    settings = _settings(dsn=dsn, data_dir=data_dir, statement_timeout_seconds=_PATIENCE)
 
-    async def work(address: str) -> list[list[str]]:
-        async with open_pool(patient, address) as pool:
-            service = AuditService(pool)
-            if rebuild:
-                out.print(f"counted {await service.rebuild_counts():,} tasks")
-                return []
-            return [[str(value) for value in one] for one in await service.check_counts()]
+    async def work(pool: Pool) -> list[list[str]]:
+        service = AuditService(pool)
+        if rebuild:
+            out.print(f"counted {await service.rebuild_counts():,} tasks")
+            return []
+        return [[str(value) for value in one] for one in await service.check_counts()]
 
-    with database(settings) as address:
-        differences = run(work(address))
+    differences = _with_pool(work, settings)
     if differences:
         table = Table(*_DIFFERENCE, box=None)
         for difference in differences:
@@ -551,10 +545,7 @@ def create_key(
     async def work(pool: Pool) -> tuple[str, datetime | None]:
         return await create(pool, name, frozenset(scope), project_id, expiry)
 
-    try:
-        key, expires_at = _with_pool(work, dsn, data_dir)
-    except Invalid as refused:
-        raise typer.BadParameter(refused.detail) from None
+    key, expires_at = _with_pool(work, _settings(dsn=dsn, data_dir=data_dir))
     out.print(key, markup=False)
     until = f"until {expires_at:%Y-%m-%d %H:%M:%S} UTC" if expires_at else "for ever"
     err.print(f"{name} may {' and '.join(sorted(scope))}, {until}. The key is not shown again.")
@@ -569,7 +560,7 @@ def list_keys(dsn: Dsn = None, data_dir: DataDir = None) -> None:
         Column("name", overflow="fold"), "scopes", Column("project", min_width=_UUID_WIDTH),
         "created", "state", box=None,
     )  # fmt: skip
-    for key in _with_pool(read, dsn, data_dir):
+    for key in _with_pool(read, _settings(dsn=dsn, data_dir=data_dir)):
         identity = key.identity
         project = str(identity.project_id or "all")
         created = f"{key.created_at:%Y-%m-%d}"
@@ -591,10 +582,7 @@ def revoke_key(
     async def work(pool: Pool) -> datetime:
         return await revoke(pool, name)
 
-    try:
-        revoked_at = _with_pool(work, dsn, data_dir)
-    except Invalid as refused:
-        raise typer.BadParameter(refused.detail) from None
+    revoked_at = _with_pool(work, _settings(dsn=dsn, data_dir=data_dir))
     out.print(f"{name} is revoked since {revoked_at:%Y-%m-%d %H:%M:%S} UTC", markup=False)
 
 
@@ -628,23 +616,22 @@ def _expiry(given: str) -> timedelta | datetime | None:
 
 
 def _with_pool(
-    work: Callable[[Pool], Coroutine[object, object, Result]],
-    dsn: str | None,
-    data_dir: Path | None,
+    work: Callable[[Pool], Coroutine[object, object, Result]], settings: Settings
 ) -> Result:
     """Run `work` on the database, whose schema is brought up to date where it is the embedded."""
     from audit.database import open_pool
     from audit.server import database
     from audit.workers import run
 
-    settings = _settings(dsn=dsn, data_dir=data_dir, pool_size=1)
-
     async def through(address: str) -> Result:
-        async with open_pool(settings, address) as pool:
+        async with open_pool(settings.model_copy(update={"pool_size": 1}), address) as pool:
             return await work(pool)
 
     with database(settings) as address:
-        return run(through(address))
+        try:
+            return run(through(address))
+        except Invalid as refused:
+            raise typer.BadParameter(refused.detail) from None
 
 
 @app.command()

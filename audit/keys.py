@@ -14,7 +14,7 @@ from uuid import UUID
 
 from audit import statements
 from audit.access import Identity, Scope, refused
-from audit.database import driver_errors
+from audit.database import acquired
 from audit.errors import Invalid
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 #: Tells people, and programs that look for leaked secrets, what it is.
 KEY_PREFIX: Final = "taskaudit_"
 _SECRET_BYTES: Final = 32
+_PATIENCE_SECONDS: Final = 5
 _NAME: Final = re.compile(r"[A-Za-z0-9._@-]{1,100}", re.ASCII)
 
 
@@ -74,7 +75,7 @@ def digest_of(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-async def read_keys(pool: Pool, timeout_seconds: float = 5) -> Keys:
+async def read_keys(pool: Pool, timeout_seconds: float = _PATIENCE_SECONDS) -> Keys:
     """Return all keys as they are now.
 
     Raises:
@@ -85,7 +86,7 @@ async def read_keys(pool: Pool, timeout_seconds: float = 5) -> Keys:
 
 async def list_keys(pool: Pool) -> list[Key]:
     """Return all keys ever made, the oldest first."""
-    return [key for _, key in await _read(pool, 5)]
+    return [key for _, key in await _read(pool, _PATIENCE_SECONDS)]
 
 
 async def create_key(
@@ -109,8 +110,8 @@ async def create_key(
     at = expires if isinstance(expires, datetime) else None
     if at is not None and at <= datetime.now(at.tzinfo):
         raise Invalid("the time of expiry has passed already")
-    with driver_errors():
-        row = await pool.fetchrow(
+    async with acquired(pool, _PATIENCE_SECONDS) as connection:
+        row = await connection.fetchrow(
             statements.CREATE_KEY, name, digest_of(key), sorted(scopes), project_id, lasting, at
         )
     if row is None:
@@ -124,8 +125,8 @@ async def revoke_key(pool: Pool, name: str) -> datetime:
     Raises:
         Invalid: there is none of that name.
     """
-    with driver_errors():
-        row = await pool.fetchrow(statements.REVOKE_KEY, name)
+    async with acquired(pool, _PATIENCE_SECONDS) as connection:
+        row = await connection.fetchrow(statements.REVOKE_KEY, name)
     if row is None:
         raise Invalid(f"there is no key {name!r}")
     revoked_at: datetime = row["revoked_at"]
@@ -133,9 +134,8 @@ async def revoke_key(pool: Pool, name: str) -> datetime:
 
 
 async def _read(pool: Pool, timeout_seconds: float) -> list[tuple[bytes, Key]]:
-    with driver_errors():
-        async with pool.acquire(timeout=timeout_seconds) as connection:
-            rows = await connection.fetch(statements.LIST_KEYS, timeout=timeout_seconds)
+    async with acquired(pool, timeout_seconds) as connection:
+        rows = await connection.fetch(statements.LIST_KEYS, timeout=timeout_seconds)
     return [(row["digest"], _key(row)) for row in rows]
 
 

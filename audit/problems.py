@@ -54,14 +54,13 @@ def bytes_of(problem: Problem) -> bytes:
     """Return the whole answer that tells a problem and ends the connection, as it is sent."""
     request_id = _new_id()
     response = _respond(problem, request_id)
+    _named(response, request_id)
     body = response.body
     assert isinstance(body, bytes)  # noqa: S101 - it is JSON
     headers = {
         **response.headers,
         "Content-Length": str(len(body)),
         "Connection": "close",
-        "X-Request-ID": request_id,
-        "Server": "task-audit",
     }
     lines = [
         f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}",

@@ -40,7 +40,6 @@ _REASONS: Final[dict[type[jwt.PyJWTError], str]] = {
 }
 #: Claims that name the holder: as long as that, at most.
 _MOST_NAME: Final = 200
-_NUMBERS_BELOW_ZERO: Final = 2**31
 
 
 class Provider:
@@ -60,7 +59,7 @@ class Provider:
             Unauthenticated: it is not one of the issuer, or not for us, or expired.
             Unavailable: the issuer's keys could not be read yet.
         """
-        digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+        digest = _digest(token)
         good_until, identity = self._checked.get(digest, (0.0, None))
         if identity is not None and time.time() < good_until:
             return identity
@@ -71,9 +70,11 @@ class Provider:
             self._checked.popitem(last=False)
         return identity
 
-    async def refresh(self) -> None:
-        """Read the issuer's keys anew; where that fails, those known before stay."""
+    async def refresh(self, *, not_within_seconds: float = 0) -> None:
+        """Read the issuer's keys, unless it was done just now; failing that, keep the known."""
         async with self._reading:
+            if time.monotonic() - self._read_at < not_within_seconds:
+                return
             self._read_at = time.monotonic()
             try:
                 keys = _key_set(await _read(self._settings.jwt_jwks or ""))
@@ -89,7 +90,7 @@ class Provider:
     async def _claims(self, token: str) -> dict[str, Any]:
         try:
             header = jwt.get_unverified_header(token)
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, UnicodeError):
             raise refused("the token is neither a key nor a JSON Web Token") from None
         key = await self._key(header.get("kid"))
         algorithm = header.get("alg")
@@ -112,9 +113,8 @@ class Provider:
         return claims
 
     async def _key(self, kid: str | None) -> jwt.PyJWK:
-        is_known = self._keys is not None and kid in self._keys
-        if not is_known and time.monotonic() - self._read_at > _LOOK_AGAIN_SECONDS:
-            await self.refresh()
+        if self._keys is None or kid not in self._keys:
+            await self.refresh(not_within_seconds=_LOOK_AGAIN_SECONDS)
         if self._keys is None:
             raise Unavailable("the keys of the issuer cannot be read", retry_after_seconds=10)
         if kid not in self._keys:
@@ -137,10 +137,15 @@ class Provider:
                         f"the claim {settings.jwt_project_claim} is neither a UUID nor *"
                     ) from None
         subject = str(claims["sub"])[:_MOST_NAME]
-        number = int.from_bytes(hashlib.sha256(subject.encode()).digest()[:4]) % _NUMBERS_BELOW_ZERO
+        number = int.from_bytes(_digest(subject)[:4])
         return Identity(
-            subject, frozenset(scope for scope in Scope if scope in names), project_id, -1 - number
+            subject, frozenset(scope for scope in Scope if scope in names), project_id, number
         )
+
+
+def _digest(text: str) -> bytes:
+    # A header may hold bytes, and a claim halves of characters, that are no text.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def _key_set(text: bytes) -> dict[str | None, jwt.PyJWK]:

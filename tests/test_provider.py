@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
@@ -101,6 +102,10 @@ def unsigned() -> str:
     return b".".join([*encoded, b""]).decode()
 
 
+def deep() -> str:
+    return base64.urlsafe_b64encode(b"[" * 2500 + b"]" * 2500).rstrip(b"=").decode()
+
+
 def by_secret() -> str:
     """Signed by the public key as if it were a secret that both sides know."""
     pem = RSA.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -132,6 +137,8 @@ REFUSED: dict[str, tuple[Callable[[], str], str]] = {
     "nothing": (lambda: "x", "neither a key nor"),
     "dots": (lambda: "..", "neither a key nor"),
     "long": (lambda: "a" * 7000, "neither a key nor"),
+    "bytes that are no text": (lambda: "a\udcff.b.c", "neither a key nor"),
+    "deep": (lambda: deep() + ".e30.x", "neither a key nor"),
     "unsigned": (unsigned, "signed by none"),
     "by a public key as a secret": (by_secret, "signed by HS256"),
     "claims changed": (changed, "signature is wrong"),
@@ -174,6 +181,10 @@ async def test_a_token_that_was_checked_is_good_until_it_expires(
     # Within what clocks may differ by, it is checked anew each time.
     await checks.check(given)
     assert all(good_until < later for good_until, _ in checks._checked.values())
+
+
+async def test_a_name_may_hold_half_a_character(make: Made) -> None:
+    assert (await make().check(token(sub="\ud800"))).name == "\ud800"
 
 
 @pytest.mark.parametrize(
@@ -233,17 +244,21 @@ async def test_unknown_keys_do_not_have_the_set_read_again_and_again(
 ) -> None:
     checks = make()
     reads = 0
-    refresh = checks.refresh
+    read = provider._read
 
-    async def counted() -> None:
+    async def counted(place: str) -> bytes:
         nonlocal reads
         reads += 1
-        await refresh()
+        return await read(place)
 
-    monkeypatch.setattr(checks, "refresh", counted)
-    for number in range(20):
-        with pytest.raises(Unauthenticated):
-            await checks.check(token(kid=f"unknown-{number}"))
+    monkeypatch.setattr(provider, "_read", counted)
+    refusals = await asyncio.gather(
+        *(checks.check(token(kid=f"unknown-{number}")) for number in range(20)),
+        return_exceptions=True,
+    )
+    assert all(isinstance(refusal, Unauthenticated) for refusal in refusals)
+    with pytest.raises(Unauthenticated):
+        await checks.check(token(kid="unknown-20"))
 
     assert reads == 1
 
