@@ -63,6 +63,18 @@ class Load:
                 await asyncio.sleep(0.005)
         return self.first_success_at - self.watched_at
 
+    async def until_calm(self, settling: float) -> tuple[float, set[int | str]]:
+        """Wait for a success from now on; return its seconds, and what comes when all has settled.
+
+        That is each kind of outcome in half a second, so many seconds after the success.
+        """
+        self.watch()
+        seconds = await self.until_success()
+        await asyncio.sleep(settling)
+        before = self.outcomes.copy()
+        await asyncio.sleep(0.5)
+        return seconds, set(self.outcomes - before)
+
     async def __aenter__(self) -> Self:
         recorders, askers = self._counts
         self._clients = [asyncio.create_task(self._record()) for _ in range(recorders)]
