@@ -493,7 +493,7 @@ def counts(
 
     if check == rebuild:
         raise typer.BadParameter("give either --check or --rebuild")
-    settings = _settings(dsn=dsn, data_dir=data_dir, statement_timeout_seconds=_PATIENCE)
+    settings = _settings(dsn=dsn, data_dir=data_dir)
 
     async def work(pool: Pool) -> list[list[str]]:
         service = AuditService(pool)
@@ -502,7 +502,9 @@ def counts(
             return []
         return [[str(value) for value in one] for one in await service.check_counts()]
 
-    differences = _with_pool(work, settings)
+    # Longer than any request may take, and so than a setting may say.
+    patient = settings.model_copy(update={"statement_timeout_seconds": _PATIENCE})
+    differences = _with_pool(work, patient)
     if differences:
         table = Table(*_DIFFERENCE, box=None)
         for difference in differences:
