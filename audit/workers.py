@@ -145,15 +145,14 @@ class _Worker:
         serves.close()
         self.has_served = False
 
-    def serves(self) -> bool:
-        """Whether it has begun to take connections."""
+    def hear(self) -> None:
+        """Note it if the worker has begun to take connections."""
         if not self.has_served and self.told.poll():
             try:
                 self.told.recv_bytes()
                 self.has_served = True
             except EOFError:
                 pass  # it has ended
-        return self.has_served
 
 
 class Supervisor:
@@ -189,6 +188,8 @@ class Supervisor:
             ready()
             while True:
                 connection.wait(self._awaited(), _LOOK_SECONDS)
+                for worker in self._workers:
+                    worker.hear()
                 look()
                 self._bury()
                 self._replace()
@@ -238,7 +239,7 @@ class Supervisor:
             self._is_to_restart = False
             self._old = list(self._workers)
         is_one_more = len(self._workers) > self._settings.workers
-        if self._old and is_one_more and all(worker.serves() for worker in self._workers):
+        if self._old and is_one_more and all(worker.has_served for worker in self._workers):
             worker = self._old.pop(0)
             self._workers.remove(worker)
             self._leaving.append((worker, self._deadline()))

@@ -165,6 +165,20 @@ def test_a_killed_worker_is_replaced_and_a_signal_to_the_parent_stops_them_all(d
     assert [] == [pid for pid in workers if is_alive(pid)]
 
 
+def test_a_parent_whose_workers_serve_takes_no_time(dsn: str) -> None:
+    def processor_seconds(pid: int) -> float:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    with serving("--dsn", dsn, "--workers", "2") as (process, url):
+        get(f"{url}/readyz")
+        before = processor_seconds(process.pid)
+        time.sleep(2)
+        taken = processor_seconds(process.pid) - before
+
+    assert taken < 0.5
+
+
 def test_workers_whose_parent_is_killed_end(dsn: str) -> None:
     with serving("--dsn", dsn, "--workers", "2") as (process, url):
         get(f"{url}/healthz")
