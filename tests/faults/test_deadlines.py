@@ -65,7 +65,8 @@ async def test_a_stalled_network_ends_each_request_in_time(
         proxy.flow()
         seconds, later = await load.until_calm(4)
         with psycopg.connect(dsn) as other:
-            other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
+            # It waits for who records, through the proxy, which runs here.
+            await asyncio.to_thread(other.execute, "LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
             path = f"{url}{API}/tasks/7d9f1c9e-0c3f-4d0e-9a63-6b6f0b7c2d11"
             asking = [asyncio.create_task(session.get(path)) for _ in range(8)]
             # Each connection of the pool is one again.
