@@ -27,6 +27,7 @@ from audit.handlers import (
     reading,
     writing,
 )
+from audit.limits import Late, Limit
 from audit.metrics import Metrics, Seat
 from audit.problems import problems
 from audit.rates import Rates
@@ -163,10 +164,9 @@ def _logged(doing: str) -> Iterator[None]:
 def _bounded(settings: Settings) -> Callable[[Handler], Handler]:
     """Let handlers refuse at once what would only wait: all those together, beyond so many."""
     in_flight = 0
+    limit = Limit(settings.request_timeout_seconds)
 
     def bounded(handler: Handler) -> Handler:
-        in_time = _in_time(settings, handler)
-
         async def handle(request: web.Request) -> web.StreamResponse:
             nonlocal in_flight
             if request.protocol.writing_paused:
@@ -179,7 +179,9 @@ def _bounded(settings: Settings) -> Callable[[Handler], Handler]:
                 )
             in_flight += 1
             try:
-                return await in_time(request)
+                return await limit.run(handler(request))
+            except Late as late:
+                raise _too_late(late, request) from None
             finally:
                 in_flight -= 1
 
@@ -190,17 +192,19 @@ def _bounded(settings: Settings) -> Callable[[Handler], Handler]:
 
 def _in_time(settings: Settings, handler: Handler) -> Handler:
     """Let a handler answer in the time of a request, the body included."""
-    seconds = settings.request_timeout_seconds
+    limit = Limit(settings.request_timeout_seconds)
 
     async def handle(request: web.Request) -> web.StreamResponse:
         try:
-            async with asyncio.timeout(seconds) as deadline:
-                return await handler(request)
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-        if not request.content.is_eof():
-            raise BodyTooSlow(f"the body did not arrive within {seconds:g} seconds")
-        raise TimedOut(f"the request was not done within {seconds:g} seconds")
+            return await limit.run(handler(request))
+        except Late as late:
+            raise _too_late(late, request) from None
 
     return handle
+
+
+def _too_late(late: Late, request: web.Request) -> Problem:
+    """Return what it means to a client that its request ran into the limit, the body included."""
+    if not request.content.is_eof():
+        return BodyTooSlow(f"the body did not arrive within {late.seconds:g} seconds")
+    return TimedOut(f"the request was not done within {late.seconds:g} seconds")

@@ -13,6 +13,7 @@ import asyncpg
 
 from audit import statements
 from audit.errors import Malformed, Problem, TimedOut, Unavailable
+from audit.limits import Late, Limit
 from audit.metrics import TRANSACTION, Metrics
 from audit.settings import Settings
 from audit.tracing import Traces
@@ -38,13 +39,18 @@ def note_statements() -> set[str]:
 
 
 class _Session(asyncpg.Connection):
-    """A connection that counts its statements.
+    """A connection that counts its statements and gives them their time.
 
     Its release costs no round trip: nothing here sets state of a session.
     """
 
     metrics: Metrics
     traces: Traces
+    limit: Limit
+
+    async def reset(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
+        if self.is_in_transaction():
+            await super().reset(timeout=timeout)
 
     def get_reset_query(self) -> str:
         return ""
@@ -69,7 +75,7 @@ class _Session(asyncpg.Connection):
         failed = True
         started = time.perf_counter()
         try:
-            result = await running
+            result = await self.limit.run(running)
             failed = False
             return result
         finally:
@@ -99,10 +105,12 @@ async def open_pool(
     """
     metrics = metrics or Metrics()
     metrics.pool(settings.pool_size)
+    limit = Limit(settings.statement_timeout_seconds + _NETWORK_SECONDS)
 
-    async def count(session: asyncpg.Connection[asyncpg.Record]) -> None:
+    async def begin(session: asyncpg.Connection[asyncpg.Record]) -> None:
         assert isinstance(session, _Session)  # noqa: S101 - as the pool is told
         session.metrics = metrics
+        session.limit = limit
         if traces:
             session.traces = traces
 
@@ -114,11 +122,10 @@ async def open_pool(
             min_size=0,
             max_size=settings.pool_size,
             connection_class=_TracedSession if traces else _Session,
-            init=count,
+            init=begin,
             max_inactive_connection_lifetime=0,
             max_cached_statement_lifetime=0,
             timeout=settings.acquire_timeout_seconds,
-            command_timeout=settings.statement_timeout_seconds + _NETWORK_SECONDS,
             server_settings={
                 "application_name": "task-audit",
                 # sql/ leans on this: `$1 IS NULL OR …` is folded away only in a custom plan.
@@ -149,9 +156,9 @@ async def fetch_row(connection: Connection, statement: str, *values: object) -> 
 
 @asynccontextmanager
 async def acquired(
-    pool: Pool, timeout_seconds: float, metrics: Metrics | None = None
+    pool: Pool, limit: Limit, metrics: Metrics | None = None
 ) -> AsyncIterator[Connection]:
-    """Take a connection for a while; no longer than this, wait for one.
+    """Take a connection for a while; no longer than the limit, wait for one.
 
     Whoever is cancelled leaves at once: that the server cancels the statement is waited for in the
     background, and a connection that does not come back from it is replaced by a new one.
@@ -162,8 +169,8 @@ async def acquired(
     with driver_errors():
         try:
             with _connecting(), metrics.waiting if metrics else nullcontext():
-                connection = await pool.acquire(timeout=timeout_seconds)
-        except TimeoutError as busy:
+                connection = await limit.run(pool.acquire())
+        except Late as busy:
             raise Unavailable(
                 "all connections to the database are busy", retry_after_seconds=1
             ) from busy
@@ -174,7 +181,7 @@ async def acquired(
         except (Exception, asyncio.CancelledError) as failure:
             has_left = True
             is_gone = _is_gone(connection)
-            returning = asyncio.ensure_future(pool.release(connection))
+            returning = asyncio.ensure_future(pool.release(connection, timeout=limit.seconds))
             _returning.add(returning)
             returning.add_done_callback(_returned)
             if isinstance(failure, asyncpg.InterfaceError | asyncpg.InternalClientError):
@@ -184,7 +191,7 @@ async def acquired(
             raise
         finally:
             if not has_left:
-                await pool.release(connection)
+                await pool.release(connection, timeout=limit.seconds)
 
 
 def _is_gone(connection: Connection) -> bool:
@@ -274,7 +281,7 @@ async def pending_migrations(pool: Pool, timeout_seconds: float = 5) -> list[str
     Raises:
         Unavailable: the database does not answer.
     """
-    async with acquired(pool, timeout_seconds) as connection:
+    async with acquired(pool, Limit(timeout_seconds)) as connection:
         try:
             rows = await connection.fetch(statements.LIST_MIGRATIONS)
         except asyncpg.UndefinedTableError:

@@ -16,6 +16,7 @@ from audit import statements
 from audit.access import Identity, Scope, refused
 from audit.database import acquired
 from audit.errors import Invalid
+from audit.limits import Limit
 
 if TYPE_CHECKING:
     import asyncpg
@@ -48,6 +49,8 @@ class Keys:
 
     def __init__(self, kept: Mapping[bytes, Key]) -> None:
         self._kept = kept
+        #: By the keys themselves, as they were sent: no longer than until keys are read again.
+        self._sent: dict[str, Key] = {}
 
     @property
     def are_none(self) -> bool:
@@ -60,9 +63,10 @@ class Keys:
         Raises:
             Unauthenticated: it is unknown, revoked or expired.
         """
-        kept = self._kept.get(digest_of(key))
+        kept = self._sent.get(key) or self._kept.get(digest_of(key))
         if kept is None:
             raise refused("the key is unknown")
+        self._sent[key] = kept
         if kept.revoked_at is not None:
             raise refused(f"the key {kept.identity.name} is revoked")
         if kept.good_until < time.monotonic():
@@ -110,7 +114,7 @@ async def create_key(
     at = expires if isinstance(expires, datetime) else None
     if at is not None and at <= datetime.now(at.tzinfo):
         raise Invalid("the time of expiry has passed already")
-    async with acquired(pool, _PATIENCE_SECONDS) as connection:
+    async with acquired(pool, Limit(_PATIENCE_SECONDS)) as connection:
         row = await connection.fetchrow(
             statements.CREATE_KEY, name, digest_of(key), sorted(scopes), project_id, lasting, at
         )
@@ -125,7 +129,7 @@ async def revoke_key(pool: Pool, name: str) -> datetime:
     Raises:
         Invalid: there is none of that name.
     """
-    async with acquired(pool, _PATIENCE_SECONDS) as connection:
+    async with acquired(pool, Limit(_PATIENCE_SECONDS)) as connection:
         row = await connection.fetchrow(statements.REVOKE_KEY, name)
     if row is None:
         raise Invalid(f"there is no key {name!r}")
@@ -134,7 +138,7 @@ async def revoke_key(pool: Pool, name: str) -> datetime:
 
 
 async def _read(pool: Pool, timeout_seconds: float) -> list[tuple[bytes, Key]]:
-    async with acquired(pool, timeout_seconds) as connection:
+    async with acquired(pool, Limit(timeout_seconds)) as connection:
         rows = await connection.fetch(statements.LIST_KEYS, timeout=timeout_seconds)
     return [(row["digest"], _key(row)) for row in rows]
 

@@ -15,6 +15,9 @@ from audit.settings import LogFormat
 
 _requests: Final = logging.getLogger("audit.requests")
 
+#: From this status on, a request has failed.
+_FAILURES_FROM: Final = HTTPStatus.INTERNAL_SERVER_ERROR.value
+
 #: What a terminal or a reader of lines would act on: controls, and what else ends a line.
 _ESCAPES: Final = {
     code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"  # noqa: PLR2004
@@ -49,14 +52,14 @@ def set_up(log_format: LogFormat) -> None:
 
 def is_told(status: int, sample: float) -> bool:
     """Whether a request is to be logged: all failures, and of the others a share of `sample`."""
-    return status >= HTTPStatus.INTERNAL_SERVER_ERROR or (
+    return status >= _FAILURES_FROM or (
         sample > 0 and random.random() < sample  # noqa: S311 - no secret
     )
 
 
 def tell(answered: Answered) -> None:
     """Log a request."""
-    failed = answered["status"] >= HTTPStatus.INTERNAL_SERVER_ERROR
+    failed = answered["status"] >= _FAILURES_FROM
     level = logging.WARNING if failed else logging.INFO
     _requests.log(level, "request", extra={"answered": answered})
 

@@ -17,6 +17,7 @@ from audit import cursor, models, statements
 from audit.cursor import Cursor
 from audit.database import acquired, fetch_row
 from audit.errors import Conflict, FieldError, Invalid, Problem, TaskNotFound, Unavailable
+from audit.limits import Limit
 from audit.metrics import Deltas, Metrics
 from audit.models import (
     DEFAULT_FAILURE_DAYS,
@@ -95,7 +96,7 @@ class AuditService:
         self._pool = pool
         self._metrics = metrics or Metrics()
         self._partition = partition
-        self._acquire_timeout_seconds = acquire_timeout_seconds
+        self._waiting = Limit(acquire_timeout_seconds)
         quarter = pool.get_max_size() // 4
         self._pager = Pager(tallies_at_once=max(1, quarter))
 
@@ -368,7 +369,7 @@ class AuditService:
         raise Unavailable("others fold the counts all the time", retry_after_seconds=1)
 
     def _connection(self) -> AbstractAsyncContextManager[Connection]:
-        return acquired(self._pool, self._acquire_timeout_seconds, self._metrics)
+        return acquired(self._pool, self._waiting, self._metrics)
 
 
 async def _clock(
