@@ -15,6 +15,7 @@ from aiohttp.typedefs import Handler
 from audit import errors
 from audit.errors import Problem
 from audit.handlers import DRAINING, REQUEST_ID
+from audit.responses import Whole
 
 log = logging.getLogger("audit")
 
@@ -55,18 +56,8 @@ def bytes_of(problem: Problem) -> bytes:
     request_id = _new_id()
     response = _respond(problem, request_id)
     _named(response, request_id)
-    body = response.body
-    assert isinstance(body, bytes)  # noqa: S101 - it is JSON
-    headers = {
-        **response.headers,
-        "Content-Length": str(len(body)),
-        "Connection": "close",
-    }
-    lines = [
-        f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}",
-        *(f"{name}: {value}" for name, value in headers.items()),
-    ]
-    return "\r\n".join([*lines, "", ""]).encode() + body
+    response.force_close()
+    return response.to_bytes()
 
 
 def _request_id(request: web.BaseRequest) -> str:
@@ -80,7 +71,7 @@ def _new_id() -> str:
     return random.randbytes(16).hex()  # noqa: S311
 
 
-def _respond(problem: Problem, request_id: str) -> web.Response:
+def _respond(problem: Problem, request_id: str) -> Whole:
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR and problem.__cause__ is not None:
         log.warning("request %s: %s (%r)", request_id, problem.detail, problem.__cause__)
     members: dict[str, Any] = {
@@ -99,7 +90,7 @@ def _respond(problem: Problem, request_id: str) -> web.Response:
     return response
 
 
-def _of_aiohttp(refused: web.HTTPException, request: web.Request, request_id: str) -> web.Response:
+def _of_aiohttp(refused: web.HTTPException, request: web.Request, request_id: str) -> Whole:
     details = {
         HTTPStatus.NOT_FOUND: f"nothing is at {request.path}",
         HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method} is not a method of {request.path}",
@@ -110,7 +101,7 @@ def _of_aiohttp(refused: web.HTTPException, request: web.Request, request_id: st
     return response
 
 
-def _plain(status: int, detail: str, request_id: str) -> web.Response:
+def _plain(status: int, detail: str, request_id: str) -> Whole:
     """A failure that its status says all about."""
     title = HTTPStatus(status).phrase
     return _response(
@@ -124,11 +115,11 @@ def _plain(status: int, detail: str, request_id: str) -> web.Response:
     )
 
 
-def _response(members: dict[str, Any]) -> web.Response:
-    return web.Response(
-        status=members["status"],
-        body=json.dumps(members, ensure_ascii=False).encode("utf-8", "replace"),
-        content_type="application/problem+json",
+def _response(members: dict[str, Any]) -> Whole:
+    return Whole(
+        json.dumps(members, ensure_ascii=False).encode("utf-8", "replace"),
+        {"Content-Type": "application/problem+json"},
+        members["status"],
     )
 
 

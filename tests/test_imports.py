@@ -30,7 +30,7 @@ LAYERS = [
     {"database"},
     {"logs"},
     {"models", "cursor", "metrics", "settings", "tallies", "rates", "access", "tracing"},
-    {"errors", "limits", "states", "statements"},
+    {"errors", "limits", "responses", "states", "statements"},
 ]
 #: Within a line: writing reads a task's id and parameters as reading does.
 SIDEWAYS = {("handlers.writing", "handlers.reading")}
@@ -43,6 +43,7 @@ THIRD_PARTIES = {
         "ingest",
         "problems",
         "provider",
+        "responses",
         "watching",
         "workers",
     },

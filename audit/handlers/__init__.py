@@ -27,8 +27,3 @@ ROWS: Final = web.RequestKey("rows", int)
 #: Set when the process is to end: each answer is the last of its connection.
 DRAINING: Final = web.AppKey("draining", asyncio.Event)
 POOL: Final[web.AppKey[Pool]] = web.AppKey("pool")
-
-
-def json_response(body: bytes, status: int = 200) -> web.Response:
-    """Send JSON that is written already."""
-    return web.Response(body=body, status=status, content_type="application/json")

@@ -8,7 +8,7 @@ from typing import Final
 from aiohttp import web
 
 from audit import openapi
-from audit.handlers import json_response
+from audit.responses import Whole, json_response
 
 _FOLDER: Final = files("audit") / "static"
 _PAGE: Final = (_FOLDER / "docs.html").read_bytes()
@@ -22,6 +22,7 @@ _ASSETS: Final = {
     "swagger-ui.css": ("text/css", (_FOLDER / "swagger-ui" / "swagger-ui.css").read_bytes()),
 }
 _PAGE_HEADERS: Final = {
+    "Content-Type": "text/html; charset=utf-8",
     "Cache-Control": "no-cache",
     # Swagger UI styles elements from its script and draws icons from data: URLs.
     "Content-Security-Policy": (
@@ -44,26 +45,22 @@ def add_routes(app: web.Application) -> None:
     app.router.add_get("/docs/{asset}", asset)
 
 
-async def openapi_json(request: web.Request) -> web.Response:
+async def openapi_json(request: web.Request) -> Whole:
     """The OpenAPI 3.1 document."""
     response = json_response(openapi.document_json())
     response.headers["Cache-Control"] = "no-cache"
     return response
 
 
-async def page(request: web.Request) -> web.Response:
+async def page(request: web.Request) -> Whole:
     """The page, which asks this service for all it needs and no other host for anything."""
-    return web.Response(
-        body=_PAGE, content_type="text/html", charset="utf-8", headers=_PAGE_HEADERS
-    )
+    return Whole(_PAGE, _PAGE_HEADERS)
 
 
-async def asset(request: web.Request) -> web.Response:
+async def asset(request: web.Request) -> Whole:
     """A script or style sheet of the page."""
     found = _ASSETS.get(request.match_info["asset"])
     if found is None:
         raise web.HTTPNotFound
     content_type, body = found
-    return web.Response(
-        body=body, content_type=content_type, charset="utf-8", headers=_ASSET_HEADERS
-    )
+    return Whole(body, {**_ASSET_HEADERS, "Content-Type": f"{content_type}; charset=utf-8"})

@@ -6,17 +6,18 @@ from aiohttp import web
 
 from audit.database import pending_migrations
 from audit.errors import Unavailable
-from audit.handlers import METRICS, POOL, SERVICE, json_response
+from audit.handlers import METRICS, POOL, SERVICE
+from audit.responses import Whole, json_response
 
 _MEASURE_SECONDS = 1
 
 
-async def healthz(request: web.Request) -> web.Response:
+async def healthz(request: web.Request) -> Whole:
     """The process lives; nothing else is touched."""
     return json_response(b'{"status":"ok"}')
 
 
-async def readyz(request: web.Request) -> web.Response:
+async def readyz(request: web.Request) -> Whole:
     """The database answers and its migrations are current."""
     pending = await pending_migrations(request.app[POOL])
     if pending:
@@ -27,9 +28,9 @@ async def readyz(request: web.Request) -> web.Response:
     return json_response(b'{"status":"ready"}')
 
 
-async def metrics(request: web.Request) -> web.Response:
+async def metrics(request: web.Request) -> Whole:
     """What all workers have counted, in the format that Prometheus asks for."""
     deltas = await request.app[SERVICE].measure_deltas(_MEASURE_SECONDS)
     accept = request.headers.get("Accept", "")
     body, content_type = request.app[METRICS].told(accept, deltas)
-    return web.Response(body=body, headers={"Content-Type": content_type})
+    return Whole(body, {"Content-Type": content_type})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from http import HTTPStatus
 from typing import Final
 from urllib.parse import parse_qsl, unquote_to_bytes
 from uuid import UUID
@@ -12,7 +13,7 @@ from uuid import UUID
 from aiohttp import web
 
 from audit.errors import Forbidden, Malformed
-from audit.handlers import ANSWERS, IDENTITY, ROWS, SERVICE, json_response
+from audit.handlers import ANSWERS, IDENTITY, ROWS, SERVICE
 from audit.models import (
     AuditQuery,
     FailuresQuery,
@@ -20,6 +21,7 @@ from audit.models import (
     TaskQuery,
     parse_query,
 )
+from audit.responses import Whole, json_response
 
 #: The answer is the client's to keep, and to be asked about each time.
 _HEADERS: Final = {"Cache-Control": "private, no-cache", "Vary": "Accept-Encoding, Authorization"}
@@ -30,17 +32,17 @@ _WEIGHT = re.compile(r"\s*q=([01](?:\.\d{0,3})?)\s*", re.ASCII)
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
-async def get_failures(request: web.Request) -> web.Response:
+async def get_failures(request: web.Request) -> Whole:
     """The tasks that failed, newest first: by default, those of the last week."""
     return await _list(request, FailuresQuery, query_params)
 
 
-async def get_by_service(request: web.Request) -> web.Response:
+async def get_by_service(request: web.Request) -> Whole:
     """The tasks that touched one service, newest first."""
     return await _list(request, AuditQuery, _by_service)
 
 
-async def audit_query(request: web.Request) -> web.Response:
+async def audit_query(request: web.Request) -> Whole:
     """The tasks that match every filter given, newest first."""
     return await _list(request, AuditQuery, query_params)
 
@@ -55,7 +57,7 @@ async def _list(
     request: web.Request,
     model: type[TaskQuery],
     read: Callable[[web.Request], dict[str, list[str]]],
-) -> web.Response:
+) -> Whole:
     project_id = request[IDENTITY].project_id
     question = request.raw_path if project_id is None else f"{project_id} {request.raw_path}"
 
@@ -73,7 +75,7 @@ async def _list(
     if answer.etag:
         headers["ETag"] = answer.etag
         if _is_held(request, answer.etag):
-            return web.Response(status=304, headers=headers)
+            return Whole(None, headers, HTTPStatus.NOT_MODIFIED)
     body = await answer.body()
     if answer.rows is not None:
         request[ROWS] = answer.rows
@@ -81,7 +83,7 @@ async def _list(
     if len(body) > _SHORT_BYTES and _takes_gzip(request.headers.get("Accept-Encoding", "")):
         body = await answer.gzip_body()
         headers["Content-Encoding"] = "gzip"
-    return web.Response(body=body, headers=headers)
+    return Whole(body, headers)
 
 
 def _is_held(request: web.Request, etag: str) -> bool:
@@ -104,7 +106,7 @@ def _takes_gzip(accepted: str) -> bool:
     return weights.get("gzip", weights.get("x-gzip", weights.get("*", 0))) > 0
 
 
-async def get_task(request: web.Request) -> web.Response:
+async def get_task(request: web.Request) -> Whole:
     """One task whole."""
     document = await request.app[SERVICE].get_task(
         task_id_of(request), project_id=request[IDENTITY].project_id

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from audit.errors import BodyTooLarge, Invalid, Malformed, UnsupportedMedia
-from audit.handlers import IDENTITY, ROWS, SERVICE, SETTINGS, json_response
+from audit.handlers import IDENTITY, ROWS, SERVICE, SETTINGS
 from audit.handlers.reading import query_params, task_id_of
 from audit.models import NoParams, TaskBatch, parse_change, parse_lines, parse_query, parse_tasks
+from audit.responses import Whole, json_response
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -23,7 +24,7 @@ _writing: set[asyncio.Task[Any]] = set()
 _Result = TypeVar("_Result")
 
 
-async def record(request: web.Request) -> web.Response:
+async def record(request: web.Request) -> Whole:
     """Record a task, an array of tasks, or NDJSON: all of it, or nothing."""
     parse_query(NoParams, query_params(request))
     if _content_type(request, (JSON, NDJSON)) == NDJSON:
@@ -40,7 +41,7 @@ async def record(request: web.Request) -> web.Response:
     return json_response(json.dumps(body).encode(), 201 if result.recorded else 200)
 
 
-async def update(request: web.Request) -> web.Response:
+async def update(request: web.Request) -> Whole:
     """Move an open task on and fill in what is known."""
     task_id = task_id_of(request)
     _content_type(request, (JSON,))

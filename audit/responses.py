@@ -1,0 +1,63 @@
+"""Answers as they are sent: head and body, known whole, in one piece."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from email.utils import formatdate
+from functools import lru_cache
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+
+
+class Whole(web.StreamResponse):
+    """An answer that is known whole: its head and its body are sent at once.
+
+    `web.Response` is made ready for cookies, compression, chunks and signals, none of which are
+    used here; without that, an answer from memory takes a tenth less.
+    """
+
+    def __init__(self, body: bytes | None, headers: Mapping[str, str], status: int = 200) -> None:
+        """`body` is None where the status says that there is none."""
+        super().__init__(status=status, headers=headers)
+        self.body = body
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
+        """Send it."""
+        if self._keep_alive is None:
+            self._keep_alive = request.keep_alive
+        writer, version = request.writer, request.version
+        self._complete_headers(is_old=version.minor == 0)
+        status_line = f"HTTP/{version.major}.{version.minor} {self.status} {self.reason}"
+        await writer.write_headers(status_line, self.headers)
+        await writer.write_eof(b"" if request.method == "HEAD" else self.body or b"")
+        self._eof_sent = True
+        return writer
+
+    def to_bytes(self) -> bytes:
+        """Return what is sent where there is no request that could be read."""
+        self._complete_headers(is_old=False)
+        lines = [f"HTTP/1.1 {self.status} {self.reason}"]
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        return "\r\n".join([*lines, "", ""]).encode() + (self.body or b"")
+
+    def _complete_headers(self, *, is_old: bool) -> None:
+        headers = self.headers
+        if self.body is not None:
+            headers["Content-Length"] = str(len(self.body))
+        headers["Date"] = _date(int(time.time()))
+        if not self._keep_alive:
+            headers["Connection"] = "close"
+        elif is_old:
+            headers["Connection"] = "keep-alive"
+
+
+@lru_cache(maxsize=1)
+def _date(seconds: int) -> str:
+    return formatdate(seconds, usegmt=True)
+
+
+def json_response(body: bytes, status: int = 200) -> Whole:
+    """Return an answer of JSON that is written already."""
+    return Whole(body, {"Content-Type": "application/json"}, status)
