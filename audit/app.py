@@ -111,6 +111,8 @@ def _service(dsn: str, traces: Traces | None) -> Callable[[web.Application], Asy
                 pool,
                 partition=settings.partition,
                 acquire_timeout_seconds=settings.acquire_timeout_seconds,
+                # The other half is for questions that take milliseconds.
+                most_tallying=max(1, settings.max_in_flight // 2),
                 metrics=app[METRICS],
             )
             app[ANSWERS] = Answers(app[SERVICE], settings.answers_bytes)

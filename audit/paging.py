@@ -36,8 +36,6 @@ _MOST_PLACES: Final = 1000
 #: So many tasks are read well within a statement's time, in the worst case and from a cold disk.
 _PORTION: Final = 1_000_000
 _MOST_PORTIONS: Final = 10_000
-#: So many requests wait for tallies at a time, half of those under way; one more is refused.
-_MOST_TALLYING: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +90,12 @@ class Found:
 class Pager:
     """Remembers of the questions asked lately where their pages lay, and what matched by day."""
 
-    def __init__(self, portion: int = _PORTION, *, tallies_at_once: int = 1) -> None:
+    def __init__(
+        self, portion: int = _PORTION, *, tallies_at_once: int = 1, most_tallying: int = 32
+    ) -> None:
+        """Of `most_tallying` requests that wait for tallies, some are tallied `at_once`."""
         self._portion = portion
+        self._most_tallying = most_tallying
         #: The other connections are for questions that take milliseconds.
         self._turns = asyncio.Semaphore(tallies_at_once)
         self._tallying = 0
@@ -168,7 +170,7 @@ class Pager:
 
         No connection is held between two portions, nor by those who wait for the same tally.
         """
-        if self._tallying >= _MOST_TALLYING:
+        if self._tallying >= self._most_tallying:
             raise Unavailable(
                 "other filters that take long are being tallied", retry_after_seconds=1
             )

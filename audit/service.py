@@ -91,14 +91,16 @@ class AuditService:
         *,
         partition: Partition = "month",
         acquire_timeout_seconds: float = 5,
+        most_tallying: int = 32,
         metrics: Metrics | None = None,
     ) -> None:
+        """More questions than `most_tallying` that take long the first time are refused."""
         self._pool = pool
         self._metrics = metrics or Metrics()
         self._partition = partition
         self._waiting = Limit(acquire_timeout_seconds)
         quarter = pool.get_max_size() // 4
-        self._pager = Pager(tallies_at_once=max(1, quarter))
+        self._pager = Pager(tallies_at_once=max(1, quarter), most_tallying=most_tallying)
 
     # --- asking -----------------------------------------------------------------------------------
 

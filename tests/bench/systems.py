@@ -27,7 +27,12 @@ WORKERS = 2
 #: A service with this keeps no answers and shares none: it computes each anew.
 _COMPUTING = {"AUDIT_ANSWERS_BYTES": "0"}
 #: What is slow is to be measured, not refused.
-_PATIENT = {"AUDIT_STATEMENT_TIMEOUT_SECONDS": "120", "AUDIT_ACQUIRE_TIMEOUT_SECONDS": "120"}
+_PATIENT = {
+    "AUDIT_STATEMENT_TIMEOUT_SECONDS": "120",
+    "AUDIT_ACQUIRE_TIMEOUT_SECONDS": "120",
+    "AUDIT_REQUEST_TIMEOUT_SECONDS": "240",
+    "AUDIT_MAX_IN_FLIGHT": "256",
+}
 _START_SECONDS = 60
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
