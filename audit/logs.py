@@ -6,6 +6,7 @@ import json
 import logging
 import random
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -50,44 +51,53 @@ def set_up(log_format: LogFormat) -> None:
     """Write everything that is logged in this format, on standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines() if log_format == "json" else _TextLines())
-    handler.addFilter(_Calm())
+    handler.addFilter(_calm)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     _requests.setLevel(logging.INFO)
 
 
-class _Calm(logging.Filter):
-    """Lets so many warnings of a kind pass each second; the next line tells how many did not.
+class _Flood:
+    """Admits so many warnings of a kind each second, and counts the others.
 
     Where everything fails at once, writing that down must not take the time of what still works.
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self._second = 0
-        self._seen: Counter[tuple[str, str]] = Counter()
-        self._left_out = 0
+        self._seen: Counter[str] = Counter()
+        self.left_out = 0
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
-            return True  # how many there are is for --log-sample
-        if int(record.created) != self._second:
-            self._second = int(record.created)
+    def admits(self, kind: str) -> bool:
+        """Whether one more may be logged now."""
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
             self._seen.clear()
-        # What is logged is a constant with places for values: there are few kinds.
-        kind = (record.name, str(record.msg))
         self._seen[kind] += 1
         if self._seen[kind] > _MOST_A_SECOND:
-            self._left_out += 1
+            self.left_out += 1
             return False
-        record.left_out, self._left_out = self._left_out, 0
         return True
 
 
+_flood: Final = _Flood()
+
+
+def _calm(record: logging.LogRecord) -> bool:
+    """Let a record pass, with how many have not before it."""
+    if record.levelno >= logging.WARNING:
+        # Requests have been admitted already. Other messages are constants with places for values.
+        if record.name != _requests.name and not _flood.admits(str(record.msg)):
+            return False
+        record.left_out, _flood.left_out = _flood.left_out, 0
+    return True
+
+
 def is_told(status: int, sample: float) -> bool:
-    """Whether a request is to be logged: all failures, and of the others a share of `sample`."""
-    return status >= _FAILURES_FROM or (
-        sample > 0 and random.random() < sample  # noqa: S311 - no secret
-    )
+    """Whether a request is to be logged: failures, and of the others a share of `sample`."""
+    if status >= _FAILURES_FROM:
+        return _flood.admits(_requests.name)
+    return sample > 0 and random.random() < sample  # noqa: S311 - no secret
 
 
 def tell(answered: Answered) -> None:
@@ -98,8 +108,8 @@ def tell(answered: Answered) -> None:
 
 
 def _time(record: logging.LogRecord) -> str:
-    time = datetime.fromtimestamp(record.created, UTC)
-    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    at = datetime.fromtimestamp(record.created, UTC)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class _JsonLines(logging.Formatter):

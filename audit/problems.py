@@ -21,6 +21,7 @@ log = logging.getLogger("audit")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,128}", re.ASCII)
 _TYPE = "urn:task-audit:problem:"
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @web.middleware
@@ -118,7 +119,7 @@ def _plain(status: int, detail: str, request_id: str) -> Whole:
 
 def _response(members: dict[str, Any]) -> Whole:
     return Whole(
-        json.dumps(members, ensure_ascii=False).encode("utf-8", "replace"),
+        _encode(members).encode("utf-8", "replace"),
         {"Content-Type": "application/problem+json"},
         members["status"],
     )

@@ -130,6 +130,7 @@ def test_a_flood_of_failures_does_not_fill_the_log(
     log_format: LogFormat, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = 1000.5
+    monkeypatch.setattr(logs, "_flood", logs._Flood())
     monkeypatch.setattr("time.time", lambda: clock)
     root = logging.getLogger()
     before, level = root.handlers.copy(), root.level
@@ -158,6 +159,15 @@ def test_a_flood_of_failures_does_not_fill_the_log(
             "WARNING something else (480 warnings were left out before this one)",
             "WARNING request 500 failed",
         ]
+
+
+def test_of_a_flood_of_failed_requests_some_are_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_flood", logs._Flood())
+    monkeypatch.setattr("time.time", lambda: 1000.5)
+
+    assert sum(logs.is_told(503, 0) for _ in range(500)) == 20
+    assert not any(logs.is_told(200, 0) for _ in range(500))
+    assert all(logs.is_told(200, 1) for _ in range(500))
 
 
 async def test_the_name_of_the_key_is_told(
