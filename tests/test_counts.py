@@ -289,10 +289,10 @@ class _One:
     def get_max_size(self) -> int:
         return 1
 
-    async def acquire(self, **_: float) -> Any:
+    async def acquire(self) -> Any:
         return self._connection
 
-    async def release(self, connection: Any) -> None:
+    async def release(self, connection: Any, **_: float) -> None:
         pass
 
 

@@ -51,8 +51,9 @@ async def send_canaries(url: str, key: str) -> None:
                 await (await session.get(f"{url}{API}{path}", headers=etag)).read()
         for body in bodies:
             await (await session.post(f"{url}{API}/tasks", json=body)).read()
+        change = {"error_message": "canary-error", "status": "failed"}
         path = f"{API}/tasks/{known['task_id']}"
-        await (await session.patch(f"{url}{path}", json={"error_message": "canary-error", "status": "failed"})).read()
+        await (await session.patch(f"{url}{path}", json=change)).read()
         for token in (WRONG_TOKEN, "canary.canary.canary", "canary"):
             refused = {"Authorization": f"Bearer {token}"}
             answer = await session.get(f"{url}{API}/query", headers=refused)
