@@ -58,7 +58,6 @@ def bytes_of(problem: Problem) -> bytes:
     request_id = _new_id()
     response = _respond(problem, request_id)
     _named(response, request_id)
-    response.force_close()
     return response.to_bytes()
 
 

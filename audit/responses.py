@@ -40,7 +40,7 @@ class Whole(web.StreamResponse):
         return writer
 
     def to_bytes(self) -> bytes:
-        """Return what is sent where there is no request that could be read."""
+        """Return what is sent where no request is read: the last of its connection."""
         self._complete_headers(is_old=False)
         lines = [f"HTTP/1.1 {self.status} {self.reason}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]

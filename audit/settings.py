@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     log_format: LogFormat = "text"
     """How the log is written: text for people, or json, an object a line."""
     log_sample: float = Field(default=0, ge=0, le=1)
-    """Share of the requests that are logged, 0 to 1; those that fail with 5xx always are."""
+    """Share of the requests that are logged, 0 to 1; of those that fail with 5xx, 20 a second."""
     traces: bool = False
     """Send traces by OpenTelemetry, as OTEL_… variables say; needs task-audit[otel]."""
 

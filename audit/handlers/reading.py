@@ -74,7 +74,7 @@ async def _list(
         return query
 
     answer = await request.app[ANSWERS].find(question, parse)
-    headers: dict[str, str] = dict(_HEADERS)
+    headers = dict(_HEADERS)
     if answer.etag:
         headers[hdrs.ETAG] = answer.etag
         if _is_held(request, answer.etag):
