@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
 
-from audit import embedded, migrate
+from audit import embedded, logs, migrate
 from audit.app import create_app
 from audit.database import open_pool
 from audit.service import AuditService
@@ -53,6 +53,12 @@ EMPTY = (
 RELATIONS = "SELECT count(*) FROM pg_class"
 
 _numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests have logged in the same second leaves nothing of this one's out."""
+    monkeypatch.setattr(logs, "_flood", logs._Flood())
 
 
 @pytest.fixture(scope="session")

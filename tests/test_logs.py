@@ -130,7 +130,6 @@ def test_a_flood_of_failures_does_not_fill_the_log(
     log_format: LogFormat, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = 1000.5
-    monkeypatch.setattr(logs, "_flood", logs._Flood())
     monkeypatch.setattr("time.time", lambda: clock)
     root = logging.getLogger()
     before, level = root.handlers.copy(), root.level
@@ -162,7 +161,6 @@ def test_a_flood_of_failures_does_not_fill_the_log(
 
 
 def test_of_a_flood_of_failed_requests_some_are_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "_flood", logs._Flood())
     monkeypatch.setattr("time.time", lambda: 1000.5)
 
     assert sum(logs.is_told(503, 0) for _ in range(500)) == 20
