@@ -284,6 +284,28 @@ async def test_a_token_that_fails_fails_all_who_wait_for_it_and_no_other() -> No
     assert "three" == (await after).text
 
 
+async def test_who_ask_again_when_they_are_answered_share_the_next_token() -> None:
+    reads = 0
+
+    async def read() -> AsyncGenerator[Token, None]:
+        nonlocal reads
+        while True:
+            reads += 1
+            await asyncio.sleep(0)
+            yield Token(str(reads), NOW)
+
+    async def ask(tokens: Tokens, client: int) -> None:
+        for _ in range(10):
+            await tokens.next()
+            for _ in range(client % 3):  # on its way to us, an answer and the next request
+                await asyncio.sleep(0)
+
+    tokens = Tokens(read)
+    await asyncio.gather(*(ask(tokens, client) for client in range(8)))
+
+    assert 10 <= reads <= 12
+
+
 async def test_tokens_leave_the_connection_to_questions_now_and_then(dsn: str) -> None:
     async with open_pool(Settings(pool_size=1), dsn) as pool:
         service = AuditService(pool)
