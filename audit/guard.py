@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web
@@ -14,7 +14,7 @@ from aiohttp.typedefs import Handler
 from audit.access import ANYONE, Identity, Scope, refused
 from audit.errors import Problem, Unauthenticated, Unavailable
 from audit.handlers import IDENTITY
-from audit.keys import KEY_PREFIX, Keys, read_keys
+from audit.keys import KEY_PREFIX, Key, Keys, read_keys
 from audit.provider import Provider
 from audit.rates import Rates
 from audit.settings import Settings
@@ -35,6 +35,8 @@ class Guard:
     def __init__(self, settings: Settings, rates: Rates) -> None:
         #: None: they are not known yet.
         self._keys: Keys | None = None
+        #: Good keys by the header that names them: no longer than until keys are read again.
+        self._sent: dict[str, Key] = {}
         self._provider = Provider(settings) if settings.jwt_issuer else None
         self._rates = rates
 
@@ -43,7 +45,12 @@ class Guard:
 
         def allowed(handler: Handler) -> Handler:
             async def handle(request: web.Request) -> web.StreamResponse:
-                identity = await self._identity(request)
+                given = request.headers.getall(hdrs.AUTHORIZATION, ())
+                sent = self._sent.get(given[0]) if len(given) == 1 else None
+                if sent is None or sent.has_expired():
+                    identity = await self._identity(given)
+                else:
+                    identity = sent.identity
                 request[IDENTITY] = identity
                 identity.require(scope)
                 left = self._rates.take(identity.number)
@@ -57,12 +64,11 @@ class Guard:
 
         return allowed
 
-    async def _identity(self, request: web.Request) -> Identity:
+    async def _identity(self, given: Sequence[str]) -> Identity:
         if self._keys is None:
             raise Unavailable("the keys cannot be read", retry_after_seconds=1)
         if self._provider is None and self._keys.are_none:
             return ANYONE
-        given = request.headers.getall(hdrs.AUTHORIZATION, [])
         if not given:
             raise Unauthenticated(
                 "send a key: Authorization: Bearer …",
@@ -73,7 +79,10 @@ class Guard:
         if len(given) > 1 or scheme.lower() != "bearer" or not token:
             raise refused("the header must be one, and read: Authorization: Bearer …")
         if self._provider is None or token.startswith(KEY_PREFIX):
-            return self._keys.check(token)
+            key = self._keys.check(token)
+            if given[0] == f"Bearer {token}":  # any other spelling could be sent without end
+                self._sent[given[0]] = key
+            return key.identity
         return await self._provider.check(token)
 
     async def learn(self, pool: Pool) -> None:
@@ -86,6 +95,7 @@ class Guard:
         # Whoever empties the table does not open the doors.
         if self._keys is None or self._keys.are_none or not keys.are_none:
             self._keys = keys
+            self._sent = {}
 
     async def keep_learning(self, pool: Pool) -> None:
         """Learn without end, of the identity provider too."""

@@ -43,35 +43,36 @@ class Key:
     good_until: float
     """By this process's monotonic clock; infinite: for ever."""
 
+    def has_expired(self) -> bool:
+        """Whether it was good for a while, and is no more."""
+        return self.good_until < time.monotonic()
+
 
 class Keys:
     """All keys, as they were read last: to check one asks the database nothing."""
 
     def __init__(self, kept: Mapping[bytes, Key]) -> None:
         self._kept = kept
-        #: By the keys themselves, as they were sent: no longer than until keys are read again.
-        self._sent: dict[str, Key] = {}
 
     @property
     def are_none(self) -> bool:
         """Whether none has ever been made."""
         return not self._kept
 
-    def check(self, key: str) -> Identity:
-        """Return whose key it is.
+    def check(self, key: str) -> Key:
+        """Return what is kept of a key.
 
         Raises:
             Unauthenticated: it is unknown, revoked or expired.
         """
-        kept = self._sent.get(key) or self._kept.get(digest_of(key))
+        kept = self._kept.get(digest_of(key))
         if kept is None:
             raise refused("the key is unknown")
-        self._sent[key] = kept
         if kept.revoked_at is not None:
             raise refused(f"the key {kept.identity.name} is revoked")
-        if kept.good_until < time.monotonic():
+        if kept.has_expired():
             raise refused(f"the key {kept.identity.name} has expired")
-        return kept.identity
+        return kept
 
 
 def digest_of(key: str) -> bytes:

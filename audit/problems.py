@@ -63,8 +63,8 @@ def bytes_of(problem: Problem) -> bytes:
 
 def _request_id(request: web.BaseRequest) -> str:
     """The client's own id, where it is fit for a header and a log; a new one otherwise."""
-    given = request.headers.get("X-Request-ID", "")
-    return given if _REQUEST_ID.fullmatch(given) else _new_id()
+    given = request.headers.get("X-Request-ID")
+    return given if given and _REQUEST_ID.fullmatch(given) else _new_id()
 
 
 def _new_id() -> str:

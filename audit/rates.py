@@ -25,11 +25,13 @@ class Rates:
 
     def __init__(self, per_second: float) -> None:
         self.per_second = per_second
+        self._interval = 1 / per_second if per_second else 0.0
         #: As many seconds of requests may come at once.
-        self._window = max(1.0, 1 / per_second) if per_second else 0.0
+        self._window = max(1.0, self._interval)
         #: The `RateLimit-Policy` header.
         self.policy = f'"key";q={math.floor(per_second * self._window)};w={math.ceil(self._window)}'
         self._full_after = math.ceil(self._window)
+        self._first = self._told(self._window - self._interval)
         self._served_at = memoryview(mmap.mmap(-1, _SLOTS * _BYTES)).cast("d")
 
     def take(self, number: int | None) -> str | None:
@@ -42,15 +44,22 @@ class Rates:
             return None
         slot = number % _SLOTS
         now = time.monotonic()
-        served_at = max(self._served_at[slot], now) + 1 / self.per_second
-        over = served_at - now - self._window
-        if over > _ROUNDING_SECONDS:
-            wait = max(1, math.ceil(over))
+        served_at = self._served_at[slot]
+        if served_at <= now:  # it has been served all: most are
+            self._served_at[slot] = now + self._interval
+            return self._first
+        served_at += self._interval
+        left = self._window - (served_at - now)
+        if left < -_ROUNDING_SECONDS:
+            wait = max(1, math.ceil(-left))
             raise TooManyRequests(
                 f"this key may send {self.per_second:g} requests a second",
                 retry_after_seconds=wait,
                 headers={"RateLimit-Policy": self.policy, "RateLimit": f'"key";r=0;t={wait}'},
             )
         self._served_at[slot] = served_at
-        left = max(0, int(-over * self.per_second + _ROUNDING_SECONDS))
+        return self._told(left)
+
+    def _told(self, left_seconds: float) -> str:
+        left = max(0, int(left_seconds * self.per_second + _ROUNDING_SECONDS))
         return f'"key";r={left};t={self._full_after}'

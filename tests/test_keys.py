@@ -11,13 +11,16 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
-from audit import guard
+from audit import guard, keys
 from audit.access import Scope
 from audit.app import create_app
 from audit.database import open_pool
-from audit.errors import Invalid
-from audit.keys import KEY_PREFIX, create_key, list_keys, revoke_key
+from audit.errors import Invalid, Unauthenticated
+from audit.keys import KEY_PREFIX, create_key, digest_of, list_keys, revoke_key
+from audit.rates import Rates
 from audit.settings import Settings
 from tests.conftest import Client, ago, execute, task
 
@@ -175,15 +178,54 @@ async def test_a_key_is_good_and_revoked_while_the_service_runs(start: Start, po
     assert await status_of(client, "/query") == 401
 
 
-async def test_a_key_that_has_expired_is_refused(start: Start, pool: Pool) -> None:
-    soon_over = timedelta(seconds=0.3)
+async def test_a_key_that_has_expired_is_refused(
+    start: Start, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soon_over = timedelta(seconds=1)
     key, expires_at = await create_key(pool, "soon-over", frozenset([Scope.READ]), None, soon_over)
+    monkeypatch.setattr(guard, "_READ_EVERY_SECONDS", 60)  # it is known, and has been sent before
     client = await start()
     assert expires_at is not None
+    assert 200 == await status_of(client, "/query", key)
     await soon(client, "/query", key, 401)
 
     response = await client.get(f"{API}/query", headers=bearing(key))
     assert "soon-over has expired" in (await response.json())["detail"]
+
+
+async def test_a_good_key_is_hashed_once_and_kept_once_however_it_is_spelt(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def hash_it(key: str) -> bytes:
+        hashed.append(key)
+        return digest_of(key)
+
+    monkeypatch.setattr(keys, "digest_of", hash_it)
+    key = await make(pool, Scope.READ)
+    bad = KEY_PREFIX + "x" * 43
+    hashed.clear()
+    doors = guard.Guard(Settings(), Rates(0))
+    await doors.learn(pool)
+
+    @doors.allow(Scope.READ)
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response()
+
+    async def ask(header: str) -> None:
+        await answer(make_mocked_request("GET", "/", {"Authorization": header}))
+
+    for _ in range(3):
+        await ask(f"Bearer {key}")
+    assert [key] == hashed
+    for spaces in range(2, 9):
+        await ask(f"bearer{spaces * ' '}{key}")
+        with pytest.raises(Unauthenticated):
+            await ask(f"Bearer{spaces * ' '}{bad}")
+    assert {f"Bearer {key}"} == {*doors._sent}
+    await doors.learn(pool)
+    assert {} == doors._sent
 
 
 async def test_keys_stay_known_while_the_database_cannot_be_asked(
