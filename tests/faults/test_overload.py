@@ -9,13 +9,20 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 from audit import statements
+from tests.bench.client import Load, Outcome, request, run
 from tests.conftest import Client, execute
 from tests.faults.load import API, running, until
+from tests.processes import serving
+from tests.test_server import get
 
 Figure = Callable[[str], None]
 
@@ -87,6 +94,58 @@ async def test_throughput_stays_past_saturation(history: Path, figure: Figure, l
         assert set(told) <= {b"200", b"503"}
         assert told[b"200"]
     assert told[b"503"]
+
+
+@pytest.fixture
+def core() -> Iterator[int]:
+    """A core for the client alone: what the test starts beside it has the others."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) == 1:
+        pytest.skip("a client on the core of the service takes the time that is measured")
+    os.sched_setaffinity(0, cores[1:])
+    yield cores[0]
+    os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.faults
+def test_throughput_stays_while_a_client_waits_for_nothing(
+    history: Path, figure: Figure, core: int
+) -> None:
+    options = ("--demo", "--data-dir", str(history))
+    found: dict[int, list[Outcome]] = {1: [], 2: [], 4: []}
+    with (
+        serving(*options, log=None, AUDIT_ANSWERS_BYTES="0") as (_, url, _),
+        ProcessPoolExecutor(
+            1, get_context("spawn"), initializer=os.sched_setaffinity, initargs=(0, {core})
+        ) as client,
+    ):
+        get(f"{url}/readyz")
+        host, port = url.removeprefix("http://").split(":")
+        asked = [request(target, host) for target in islice(questions(), 5000)]
+        closed = Load(host, int(port), asked, ENOUGH, SECONDS)
+        client.submit(run, closed).result()  # sessions and pages that are new
+        for _ in range(ROUNDS):
+            found[1].append(client.submit(run, closed).result())
+            for times in (2, 4):
+                rate = times * found[1][-1].per_second
+                load = replace(closed, connections=400, rate=rate)
+                found[times].append(client.submit(run, load).result())
+
+    for times, rounds in found.items():
+        ratios = [
+            (now.statuses[200] / now.seconds) / peak.per_second
+            for now, peak in zip(rounds, found[1], strict=True)
+        ]
+        told = sum((now.statuses for now in rounds), Counter[int]())
+        seconds = sum(now.seconds for now in rounds)
+        figure(
+            f"{times} times the peak: {told[200] / seconds:.0f} answers and "
+            f"{told[503] / seconds:.0f} refusals a second, {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f}) of the peak"
+        )
+        assert set(told) <= {200, 503}
+        assert told[200]
+    assert told[503]
 
 
 @pytest.mark.parametrize("filters", [3, 40])
