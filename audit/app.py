@@ -92,7 +92,8 @@ def _guard(guard: Guard, dsn: str) -> Callable[[web.Application], AsyncIterator[
     """On a connection of its own: however busy the others are, a key is revoked in time."""
 
     async def run(app: web.Application) -> AsyncIterator[None]:
-        async with open_pool(app[SETTINGS].model_copy(update={"pool_size": 1}), dsn) as pool:
+        settings = app[SETTINGS].model_copy(update={"pool_size": 1})
+        async with open_pool(settings, dsn, app[METRICS]) as pool:
             await guard.learn(pool)
             watch = asyncio.create_task(guard.keep_learning(pool))
             yield
@@ -105,6 +106,7 @@ def _guard(guard: Guard, dsn: str) -> Callable[[web.Application], AsyncIterator[
 def _service(dsn: str, traces: Traces | None) -> Callable[[web.Application], AsyncIterator[None]]:
     async def run(app: web.Application) -> AsyncIterator[None]:
         settings = app[SETTINGS]
+        app[METRICS].pool(settings.pool_size)
         async with open_pool(settings, dsn, app[METRICS], traces) as pool:
             app[POOL] = pool
             app[SERVICE] = AuditService(

@@ -20,6 +20,7 @@ _REFUSAL_SECONDS: Final = 1
 class Connections:
     """Makes the protocol of each connection; `most` may be open, one more is told 503.
 
+    `refused` is told the status of what is refused before it is read as a request.
     A client that does not take an answer within `answer_seconds` is cut off, and one that sends
     nothing, or only parts of a head, for `idle_seconds`.
     """
@@ -27,12 +28,14 @@ class Connections:
     def __init__(
         self,
         server: web.Server,
+        refused: Callable[[int], None],
         *,
         most: int,
         answer_seconds: float,
         idle_seconds: float,
     ) -> None:
         self._server = server
+        self._refused = refused
         self._most = most
         self._answer_seconds = answer_seconds
         self._idle_seconds = idle_seconds
@@ -43,7 +46,9 @@ class Connections:
     def __call__(self) -> asyncio.Protocol:
         """Return what is to serve a new connection."""
         if len(self._open) >= self._most:
-            return _Refusal(f"{self._most} connections are open in this process")
+            refusal = _Refusal(f"{self._most} connections are open in this process")
+            self._refused(refusal.problem.status)
+            return refusal
         connection = _Connection(
             self._server,
             loop=asyncio.get_running_loop(),
@@ -52,6 +57,7 @@ class Connections:
         )
         connection.answer_seconds = self._answer_seconds
         connection.lost = self._lost
+        connection.refused = self._refused
         self._open.add(connection)
         return connection
 
@@ -70,10 +76,11 @@ class Connections:
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("__weakref__", "_cut", "answer_seconds", "lost")
+    __slots__ = ("__weakref__", "_cut", "answer_seconds", "lost", "refused")
 
     answer_seconds: float
     lost: Callable[[_Connection], None]
+    refused: Callable[[int], None]
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
@@ -83,6 +90,11 @@ class _Connection(web.RequestHandler):
         super().connection_made(transport)
         # Writing pauses where the kernel does not take all, and goes on when it has taken all.
         cast("asyncio.Transport", transport).set_write_buffer_limits(high=0)
+
+    def handle_error(self, *given: Any, **more: Any) -> web.StreamResponse:
+        response = super().handle_error(*given, **more)
+        self.refused(response.status)
+        return response
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -108,11 +120,11 @@ class _Refusal(asyncio.Protocol):
     """Tells a problem whatever is asked, and ends."""
 
     def __init__(self, detail: str) -> None:
-        self._problem = Unavailable(detail, retry_after_seconds=1)
+        self.problem = Unavailable(detail, retry_after_seconds=1)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         stream = cast("asyncio.Transport", transport)
-        stream.write(bytes_of(self._problem))
+        stream.write(bytes_of(self.problem))
         # To close before the request is read would take the answer back.
         stream.write_eof()
         asyncio.get_running_loop().call_later(_REFUSAL_SECONDS, stream.abort)

@@ -104,7 +104,6 @@ async def open_pool(
         Unavailable: the database does not let us in.
     """
     metrics = metrics or Metrics()
-    metrics.pool(settings.pool_size)
     limit = Limit(settings.statement_timeout_seconds + _NETWORK_SECONDS)
 
     async def begin(session: asyncpg.Connection[asyncpg.Record]) -> None:

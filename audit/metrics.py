@@ -132,6 +132,10 @@ class Metrics:
         self._observe(start, seconds)
         self._cells[start + _HISTOGRAM_CELLS + at] += 1
 
+    def refused(self, status: int) -> None:
+        """Count what was refused before it was read as a request."""
+        self.request(UNMATCHED, "", status, 0)
+
     def statement(self, name: str, seconds: float, *, failed: bool) -> None:
         """Count a statement that has run."""
         start = self._statements[name]

@@ -22,7 +22,7 @@ from aiohttp import web
 from audit.app import create_app
 from audit.connections import Connections
 from audit.errors import Unavailable
-from audit.handlers import DRAINING
+from audit.handlers import DRAINING, METRICS
 from audit.metrics import Seat, seats
 from audit.rates import Rates
 from audit.settings import Settings
@@ -78,6 +78,7 @@ async def _serve(
         assert runner.server is not None  # noqa: S101 - it is set up
         connections = Connections(
             runner.server,
+            app[METRICS].refused,
             most=settings.max_connections,
             answer_seconds=settings.request_timeout_seconds,
             idle_seconds=settings.idle_timeout_seconds,

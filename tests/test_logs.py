@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import socket
 import subprocess
 import urllib.request
 from collections.abc import Awaitable, Callable
@@ -22,16 +21,12 @@ from audit.database import open_pool
 from audit.keys import create_key
 from audit.settings import LogFormat, Settings
 from tests.conftest import Client, execute, task
+from tests.processes import connected
 from tests.test_cli import serving
 from tests.test_metrics import API, fetch
 from tests.test_server import eventually
 
 NOBODY = f"{API}/tasks/00000000-0000-0000-0000-000000000000"
-
-
-def connected(url: str) -> socket.socket:
-    host, port = url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=10)
 
 
 def ended(process: subprocess.Popen[str]) -> list[str]:

@@ -10,6 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
+from contextlib import ExitStack
 from http import HTTPStatus
 from importlib.metadata import version
 
@@ -26,6 +27,7 @@ from audit.handlers import METRICS, POOL
 from audit.metrics import Metrics, seats
 from audit.settings import Settings
 from tests.conftest import Client, execute, task
+from tests.processes import connected
 from tests.test_cli import serving
 from tests.test_server import eventually, workers_of
 
@@ -117,6 +119,7 @@ async def test_statements_are_counted_by_file(client: Client) -> None:
 
     assert (1, 1, 1) == (ran("list_tasks"), ran("read_token"), ran("get_task"))
     assert 0 < value(after, f"{STATEMENTS}_sum", statement="list_tasks") < 60
+    assert 1 <= value(before, f"{STATEMENTS}_count", statement="list_keys")
 
 
 async def test_a_statement_that_fails_is_counted_as_failed(dsn: str, client: Client) -> None:
@@ -332,6 +335,29 @@ def test_the_sum_over_workers_is_right_also_after_one_is_killed(dsn: str) -> Non
 
         assert [90.0] * 12 == list(counted(url))
         assert 6 == value(scraped(url), "task_audit_pool_connections")
+
+
+def test_what_is_refused_before_it_is_read_is_counted(dsn: str) -> None:
+    options = ("--dsn", dsn, "--workers", "1", "--max-connections", "2")
+    with serving(*options) as (_, url), ExitStack() as stack:
+        for noise in (b"\x16\x03\x01\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"):
+            with connected(url) as connection:
+                connection.sendall(noise)
+                while connection.recv(4096):
+                    pass
+        for connection in [stack.enter_context(connected(url)) for _ in range(2)]:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert b" 200 " in connection.recv(4096)
+        for _ in range(3):
+            with connected(url) as connection:
+                assert b" 503 " in connection.recv(4096)
+        stack.close()
+        assert eventually(lambda: fetch(f"{url}/healthz") == 200)
+        series = scraped(url)
+
+    refused = {"route": "unmatched", "method": "other"}
+    assert 2 == value(series, REQUESTS, **refused, status="400")
+    assert 3 <= value(series, REQUESTS, **refused, status="503")
 
 
 def test_a_client_that_left_is_counted_as_499(dsn: str) -> None:
