@@ -205,8 +205,11 @@ def test_a_request_under_way_is_answered_before_the_end(dsn: str) -> None:
     ):
         other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
         answer = pool.submit(get, f"{url}/api/v1/audit/query")
-        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = "
-        eventually(lambda: execute(dsn, f"{waiting} current_database()"))
+        waiting = (
+            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()"
+            " AND wait_event_type = 'Lock' AND query LIKE '-- list_tasks: %'"
+        )
+        assert eventually(lambda: execute(dsn, waiting))
         process.terminate()
         time.sleep(0.3)
         still_runs = process.poll() is None
