@@ -109,14 +109,7 @@ def _service(dsn: str, traces: Traces | None) -> Callable[[web.Application], Asy
         app[METRICS].pool(settings.pool_size)
         async with open_pool(settings, dsn, app[METRICS], traces) as pool:
             app[POOL] = pool
-            app[SERVICE] = AuditService(
-                pool,
-                partition=settings.partition,
-                acquire_timeout_seconds=settings.acquire_timeout_seconds,
-                # The other half is for questions that take milliseconds.
-                most_tallying=max(1, settings.max_in_flight // 2),
-                metrics=app[METRICS],
-            )
+            app[SERVICE] = AuditService(pool, settings, metrics=app[METRICS])
             app[ANSWERS] = Answers(app[SERVICE], settings.answers_bytes)
             upkeep = [
                 asyncio.create_task(_keep_partitions_ahead(app[SERVICE])),

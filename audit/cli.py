@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
+from inspect import Parameter, Signature
 from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 import typer
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -205,84 +206,9 @@ def _root(
         raise typer.Exit(_EX_USAGE)
 
 
-@app.command()
-def serve(
-    host: Annotated[str | None, _option("host", "--host")] = None,
-    port: Annotated[int | None, _option("port", "--port")] = None,
-    workers: Annotated[int | None, _option("workers", "--workers")] = None,
-    dsn: Dsn = None,
-    data_dir: DataDir = None,
-    demo: Annotated[bool | None, _option("demo", "--demo/--no-demo")] = None,
-    insecure: Annotated[bool | None, _option("insecure", "--insecure/--secure")] = None,
-    rate_per_second: Annotated[
-        float | None, _option("rate_per_second", "--rate-per-second")
-    ] = None,
-    jwt_issuer: Annotated[str | None, _option("jwt_issuer", "--jwt-issuer")] = None,
-    jwt_audience: Annotated[str | None, _option("jwt_audience", "--jwt-audience")] = None,
-    jwt_jwks: Annotated[str | None, _option("jwt_jwks", "--jwt-jwks")] = None,
-    jwt_scope_claim: Annotated[str | None, _option("jwt_scope_claim", "--jwt-scope-claim")] = None,
-    jwt_scope_prefix: Annotated[
-        str | None, _option("jwt_scope_prefix", "--jwt-scope-prefix")
-    ] = None,
-    jwt_project_claim: Annotated[
-        str | None, _option("jwt_project_claim", "--jwt-project-claim")
-    ] = None,
-    migrate: Annotated[bool | None, _option("migrate", "--migrate/--no-migrate")] = None,
-    partition: Partition = None,
-    pool_size: Annotated[int | None, _option("pool_size", "--pool-size")] = None,
-    acquire_timeout_seconds: Annotated[
-        float | None, _option("acquire_timeout_seconds", "--acquire-timeout-seconds")
-    ] = None,
-    statement_timeout_seconds: Annotated[
-        float | None, _option("statement_timeout_seconds", "--statement-timeout-seconds")
-    ] = None,
-    answers_bytes: Annotated[int | None, _option("answers_bytes", "--answers-bytes")] = None,
-    max_in_flight: Annotated[int | None, _option("max_in_flight", "--max-in-flight")] = None,
-    max_connections: Annotated[int | None, _option("max_connections", "--max-connections")] = None,
-    max_body_bytes: Annotated[int | None, _option("max_body_bytes", "--max-body-bytes")] = None,
-    request_timeout_seconds: Annotated[
-        float | None, _option("request_timeout_seconds", "--request-timeout-seconds")
-    ] = None,
-    idle_timeout_seconds: Annotated[
-        float | None, _option("idle_timeout_seconds", "--idle-timeout-seconds")
-    ] = None,
-    log_format: Annotated[
-        Literal["text", "json"] | None, _option("log_format", "--log-format")
-    ] = None,
-    log_sample: Annotated[float | None, _option("log_sample", "--log-sample")] = None,
-    traces: Annotated[bool | None, _option("traces", "--traces/--no-traces")] = None,
-) -> None:
+def serve(**given: Any) -> None:
     """Serve the API until Ctrl-C; without a --dsn, on an embedded PostgreSQL."""
-    settings = _settings(
-        host=host,
-        port=port,
-        workers=workers,
-        dsn=dsn,
-        data_dir=data_dir,
-        demo=demo,
-        insecure=insecure,
-        rate_per_second=rate_per_second,
-        jwt_issuer=jwt_issuer,
-        jwt_audience=jwt_audience,
-        jwt_jwks=jwt_jwks,
-        jwt_scope_claim=jwt_scope_claim,
-        jwt_scope_prefix=jwt_scope_prefix,
-        jwt_project_claim=jwt_project_claim,
-        migrate=migrate,
-        partition=partition,
-        pool_size=pool_size,
-        acquire_timeout_seconds=acquire_timeout_seconds,
-        statement_timeout_seconds=statement_timeout_seconds,
-        answers_bytes=answers_bytes,
-        max_in_flight=max_in_flight,
-        max_connections=max_connections,
-        max_body_bytes=max_body_bytes,
-        request_timeout_seconds=request_timeout_seconds,
-        idle_timeout_seconds=idle_timeout_seconds,
-        log_format=log_format,
-        log_sample=log_sample,
-        traces=traces,
-    )
+    settings = _settings(**given)
     try:
         from audit import logs
         from audit.server import serve as run_server
@@ -292,6 +218,30 @@ def serve(
     except (KeyboardInterrupt, Problem):
         if not _signalled_at:  # it is how this command ends
             raise
+
+
+def _every_setting() -> Signature:
+    """Return the signature of a command with one option for each setting, in their order."""
+    options = []
+    for name, field in Settings.model_fields.items():
+        flag = "--" + name.replace("_", "-")
+        if field.annotation in {bool, bool | None}:
+            off = {"insecure": "--secure"}.get(name, "--no-" + flag[2:])
+            flag = f"{flag}/{off}"
+        kind: Any = str if field.annotation == SecretStr | None else field.annotation
+        options.append(
+            Parameter(
+                name,
+                Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[kind | None, _option(name, flag)],
+            )
+        )
+    return Signature(options)
+
+
+serve.__signature__ = _every_setting()  # type: ignore[attr-defined]
+app.command()(serve)
 
 
 def _announce(settings: Settings, url: str, tasks: int) -> None:

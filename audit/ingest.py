@@ -255,4 +255,4 @@ async def database_target(settings: Settings, dsn: str) -> AsyncIterator[Target]
     """Open connections to a database whose schema is current."""
     async with open_pool(settings.model_copy(update={"pool_size": _AT_ONCE}), dsn) as pool:
         await migrate.require_current(pool)
-        yield DatabaseTarget(AuditService(pool, partition=settings.partition))
+        yield DatabaseTarget(AuditService(pool, settings))

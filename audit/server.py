@@ -106,7 +106,7 @@ async def _prepare(settings: Settings, dsn: str, listener: socket.socket) -> int
                 f"whoever reaches {host} could read and record, since there are no keys: make one"
                 " with `audit keys create`, or say --insecure"
             )
-        service = AuditService(pool, partition=settings.partition)
+        service = AuditService(pool, settings)
         tasks = await service.get_task_count()
         if settings.demo and tasks == 0:
             # Of the last full hour: services that start together on one database agree.

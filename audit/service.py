@@ -30,7 +30,7 @@ from audit.models import (
     TaskQuery,
 )
 from audit.paging import Found, Pager, Question
-from audit.settings import Partition
+from audit.settings import Settings
 
 if TYPE_CHECKING:
     from audit.database import Connection, Pool
@@ -88,19 +88,21 @@ class AuditService:
     def __init__(
         self,
         pool: Pool,
+        settings: Settings | None = None,
         *,
-        partition: Partition = "month",
-        acquire_timeout_seconds: float = 5,
-        most_tallying: int = 32,
         metrics: Metrics | None = None,
     ) -> None:
-        """More questions than `most_tallying` that take long the first time are refused."""
+        """Without `settings`, every setting has its default; the environment is not read."""
+        settings = settings or Settings.model_construct()
         self._pool = pool
         self._metrics = metrics or Metrics()
-        self._partition = partition
-        self._waiting = Limit(acquire_timeout_seconds)
-        quarter = pool.get_max_size() // 4
-        self._pager = Pager(tallies_at_once=max(1, quarter), most_tallying=most_tallying)
+        self._partition = settings.partition
+        self._waiting = Limit(settings.acquire_timeout_seconds)
+        self._pager = Pager(
+            tallies_at_once=max(1, pool.get_max_size() // 4),
+            # The other half is for questions that take milliseconds.
+            most_tallying=max(1, settings.max_in_flight // 2),
+        )
 
     # --- asking -----------------------------------------------------------------------------------
 

@@ -14,8 +14,10 @@ Partition = Literal["month", "week", "day"]
 LogFormat = Literal["text", "json"]
 
 
-def _url_of_postgresql(dsn: SecretStr) -> SecretStr:
+def _url_of_postgresql(dsn: SecretStr | None) -> SecretStr | None:
     """Refuse here what the drivers would quote in their errors, password and all."""
+    if dsn is None:
+        return None
     try:
         parts = urlsplit(dsn.get_secret_value())
         is_one = parts.scheme in {"postgresql", "postgres"} and parts.port != 0
@@ -72,7 +74,7 @@ class Settings(BaseSettings):
     """Port to listen on; 0: any that is free."""
     workers: int = Field(default=1, ge=1, le=64)
     """Processes that share the listening socket."""
-    dsn: Annotated[SecretStr, AfterValidator(_url_of_postgresql)] | None = None
+    dsn: Annotated[SecretStr | None, AfterValidator(_url_of_postgresql)] = None
     """PostgreSQL, postgresql://user:password@host:port/database; without it, an embedded one."""
     data_dir: Path = Path(platformdirs.user_data_dir("task-audit", appauthor=False))
     """Where the embedded PostgreSQL keeps its data."""
