@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from audit.access import Scope
 from audit.answers import Answers
-from audit.database import NotGranted, open_pool
+from audit.database import open_pool
 from audit.errors import BodyTooSlow, Problem, TimedOut, Unavailable
 from audit.guard import Guard
 from audit.handlers import (
@@ -31,18 +29,13 @@ from audit.limits import Late, Limit
 from audit.metrics import Metrics, Seat
 from audit.problems import problems
 from audit.rates import Rates
-from audit.service import FOLDED_AT_ONCE, AuditService
+from audit.service import AuditService
 from audit.settings import Settings
 from audit.tracing import Traces
+from audit.upkeep import upkeep
 from audit.watching import tracing, watching
 
-log = logging.getLogger("audit")
-
 _API = "/api/v1/audit"
-_PARTITIONS_EVERY_SECONDS = 3600
-_FOLD_EVERY_SECONDS = 1
-#: A role that only reads may be granted more meanwhile.
-_GRANTS_EVERY_SECONDS = 3600
 
 
 def create_app(
@@ -111,51 +104,12 @@ def _service(dsn: str, traces: Traces | None) -> Callable[[web.Application], Asy
             app[POOL] = pool
             app[SERVICE] = AuditService(pool, settings, metrics=app[METRICS])
             app[ANSWERS] = Answers(app[SERVICE], settings.answers_bytes)
-            upkeep = [
-                asyncio.create_task(_keep_partitions_ahead(app[SERVICE])),
-                asyncio.create_task(_keep_counts_folded(app[SERVICE])),
-            ]
-            yield
-            for task in upkeep:
-                task.cancel()
-            await asyncio.gather(*upkeep, return_exceptions=True)
+            async with upkeep(app[SERVICE]):
+                yield
         if traces:
             await traces.close()
 
     return run
-
-
-async def _keep_partitions_ahead(service: AuditService) -> None:
-    """Programs that record by SQL find the partitions of the coming months there."""
-    while True:
-        with _logged("making the partitions of the coming months"):
-            await service.make_coming_partitions()
-        await asyncio.sleep(_PARTITIONS_EVERY_SECONDS)
-
-
-async def _keep_counts_folded(service: AuditService) -> None:
-    """One process in the whole cluster folds at a time; the others find that out, and wait."""
-    while True:
-        folded, pause = 0, _FOLD_EVERY_SECONDS
-        with _logged("folding the counts"):
-            try:
-                folded = await service.fold_counts()
-            except NotGranted:
-                pause = _GRANTS_EVERY_SECONDS
-                raise
-        if folded < FOLDED_AT_ONCE:
-            await asyncio.sleep(pause)
-
-
-@contextlib.contextmanager
-def _logged(doing: str) -> Iterator[None]:
-    """Whatever fails here is tried again soon; no answer depends on it."""
-    try:
-        yield
-    except Problem as problem:
-        log.warning("%s: %s", doing, problem.detail)
-    except Exception:
-        log.exception("%s failed", doing)
 
 
 def _bounded(settings: Settings) -> Callable[[Handler], Handler]:

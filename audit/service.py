@@ -31,13 +31,12 @@ from audit.models import (
 )
 from audit.paging import Found, Pager, Question
 from audit.settings import Settings
+from audit.upkeep import FOLDED_AT_ONCE
 
 if TYPE_CHECKING:
     from audit.database import Connection, Pool
 
 _ATTEMPTS = 5
-#: About a second's work; more are left for the next time.
-FOLDED_AT_ONCE = 20_000
 _MICROSECOND = timedelta(microseconds=1)
 _FORBIDDEN_CHANGE = {
     "TA001": "the task is in a terminal state and can no longer change",

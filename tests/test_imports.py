@@ -25,7 +25,7 @@ LAYERS = [
     {"handlers"},
     {"answers", "provider"},
     {"service", "keys"},
-    {"paging"},
+    {"paging", "upkeep"},
     {"migrate", "embedded", "demo"},
     {"database"},
     {"logs"},
