@@ -21,13 +21,13 @@ import pytest
 from audit import embedded, migrate
 from tests.conftest import ago, execute, of_database, task
 from tests.faults.load import API, Load, recorded, running, until
+from tests.needs import needs
 
 Figure = Callable[[str], None]
 TERMINATE = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE application_name = 'task-audit' AND datname = current_database()"
 )
-FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
 
 
 def postmaster(data_dir: Path) -> int:
@@ -197,7 +197,6 @@ async def test_a_full_disk_refuses_records_and_answers_questions(
 
 
 @pytest.mark.faults
-@pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed")
 @pytest.mark.parametrize("skew", ["+1d", "-1d"])
 async def test_another_clock_changes_no_answer(dsn: str, skew: str, figure: Figure) -> None:
     history = [task(created_at=ago(hours=hours), status=status)
@@ -213,7 +212,11 @@ async def test_another_clock_changes_no_answer(dsn: str, skew: str, figure: Figu
             pages = [await (await session.get(f"{url}{API}{path}")).json() for path in paths]
         return [{**page, "next_cursor": page["next_cursor"] and "there"} for page in pages]
 
-    skewed = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": skew, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    skewed = {
+        "LD_PRELOAD": str(needs("libfaketime.so.1")),
+        "FAKETIME": skew,
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
     async with (
         running("--dsn", dsn) as (_, right),
         running("--dsn", dsn, "--partition", "day", **skewed) as (_, wrong),

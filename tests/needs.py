@@ -1,0 +1,45 @@
+"""The programs that some tests need and a machine may lack.
+
+A test calls `needs("nginx")` for the path of the program. If the machine has none, the test is
+skipped with a reason that names the Debian package. When AUDIT_TEST_NO_SKIPS=1, as in `.ci/run`,
+the test fails instead, so that no such test is ever left out unnoticed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+#: The Debian package of each program, where it has another name.
+PACKAGES = {
+    "libfaketime.so.1": "libfaketime",
+    "node": "nodejs",
+    "npx": "npm",
+    "systemd-analyze": "systemd",
+}
+#: Debian installs daemons where the PATH of an ordinary user does not look.
+FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin")
+
+
+def needs(name: str) -> Path:
+    """Return the path of a program or of a shared library; skip the test if there is none."""
+    found = _library(name) if ".so" in name else _program(name)
+    if found is not None:
+        return found
+    reason = f"no {name}: install the package {PACKAGES.get(name, name)}"
+    if os.environ.get("AUDIT_TEST_NO_SKIPS") == "1":
+        pytest.fail(f"{reason} (AUDIT_TEST_NO_SKIPS=1 allows no skip)", pytrace=False)
+    pytest.skip(reason, allow_module_level=True)
+
+
+def _program(name: str) -> Path | None:
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *FOLDERS])
+    found = shutil.which(name, path=path)
+    return Path(found) if found else None
+
+
+def _library(name: str) -> Path | None:
+    return next(iter(sorted(Path("/usr/lib").glob(f"*/*/{name}"))), None)
