@@ -1,8 +1,18 @@
 """Records the task history of an orchestrator in PostgreSQL and answers questions about it."""
 
 from audit.database import open_pool
-from audit.errors import Problem
-from audit.models import NewTask, Task, TaskPage, TaskSummary
+from audit.errors import (
+    Conflict,
+    FieldError,
+    Forbidden,
+    Invalid,
+    Malformed,
+    Problem,
+    TaskNotFound,
+    TimedOut,
+    Unavailable,
+)
+from audit.models import NewTask, Task, TaskDocument, TaskPage, TaskSummary
 from audit.service import AuditService, Recorded
 from audit.settings import Settings
 from audit.states import State
@@ -15,7 +25,17 @@ __all__ = [
     "Recorded",
     "State",
     "Task",
+    "TaskDocument",
     "TaskPage",
     "TaskSummary",
+    # What its methods raise.
     "Problem",
+    "Invalid",
+    "FieldError",
+    "Malformed",
+    "TaskNotFound",
+    "Conflict",
+    "Forbidden",
+    "Unavailable",
+    "TimedOut",
 ]

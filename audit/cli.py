@@ -115,7 +115,7 @@ def _told(problem: Problem) -> str:
 
 
 def _exit_code(problem: Problem) -> int:
-    from audit.migrate import SchemaNotCurrent
+    from audit.database import SchemaNotCurrent
 
     match problem:
         case SchemaNotCurrent() | Insecure():

@@ -274,6 +274,20 @@ def migrations_on_disk() -> list[str]:
     )
 
 
+class SchemaNotCurrent(Unavailable):
+    """The database lacks migrations, and applying them was not asked for."""
+
+
+async def require_current(pool: Pool) -> None:
+    """Raise SchemaNotCurrent if the database lacks migrations."""
+    pending = await pending_migrations(pool)
+    if pending:
+        raise SchemaNotCurrent(
+            f"the database lacks migrations: {', '.join(pending)}; run `audit migrate`,"
+            " or serve with --migrate"
+        )
+
+
 async def pending_migrations(pool: Pool, timeout_seconds: float = 5) -> list[str]:
     """Return the migrations that the database lacks, in their order.
 

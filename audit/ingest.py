@@ -15,10 +15,10 @@ from typing import IO, Protocol
 import aiohttp
 from pydantic_core import from_json
 
-from audit import migrate, models
-from audit.database import open_pool
+from audit import models
+from audit.database import open_pool, require_current
 from audit.errors import Invalid, Malformed, Problem, TimedOut, Unavailable
-from audit.models import TaskBatch
+from audit.models import RecordedBody, TaskBatch
 from audit.service import AuditService, Recorded
 from audit.settings import Settings
 
@@ -229,8 +229,9 @@ class ApiTarget:
 
     def _recorded(self, body: bytes) -> Recorded:
         try:
-            return Recorded(**from_json(body))
-        except (TypeError, ValueError):
+            answer = RecordedBody.model_validate_json(body)
+            return Recorded(answer.recorded, answer.duplicates, [str(i) for i in answer.task_ids])
+        except ValueError:
             raise Unavailable(f"{self._url} does not answer as this service does") from None
 
 
@@ -254,5 +255,5 @@ async def api_target(url: str, key: str | None = None) -> AsyncIterator[Target]:
 async def database_target(settings: Settings, dsn: str) -> AsyncIterator[Target]:
     """Open connections to a database whose schema is current."""
     async with open_pool(settings.model_copy(update={"pool_size": _AT_ONCE}), dsn) as pool:
-        await migrate.require_current(pool)
+        await require_current(pool)
         yield DatabaseTarget(AuditService(pool, settings))

@@ -13,7 +13,6 @@ import getpass
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import psycopg
@@ -22,18 +21,10 @@ from yoyo.backends.base import DatabaseBackend
 from yoyo.migrations import MigrationList
 
 from audit import statements
-from audit.database import pending_migrations
 from audit.errors import Invalid, Unavailable
-
-if TYPE_CHECKING:
-    from audit.database import Pool
 
 #: A migration that waits for a lock holds up everyone behind it: it gives way instead.
 _OPTIONS = "-c lock_timeout=5s -c statement_timeout=15min -c client_min_messages=warning"
-
-
-class SchemaNotCurrent(Unavailable):
-    """The database lacks migrations, and applying them was not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +33,6 @@ class Migrated:
 
     name: str
     applied: bool
-
-
-async def require_current(pool: Pool) -> None:
-    """Raise SchemaNotCurrent if the database lacks migrations."""
-    pending = await pending_migrations(pool)
-    if pending:
-        raise SchemaNotCurrent(
-            f"the database lacks migrations: {', '.join(pending)}; run `audit migrate`,"
-            " or serve with --migrate"
-        )
 
 
 def status(dsn: str) -> list[Migrated]:

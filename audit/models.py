@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Annotated, Any, Final, Self, TypeVar
@@ -116,7 +116,10 @@ class _Whole:
 def _json_object(value: object) -> str:
     """JSON text of an object, as it was given."""
     if isinstance(value, Mapping):
-        return json.dumps(value, allow_nan=False)
+        try:
+            value = json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as unfit:
+            raise ValueError(f"must be a JSON object: {unfit}") from None
     if not isinstance(value, str):
         raise ValueError("must be a JSON object")
     refuse_nul(value.encode())
@@ -173,6 +176,10 @@ class NoParams(_Model):
     @classmethod
     def _once(cls, value: object, info: ValidationInfo) -> object:
         if info.field_name in _SEVERAL:
+            if not isinstance(value, str | tuple | list):
+                raise ValueError("must be text, or several texts")
+            if not value:
+                raise ValueError("must not be empty")
             return (value,) if isinstance(value, str) else value
         if isinstance(value, list):
             if len(value) > 1:
@@ -434,7 +441,13 @@ _CHANGE: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 # --- what an answer holds -------------------------------------------------------------------------
 
 
-class TaskSummary(_Model):
+class _Answer(BaseModel):
+    """Part of an answer. Later versions may add members, which clients must ignore."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+
+class TaskSummary(_Answer):
     """A task as lists show it."""
 
     task_id: UUID
@@ -461,7 +474,7 @@ class Task(TaskSummary):
     suggestions: list[Any] | None
 
 
-class TaskPageBody(_Model):
+class TaskPageBody(_Answer):
     """A page of a list, newest first: by `created_at`, then by `task_id`, both descending."""
 
     tasks: list[TaskSummary]
@@ -474,7 +487,7 @@ class TaskPageBody(_Model):
     """null on the last page: the only sign of the end."""
 
 
-class RecordedBody(_Model):
+class RecordedBody(_Answer):
     """What came of tasks that were sent."""
 
     recorded: int
@@ -488,11 +501,11 @@ class RecordedBody(_Model):
 _SUMMARIES: TypeAdapter[list[TaskSummary]] = TypeAdapter(list[TaskSummary])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TaskPage:
     """One page of a list. `tasks_json` is a JSON array as PostgreSQL wrote it."""
 
-    tasks_json: str
+    tasks_json: str = field(repr=False)
     total: int
     limit: int
     offset: int | None
@@ -500,9 +513,9 @@ class TaskPage:
     rows: int
     """How many tasks it has."""
 
-    @property
+    @cached_property
     def tasks(self) -> list[TaskSummary]:
-        """The tasks as objects: newest first, at most `limit`. Parsed at each call."""
+        """The tasks as objects: newest first, at most `limit`. Parsed when first read."""
         return _SUMMARIES.validate_json(self.tasks_json)
 
     def to_json(self) -> bytes:
@@ -515,16 +528,19 @@ class TaskPage:
         ).encode()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TaskDocument:
     """One task whole. `json` is a JSON object as PostgreSQL wrote it."""
 
-    json: str
+    json: str = field(repr=False)
 
-    @property
+    @cached_property
     def task(self) -> Task:
-        """The task as an object. Parsed at each call."""
+        """The task as an object. Parsed when first read."""
         return Task.model_validate_json(self.json)
+
+    def __repr__(self) -> str:
+        return f"TaskDocument(task_id={str(self.task.task_id)!r}, status={str(self.task.status)!r})"
 
 
 # --- how a refusal is told ------------------------------------------------------------------------
@@ -549,7 +565,7 @@ def judging() -> Iterator[None]:
         raise _problem(refused) from None
 
 
-def parse_query(model: type[Params], params: Mapping[str, Sequence[str]]) -> Params:
+def parse_query(model: type[Params], params: Mapping[str, object]) -> Params:
     """Judge the parameters of a URL.
 
     Raises:
@@ -561,6 +577,27 @@ def parse_query(model: type[Params], params: Mapping[str, Sequence[str]]) -> Par
     except ValidationError as refused:
         known = f"unknown; the parameters here are {', '.join(sorted(model.model_fields))}"
         raise _problem(refused, unknown=known, depth=1) from None
+
+
+def parse_arguments(model: type[Params], arguments: Mapping[str, object]) -> Params:
+    """Validate arguments of a Python program; like `parse_query`."""
+    return parse_query(model, {name: _as_given(name, it) for name, it in arguments.items()})
+
+
+def _as_given(name: str, value: object) -> object:
+    """Return an argument in the form of a parameter of a URL, which is a list of values."""
+    if name in _SEVERAL and not isinstance(value, str):
+        return tuple(value) if isinstance(value, set | frozenset) else value
+    return [value]
+
+
+def task_id_of(value: UUID | str) -> UUID:
+    """Return the id of a task.
+
+    Raises:
+        Invalid: it is not a UUID or its text.
+    """
+    return parse_arguments(TaskPath, {"task_id": value}).task_id
 
 
 def _problem(

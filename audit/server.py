@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 from audit import demo, embedded, migrate, models, tracing
 from audit.access import Insecure
-from audit.database import open_pool
+from audit.database import open_pool, require_current
 from audit.errors import Unavailable
 from audit.keys import read_keys
 from audit.service import AuditService
@@ -98,7 +98,7 @@ def _url(listener: socket.socket) -> str:
 async def _prepare(settings: Settings, dsn: str, listener: socket.socket) -> int:
     """Check the schema, record demo tasks if asked for; return the number of tasks."""
     async with open_pool(settings.model_copy(update={"pool_size": 1}), dsn) as pool:
-        await migrate.require_current(pool)
+        await require_current(pool)
         is_guarded = settings.jwt_issuer is not None or not (await read_keys(pool)).are_none
         host = listener.getsockname()[0]
         if not is_guarded and not settings.insecure and not ip_address(host).is_loopback:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack
 from uuid import UUID
 
 import asyncpg
 
 from audit import cursor, models, statements
 from audit.cursor import Cursor
-from audit.database import acquired, fetch_row
+from audit.database import acquired, fetch_row, open_pool, require_current
 from audit.errors import Conflict, FieldError, Invalid, Problem, TaskNotFound, Unavailable
 from audit.limits import Limit
 from audit.metrics import Deltas, Metrics
 from audit.models import (
-    DEFAULT_FAILURE_DAYS,
     AuditQuery,
     FailuresQuery,
     NewTask,
@@ -28,13 +28,16 @@ from audit.models import (
     TaskDocument,
     TaskPage,
     TaskQuery,
+    TaskSummary,
 )
 from audit.paging import Found, Pager, Question
 from audit.settings import Settings
-from audit.upkeep import FOLDED_AT_ONCE
+from audit.upkeep import FOLDED_AT_ONCE, upkeep
 
 if TYPE_CHECKING:
     from audit.database import Connection, Pool
+
+Query = TypeVar("Query", bound=TaskQuery)
 
 _ATTEMPTS = 5
 _MICROSECOND = timedelta(microseconds=1)
@@ -46,26 +49,45 @@ _FORBIDDEN_CHANGE = {
 
 
 class Filters(TypedDict, total=False):
-    """The further parameters of every question; each is described in `TaskQuery`."""
+    """Filters that every list takes; `TaskQuery` describes each. None means "not given"."""
 
-    since: datetime | str
-    until: datetime | str
-    created_by: str
-    project_id: UUID | str
-    outcome: Mapping[str, Any] | str
-    cursor: str
-
-
-OneOrMore = str | Sequence[str] | None
+    since: datetime | str | None
+    until: datetime | str | None
+    created_by: str | None
+    project_id: UUID | str | None
+    outcome: Mapping[str, Any] | str | None
 
 
-@dataclass(frozen=True, slots=True)
+class ListParams(Filters, total=False):
+    """The same, and where to continue."""
+
+    cursor: str | None
+
+
+OneOrMore = str | Sequence[str]
+
+
+@dataclass(frozen=True)
 class Recorded:
-    """What came of tasks that were sent: how many were new, and the ids of all as sent."""
+    """The result of recording: how many tasks were new, and the ids of all in the order sent."""
 
     recorded: int
     duplicates: int
-    task_ids: list[str]
+    ids_as_text: Sequence[str] = field(repr=False)
+
+    @cached_property
+    def task_ids(self) -> list[UUID]:
+        """The ids of all tasks, in the order sent. Parsed when first read."""
+        return [UUID(task_id) for task_id in self.ids_as_text]
+
+    def to_json(self) -> bytes:
+        """Return the body of the response, shaped like `RecordedBody`."""
+        body = {
+            "recorded": self.recorded,
+            "duplicates": self.duplicates,
+            "task_ids": self.ids_as_text,
+        }
+        return json.dumps(body).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,75 +125,124 @@ class AuditService:
             most_tallying=max(1, settings.max_in_flight // 2),
         )
 
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, dsn: str, settings: Settings | None = None) -> AsyncGenerator[Self]:
+        """Open the service on a database for as long as the block runs.
+
+        It opens a connection pool, checks the schema, and does the background work of a server:
+        it folds the counts and makes partitions ahead. The service cannot be used after the block.
+
+        Raises:
+            Unavailable: the database does not let us in, or its schema is not current.
+        """
+        settings = settings or Settings.model_construct()
+        async with open_pool(settings, dsn) as pool:
+            await require_current(pool)
+            service = cls(pool, settings)
+            async with upkeep(service):
+                yield service
+
     # --- asking -----------------------------------------------------------------------------------
 
     async def get_failures(
         self,
-        days: int | None = DEFAULT_FAILURE_DAYS,
-        service: OneOrMore = None,
+        days: int | None = None,
+        service: OneOrMore | None = None,
         limit: int = 100,
-        offset: int = 0,
+        offset: int | None = None,
         *,
-        intent: OneOrMore = None,
-        **filters: Unpack[Filters],
+        intent: OneOrMore | None = None,
+        **filters: Unpack[ListParams],
     ) -> TaskPage:
         """Return the tasks that failed in the last `days` (1 to 90) days, newest first.
 
-        The default of `days` gives way to `since` or `until`.
+        `days` is 7 if no other limit of time is given.
         """
-        if days == DEFAULT_FAILURE_DAYS and ("since" in filters or "until" in filters):
-            days = None
-        given = _given(service=service, intent=intent, days=days, limit=limit, **filters)
-        with models.judging():
-            query = FailuresQuery.model_validate(_with_offset(given, offset))
-        return await self.list_tasks(query)
+        given = {"service": service, "intent": intent, "days": days, "offset": offset, **filters}
+        return await self.list_tasks(_query(FailuresQuery, limit=limit, **given))
 
     async def get_by_service(
         self,
         service_name: OneOrMore,
-        status: OneOrMore = None,
+        status: OneOrMore | None = None,
         days: int | None = None,
         limit: int = 100,
-        offset: int = 0,
+        offset: int | None = None,
         *,
-        intent: OneOrMore = None,
-        **filters: Unpack[Filters],
+        intent: OneOrMore | None = None,
+        **filters: Unpack[ListParams],
     ) -> TaskPage:
         """Return the tasks that touched the service, or all of several, newest first."""
         if not service_name:
             raise Invalid("service_name: must not be empty")
-        return await self.audit_query(status, service_name, intent, days, limit, offset, **filters)
+        given = {"service": service_name, "status": status, "intent": intent, "days": days}
+        query = _query(AuditQuery, limit=limit, **{**given, "offset": offset, **filters})
+        return await self.list_tasks(query)
 
     async def audit_query(
         self,
-        status: OneOrMore = None,
-        service: OneOrMore = None,
-        intent: OneOrMore = None,
+        status: OneOrMore | None = None,
+        service: OneOrMore | None = None,
+        intent: OneOrMore | None = None,
         days: int | None = None,
         limit: int = 100,
-        offset: int = 0,
-        **filters: Unpack[Filters],
+        offset: int | None = None,
+        **filters: Unpack[ListParams],
     ) -> TaskPage:
         """Return the tasks that match every filter given, newest first; without any, all."""
-        given = _given(
-            status=status, service=service, intent=intent, days=days, limit=limit, **filters
-        )
-        with models.judging():
-            query = AuditQuery.model_validate(_with_offset(given, offset))
+        given = {"status": status, "service": service, "intent": intent, "days": days}
+        query = _query(AuditQuery, limit=limit, **{**given, "offset": offset, **filters})
         return await self.list_tasks(query)
+
+    async def iterate_pages(
+        self,
+        status: OneOrMore | None = None,
+        service: OneOrMore | None = None,
+        intent: OneOrMore | None = None,
+        days: int | None = None,
+        limit: int = 1000,
+        **filters: Unpack[ListParams],
+    ) -> AsyncGenerator[TaskPage]:
+        """Yield the pages of `audit_query` one after the other, following their cursors.
+
+        `limit` is the number of tasks in a page. With a `cursor`, the first page is the one after
+        it. Tasks recorded meanwhile do not move the others: none is repeated or skipped.
+        """
+        given = {"status": status, "service": service, "intent": intent, "days": days}
+        query = _query(AuditQuery, limit=limit, **{**given, **filters})
+        while True:
+            page = await self.list_tasks(query)
+            yield page
+            if page.next_cursor is None:
+                return
+            query = query.model_copy(update={"cursor": page.next_cursor, "offset": None})
+
+    async def iterate_tasks(
+        self,
+        status: OneOrMore | None = None,
+        service: OneOrMore | None = None,
+        intent: OneOrMore | None = None,
+        days: int | None = None,
+        limit: int = 1000,
+        **filters: Unpack[ListParams],
+    ) -> AsyncGenerator[TaskSummary]:
+        """Yield every task that matches, newest first; like `iterate_pages`."""
+        async for page in self.iterate_pages(status, service, intent, days, limit, **filters):
+            for task in page.tasks:
+                yield task
 
     async def get_task_count(
         self,
-        status: OneOrMore = None,
-        service: OneOrMore = None,
-        intent: OneOrMore = None,
+        status: OneOrMore | None = None,
+        service: OneOrMore | None = None,
+        intent: OneOrMore | None = None,
         days: int | None = None,
         **filters: Unpack[Filters],
     ) -> int:
         """Return how many tasks match every filter given: the exact `total` of `audit_query`."""
-        given = _given(status=status, service=service, intent=intent, days=days, **filters)
-        with models.judging():
-            query = AuditQuery.model_validate(given)
+        given = {"status": status, "service": service, "intent": intent, "days": days}
+        query = _query(AuditQuery, **{**given, **filters})
         found, _ = await self._find(query, 0, None, None)
         return found.total
 
@@ -217,12 +288,15 @@ class AuditService:
                 row = await fetch_row(connection, statements.READ_TOKEN)
                 yield Token(row["token"], row["clock"])
 
-    async def get_task(self, task_id: UUID, *, project_id: UUID | None = None) -> TaskDocument:
+    async def get_task(
+        self, task_id: UUID | str, *, project_id: UUID | None = None
+    ) -> TaskDocument:
         """Return one task whole. With a `project_id`, one of another project is not found.
 
         Raises:
             TaskNotFound: no task has this id.
         """
+        task_id = models.task_id_of(task_id)
         async with self._connection() as connection:
             document = await connection.fetchval(statements.GET_TASK, task_id, project_id)
         if document is None:
@@ -292,7 +366,7 @@ class AuditService:
         async with self._connection() as connection:
             await connection.fetchval(statements.MAKE_COMING_PARTITIONS, self._partition)
 
-    async def update(self, task_id: UUID, change: Mapping[str, Any]) -> TaskDocument:
+    async def update(self, task_id: UUID | str, change: Mapping[str, Any]) -> TaskDocument:
         """Move an open task on and fill in what is known; return it whole. None clears a member.
 
         Raises:
@@ -304,9 +378,10 @@ class AuditService:
         )
 
     async def update_judged(
-        self, task_id: UUID, change: str, *, project_id: UUID | None = None
+        self, task_id: UUID | str, change: str, *, project_id: UUID | None = None
     ) -> TaskDocument:
         """Make a change that `models.parse_change` has judged; like `update`."""
+        task_id = models.task_id_of(task_id)
         try:
             async with self._connection() as connection:
                 document = await connection.fetchval(
@@ -389,13 +464,10 @@ def window_start(clock: datetime, days: int) -> datetime:
     return clock - timedelta(days=days) + _MICROSECOND
 
 
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _with_offset(given: dict[str, Any], offset: int) -> dict[str, Any]:
-    """The default of `offset` gives way to a cursor."""
-    return given if "cursor" in given and offset == 0 else {**given, "offset": offset}
+def _query(model: type[Query], *, limit: object = 100, **given: object) -> Query:
+    """Validate arguments by the rules of a URL. None means "not given", except as a `limit`."""
+    given = {name: value for name, value in given.items() if value is not None}
+    return models.parse_arguments(model, {**given, "limit": limit})
 
 
 def _too_late(positions: Sequence[int], batch: TaskBatch) -> Invalid:

@@ -94,7 +94,7 @@ async def test_changes_of_state_services_and_intent_are_counted(service: AuditSe
     for sent, task_id in zip(tasks, done.task_ids, strict=True):
         if sent["status"] in ("pending", "approved"):
             await service.update(
-                task_id,  # type: ignore[arg-type]
+                task_id,
                 {
                     "status": "executing",
                     "services_touched": ["d", "a"],
@@ -232,7 +232,7 @@ async def test_eight_writers_never_wait_and_every_answer_is_exact(
             tasks = [{k: v for k, v in one.items() if v is not None} for one in tasks]
             done = await writer.record(tasks)
             written += done.recorded
-            await writer.update(done.task_ids[0], {"status": rng.choice(STATES[1:])})  # type: ignore[arg-type]
+            await writer.update(done.task_ids[0], {"status": rng.choice(STATES[1:])})
         await connection.close()
 
     async def fold() -> None:

@@ -65,7 +65,7 @@ async def test_a_task_shows_exactly_the_columns_and_the_fields_of_the_model(
         "WHERE table_name = 'tasks' AND is_generated = 'NEVER'",
     )
 
-    document = await service.get_task(recorded.task_ids[0])  # type: ignore[arg-type]
+    document = await service.get_task(recorded.task_ids[0])
 
     assert set(Task.model_fields) == document.task.model_fields_set
     assert set(Task.model_fields) == {name for (name,) in columns}

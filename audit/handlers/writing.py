@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Collection, Coroutine
 from typing import Any, TypeVar
 
@@ -32,13 +31,8 @@ async def record(request: web.Request) -> Whole:
     else:
         batches = [parse_tasks(await _read(request), request[IDENTITY].project_id)]
     result = await _to_its_end(request.app[SERVICE].record_batches(batches))
-    request[ROWS] = len(result.task_ids)
-    body = {
-        "recorded": result.recorded,
-        "duplicates": result.duplicates,
-        "task_ids": result.task_ids,
-    }
-    return json_response(json.dumps(body).encode(), 201 if result.recorded else 200)
+    request[ROWS] = len(result.ids_as_text)
+    return json_response(result.to_json(), 201 if result.recorded else 200)
 
 
 async def update(request: web.Request) -> Whole:
