@@ -9,6 +9,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from audit.access import Scope
+from audit.addresses import networks_of
 from audit.answers import Answers
 from audit.database import open_pool
 from audit.errors import BodyTooSlow, Problem, TimedOut, Unavailable
@@ -77,7 +78,8 @@ def create_app(
     app[METRICS] = Metrics((resource.canonical for resource in app.router.resources()), seat)
     if traces:
         app.middlewares.append(tracing(traces))
-    app.middlewares.extend([watching(app[METRICS], settings.log_sample), problems])
+    trusted = networks_of(settings.trusted_proxy or "")
+    app.middlewares.extend([watching(app[METRICS], settings.log_sample, trusted), problems])
     return app
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import signal
 import stat
@@ -74,7 +73,9 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 def main() -> None:
     """Run the command line; end with one of the documented exit codes."""
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    from audit import logs
+
+    logs.set_up("text")
     for number in _STOP_SIGNALS:
         signal.signal(number, _end)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -15,14 +14,13 @@ from audit.access import ANYONE, Identity, Scope, refused
 from audit.errors import Problem, Unauthenticated, Unavailable
 from audit.handlers import IDENTITY
 from audit.keys import KEY_PREFIX, Key, Keys, read_keys
+from audit.logs import Recurring
 from audit.provider import Provider
 from audit.rates import Rates
 from audit.settings import Settings
 
 if TYPE_CHECKING:
     from audit.database import Pool
-
-log = logging.getLogger("audit")
 
 #: A key that is revoked is refused after that, at most, in every worker.
 _READ_EVERY_SECONDS: Final = 2
@@ -39,6 +37,7 @@ class Guard:
         self._sent: dict[str, Key] = {}
         self._provider = Provider(settings) if settings.jwt_issuer else None
         self._rates = rates
+        self._reading = Recurring("reading the keys")
 
     def allow(self, scope: Scope) -> Callable[[Handler], Handler]:
         """Let only requests with the scope through to a handler."""
@@ -90,8 +89,9 @@ class Guard:
         try:
             keys = await read_keys(pool, timeout_seconds=_READ_EVERY_SECONDS)
         except Problem as problem:
-            log.warning("reading the keys: %s", problem.detail)
+            self._reading.failed(problem.detail)
             return
+        self._reading.succeeded()
         # Whoever empties the table does not open the doors.
         if self._keys is None or self._keys.are_none or not keys.are_none:
             self._keys = keys

@@ -14,7 +14,7 @@ from aiohttp.typedefs import Handler
 
 from audit import errors
 from audit.errors import Problem
-from audit.handlers import DRAINING, REQUEST_ID
+from audit.handlers import DRAINING, REASON, REQUEST_ID
 from audit.responses import Whole
 
 log = logging.getLogger("audit")
@@ -31,6 +31,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     try:
         response = await handler(request)
     except Problem as problem:
+        request[REASON] = problem.detail
         response = _respond(problem, request_id)
     except web.HTTPException as refused:
         if refused.status < HTTPStatus.BAD_REQUEST:

@@ -18,6 +18,7 @@ import jwt
 
 from audit.access import Identity, Scope, refused
 from audit.errors import Unavailable
+from audit.logs import Recurring
 from audit.settings import Settings
 
 log = logging.getLogger("audit")
@@ -50,6 +51,7 @@ class Provider:
         self._keys: dict[str | None, jwt.PyJWK] | None = None
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
+        self._refreshing = Recurring("the keys of the issuer cannot be read")
         self._checked: OrderedDict[bytes, tuple[float, Identity]] = OrderedDict()
 
     async def check(self, token: str) -> Identity:
@@ -79,8 +81,9 @@ class Provider:
             try:
                 keys = _key_set(await _read(self._settings.jwt_jwks or ""))
             except (OSError, ValueError, aiohttp.ClientError, jwt.PyJWTError) as failure:
-                log.warning("the keys of the issuer cannot be read: %r", failure)
+                self._refreshing.failed(repr(failure))
                 return
+            self._refreshing.succeeded()
             if self._keys is None or {*keys} != {*self._keys}:
                 log.info("the issuer has %d keys", len(keys))
             self._keys = keys

@@ -10,6 +10,8 @@ import platformdirs
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from audit.addresses import networks_of
+
 Partition = Literal["month", "week", "day"]
 LogFormat = Literal["text", "json"]
 
@@ -39,6 +41,15 @@ def _safe_place(place: str | None) -> str | None:
         if parts.scheme == "http" and not is_local:
             raise ValueError("must be a file or an https URL")
     return place
+
+
+def _networks(listed: str | None) -> str | None:
+    if listed is not None:
+        try:
+            networks_of(listed)
+        except ValueError as wrong:
+            raise ValueError(f"must be addresses or networks such as 10.0.0.0/8: {wrong}") from None
+    return listed
 
 
 class Settings(BaseSettings):
@@ -106,6 +117,8 @@ class Settings(BaseSettings):
     """How the log is written: text for people, or json, an object a line."""
     log_sample: float = Field(default=0, ge=0, le=1)
     """Share of the requests that are logged, 0 to 1; of those that fail with 5xx, 20 a second."""
+    trusted_proxy: Annotated[str | None, AfterValidator(_networks)] = None
+    """Proxies, as 10.0.0.0/8,::1, whose X-Forwarded-For names the client's address in the log."""
     traces: bool = False
     """Send traces by OpenTelemetry, as OTEL_… variables say; needs task-audit[otel]."""
 

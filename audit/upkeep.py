@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 from audit.database import NotGranted
-from audit.errors import Problem
-
-log = logging.getLogger("audit")
+from audit.logs import Recurring
 
 #: Changes that one fold moves at most; it takes about a second.
 FOLDED_AT_ONCE = 20_000
@@ -50,17 +47,19 @@ async def upkeep(service: Maintained) -> AsyncIterator[None]:
 
 async def _keep_partitions_ahead(service: Maintained) -> None:
     """Make the partitions of the coming months, which programs that record by SQL need."""
+    making = Recurring("making the partitions of the coming months")
     while True:
-        with _logged("making the partitions of the coming months"):
+        with making.attempt():
             await service.make_coming_partitions()
         await asyncio.sleep(_PARTITIONS_EVERY_SECONDS)
 
 
 async def _keep_counts_folded(service: Maintained) -> None:
     """Fold again and again; the database lets one process of the cluster fold at a time."""
+    folding = Recurring("folding the counts")
     while True:
         folded, pause = 0, _FOLD_EVERY_SECONDS
-        with _logged("folding the counts"):
+        with folding.attempt():
             try:
                 folded = await service.fold_counts()
             except NotGranted:
@@ -68,13 +67,3 @@ async def _keep_counts_folded(service: Maintained) -> None:
                 raise
         if folded < FOLDED_AT_ONCE:
             await asyncio.sleep(pause)
-
-
-@contextlib.contextmanager
-def _logged(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except Problem as problem:
-        log.warning("%s: %s", doing, problem.detail)
-    except Exception:
-        log.exception("%s failed", doing)

@@ -9,17 +9,27 @@ from aiohttp.typedefs import Handler, Middleware
 
 from audit import logs
 from audit.access import ANYONE
+from audit.addresses import Networks, client_address
 from audit.database import note_statements
-from audit.handlers import IDENTITY, REQUEST_ID, ROWS
+from audit.handlers import IDENTITY, REASON, REQUEST_ID, ROWS
 from audit.metrics import CLIENT_LEFT, UNMATCHED, Metrics
 from audit.tracing import Traces
 
+#: A reason may repeat what a client sent.
+_LONGEST_REASON = 200
 
-def watching(metrics: Metrics, log_sample: float) -> Middleware:
+
+def watching(metrics: Metrics, log_sample: float, trusted: Networks = ()) -> Middleware:
     """Return the middleware that counts requests, and logs some.
 
-    What is logged stands in the request under REQUEST_ID, IDENTITY and ROWS, where it is known.
+    What is logged stands in the request under REQUEST_ID, IDENTITY, ROWS and REASON, where it is
+    known. `trusted` are the proxies whose X-Forwarded-For names the client.
     """
+
+    def client_of(request: web.Request) -> str | None:
+        # Most requests are not logged: their header is not parsed.
+        forwarded = request.headers.getall("X-Forwarded-For", ()) if trusted else ()
+        return client_address(request.remote, forwarded, trusted)
 
     @web.middleware
     async def watch(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -36,10 +46,14 @@ def watching(metrics: Metrics, log_sample: float) -> Middleware:
             seconds = time.perf_counter() - started
             route = _route(request)
             metrics.request(route, request.method, status, seconds)
-            if logs.is_told(status, log_sample):
+            is_refused = status in logs.REFUSALS
+            client = client_of(request) if is_refused else None
+            if logs.is_told(status, log_sample, client):
+                reason = request.get(REASON) if is_refused else None
                 logs.tell(
                     {
                         "request_id": request.get(REQUEST_ID),
+                        "client": client or client_of(request),
                         "key_name": _key_name(request),
                         "route": route,
                         "method": request.method,
@@ -47,6 +61,7 @@ def watching(metrics: Metrics, log_sample: float) -> Middleware:
                         "duration_ms": round(1000 * seconds, 3),
                         "rows": request.get(ROWS),
                         "statements": sorted(ran),
+                        "reason": reason and reason[:_LONGEST_REASON],
                     }
                 )
         return response

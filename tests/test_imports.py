@@ -30,7 +30,7 @@ LAYERS = [
     {"database"},
     {"logs"},
     {"models", "cursor", "metrics", "settings", "tallies", "rates", "access", "tracing"},
-    {"errors", "limits", "responses", "states", "statements"},
+    {"addresses", "errors", "limits", "responses", "states", "statements"},
 ]
 #: Within a line: writing reads a task's id and parameters as reading does.
 SIDEWAYS = {("handlers.writing", "handlers.reading")}

@@ -56,7 +56,10 @@ def test_a_request_is_one_object_of_json(dsn: str) -> None:
     ids = [line.pop("request_id") for line in told]
     assert "a-1" == ids[0]
     assert all(re.fullmatch("[0-9a-f]{32}", one) for one in ids[1:])
-    common = {"level": "info", "message": "request", "key_name": None}
+    common = {
+        "level": "info", "message": "request", "client": "127.0.0.1", "key_name": None,
+        "reason": None,
+    }  # fmt: skip
     route = API + "/by-service/{service_name}"
     expected: list[dict[str, Any]] = [
         {"route": f"{API}/tasks", "method": "POST", "status": 201, "rows": 3},
@@ -79,8 +82,8 @@ def test_a_request_is_one_line_of_text(dsn: str) -> None:
         (line,) = ended(process)
 
     assert re.fullmatch(
-        r"INFO [0-9-]{10}T[0-9:.]{12}Z GET /api/v1/audit/query 200 [0-9.]+ ms rows=0"
-        r" statements=list_tasks,locate_page,read_token request=a-1",
+        r"[0-9-]{10}T[0-9:.]{12}Z INFO GET /api/v1/audit/query 200 [0-9.]+ ms rows=0"
+        r" statements=list_tasks,locate_page,read_token client=127\.0\.0\.1 request=a-1",
         line,
     )
 
@@ -149,7 +152,7 @@ def test_a_flood_of_failures_does_not_fill_the_log(
             "request 500 failed",
         ]
     else:
-        assert lines[20:] == [
+        assert [line.partition(" ")[2] for line in lines[20:]] == [
             "WARNING something else (480 warnings were left out before this one)",
             "WARNING request 500 failed",
         ]
@@ -214,7 +217,7 @@ def test_text_has_no_control_characters(written: Any) -> None:
     first, *trace = written("text", fail).split("\n")
 
     escaped = r"a\nERROR forged\r\x1b[31m\x9b\x7f\u2028\x00\tz"
-    assert f"ERROR it failed: {escaped}" == first
+    assert f"ERROR it failed: {escaped}" == first.partition(" ")[2]
     assert "Traceback (most recent call last):" == trace[0]
     assert not set(HOSTILE) - set("aERROR forged[31mz\n") & set("".join(trace))
 
@@ -232,8 +235,10 @@ def test_json_is_one_line_of_ascii(written: Any) -> None:
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_a_request_is_one_line_whatever_is_told_of_it(written: Any, log_format: LogFormat) -> None:
     answered: logs.Answered = {
-        "request_id": None, "key_name": HOSTILE, "route": "unmatched", "method": HOSTILE,
+        "request_id": None, "client": HOSTILE, "key_name": HOSTILE, "route": "unmatched",
+        "method": HOSTILE,
         "status": 499, "duration_ms": 1.5, "rows": None, "statements": [],
+        "reason": HOSTILE,
     }  # fmt: skip
 
     line = written(log_format, lambda: logs.tell(answered))

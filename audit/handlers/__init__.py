@@ -24,6 +24,8 @@ METRICS: Final = web.AppKey("metrics", Metrics)
 #: What is told of a request in the log, where it is known.
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 ROWS: Final = web.RequestKey("rows", int)
+#: Why it was refused with 401 or 403.
+REASON: Final = web.RequestKey("reason", str)
 #: Set when the process is to end: each answer is the last of its connection.
 DRAINING: Final = web.AppKey("draining", asyncio.Event)
 POOL: Final[web.AppKey[Pool]] = web.AppKey("pool")
