@@ -214,7 +214,7 @@ class TaskQuery(NoParams):
     outcome: Annotated[str | None, BeforeValidator(_json_object, json_schema_input_type=str)] = None
     """A JSON object that `outcome` contains."""
     limit: Annotated[int, _Whole(1, 1000)] = 100
-    """Tasks in a page, at most."""
+    """Tasks in a page, at most; 100 if not given."""
     offset: Annotated[int, _Whole(0, MAX_OFFSET)] | None = None
     """Matching tasks to skip; 0 if not given. Not together with `cursor`."""
     cursor: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
@@ -298,7 +298,8 @@ class TaskChange(_Model):
     """What an open task may still take on."""
 
     status: Status = State.PENDING
-    """Moves forwards only: pending, approved, executing, then one of the terminal states."""
+    """Moves forwards only: pending, approved, executing, then one of the terminal states. A new
+    task is `pending` if no status is given."""
     approved_at: Timestamp | None = None
     """Set by the server at the transition if it is not given."""
     completed_at: Timestamp | None = None

@@ -24,7 +24,7 @@ _REQUEST_ID: Final = "0b5c2f4e8a7d4c1f9e3a6b2d1c0f8e7a"
 class FieldError(BaseModel):
     """What is wrong with one parameter or member."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     field: str
     """Its name; in an array of tasks such as `3.status`, in NDJSON such as `line 4: status`."""
@@ -34,7 +34,7 @@ class FieldError(BaseModel):
 class Problem(BaseModel):
     """Why a request was refused, or failed (RFC 9457)."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     type: str
     """`urn:task-audit:problem:` and a name that never changes, or `about:blank`."""
@@ -250,11 +250,11 @@ def document() -> dict[str, Any]:
                 "get": _needs(Scope.READ, _get_task()),
                 "patch": _needs(Scope.RECORD, _update()),
             },
-            "/healthz": {"get": _healthz()},
-            "/readyz": {"get": _readyz()},
+            "/healthz": {"get": _open(_healthz())},
+            "/readyz": {"get": _open(_readyz())},
             "/metrics": {"get": _needs(Scope.ADMIN, _metrics())},
-            "/openapi.json": {"get": _openapi_json()},
-            "/docs": {"get": _docs()},
+            "/openapi.json": {"get": _open(_openapi_json())},
+            "/docs": {"get": _open(_docs())},
         },
         "components": {
             "schemas": _schemas(),
@@ -279,13 +279,18 @@ def _needs(scope: Scope, operation: dict[str, Any]) -> dict[str, Any]:
     return {**operation, "security": [{"key": [scope.value]}]}
 
 
+def _open(operation: dict[str, Any]) -> dict[str, Any]:
+    """Anyone may call this operation, with or without a key."""
+    return {**operation, "security": []}
+
+
 def _get_failures() -> dict[str, Any]:
     return {
         "operationId": "get_failures",
         "tags": ["ask"],
         "summary": "The tasks that failed",
         "description": "Newest first; by default, those created in the last 7 days.",
-        "parameters": _query(models.FailuresQuery, days=models.DEFAULT_FAILURE_DAYS, offset=0),
+        "parameters": _query(models.FailuresQuery),
         "responses": _page_or_problem(),
     }
 
@@ -302,7 +307,7 @@ def _get_by_service() -> dict[str, Any]:
         "tags": ["ask"],
         "summary": "The tasks that touched a service",
         "description": "Newest first. Each `service` given has to be touched too.",
-        "parameters": [path, *_query(models.AuditQuery, offset=0)],
+        "parameters": [path, *_query(models.AuditQuery)],
         "responses": _page_or_problem(),
     }
 
@@ -313,7 +318,7 @@ def _audit_query() -> dict[str, Any]:
         "tags": ["ask"],
         "summary": "The tasks that match",
         "description": "Newest first; without any filter, all of them.",
-        "parameters": _query(models.AuditQuery, offset=0),
+        "parameters": _query(models.AuditQuery),
         "responses": _page_or_problem(),
     }
 
@@ -511,15 +516,18 @@ def _docs() -> dict[str, Any]:
 
 
 class _Schemas(GenerateJsonSchema):
-    """Without titles that repeat a field's name, and defaults that say that nothing was given."""
+    """Without titles that repeat a field's name, and without defaults.
+
+    Generated clients send each default that they know. That of one parameter would exclude another
+    one, so descriptions name the defaults instead.
+    """
 
     def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002 - pydantic's
         return False
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> dict[str, Any]:
         described = super().default_schema(schema)
-        if not described.get("default"):
-            described.pop("default", None)
+        described.pop("default", None)
         return described
 
 
@@ -537,8 +545,6 @@ def _schemas() -> dict[str, Any]:
         schema_generator=_Schemas,
     )
     schemas: dict[str, Any] = generated["$defs"]
-    # What a change does not send stays as it is.
-    del schemas["TaskChange"]["properties"]["status"]["default"]
     return schemas
 
 
@@ -548,8 +554,7 @@ def _properties(model: type[models.NoParams]) -> dict[str, Any]:
     return properties
 
 
-def _query(model: type[models.TaskQuery], **defaults: int) -> list[dict[str, Any]]:
-    """The parameters of a list; `defaults` are those that give way to other parameters."""
+def _query(model: type[models.TaskQuery]) -> list[dict[str, Any]]:
     parameters = []
     # The state is asked for most, but is the last field, after those that all lists share.
     for name, schema in sorted(_properties(model).items(), key=lambda item: item[0] != "status"):
@@ -562,8 +567,6 @@ def _query(model: type[models.TaskQuery], **defaults: int) -> list[dict[str, Any
             parameter |= {"style": "form", "explode": True}
         # A URL cannot say null.
         sent = schema.get("anyOf", [schema])[0]
-        if name in defaults:
-            sent["default"] = defaults[name]
         if name in _PARAMETER_EXAMPLES:
             sent["examples"] = [_PARAMETER_EXAMPLES[name]]
         parameters.append({**parameter, "schema": sent})
@@ -605,7 +608,6 @@ def _status(word: str) -> dict[str, Any]:
         "type": "object",
         "properties": {"status": {"const": word}},
         "required": ["status"],
-        "additionalProperties": False,
     }
     return _json(schema, status=("The only answer", {"status": word}))
 

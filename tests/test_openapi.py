@@ -90,6 +90,18 @@ def schemas_with_examples(
                 yield from schemas_with_examples(inner, f"{where}/{name}")
 
 
+def schemas(part: Any = DOCUMENT, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every object of the document, with its place, except for examples."""
+    if isinstance(part, list):
+        for position, inner in enumerate(part):
+            yield from schemas(inner, f"{where}/{position}")
+    elif isinstance(part, dict):
+        yield where, part
+        for name, inner in part.items():
+            if name != "examples":
+                yield from schemas(inner, f"{where}/{name}")
+
+
 EXAMPLES = [
     pytest.param(content["schema"], example["value"], id=f"{where} {name}")
     for where, content in media_types()
@@ -220,24 +232,35 @@ def test_bounds_of_parameters_are_those_that_are_judged(path: str, model: type[T
                 parse_query(model, {name: [str(refused)]})
 
 
+def test_no_default_is_there_for_a_generated_client_to_send() -> None:
+    assert [where for where, schema in schemas() if "default" in schema] == []
+
+
 @pytest.mark.parametrize(("path", "model"), LISTS)
-def test_defaults_are_what_happens_where_nothing_is_given(
-    path: str, model: type[TaskQuery]
-) -> None:
-    defaults = {
-        name: parameter["schema"]["default"]
-        for name, parameter in parameters(path, "query").items()
-        if "default" in parameter["schema"]
+def test_descriptions_name_the_defaults(path: str, model: type[TaskQuery]) -> None:
+    nothing = parse_query(model, {})
+    described = {name: p["description"] for name, p in parameters(path, "query").items()}
+
+    assert f"{nothing.limit} if not given" in described["limit"]
+    assert "0 if not given" in described["offset"]
+    assert (f"{nothing.days} if no" in described["days"]) == (model is FailuresQuery)
+
+
+def test_requests_are_closed_and_answers_are_open() -> None:
+    closed = {where for where, schema in schemas() if schema.get("additionalProperties") is False}
+
+    assert closed == {f"/components/schemas/{name}" for name in ("NewTask", "TaskChange")}
+
+
+def test_only_operations_that_need_a_key_ask_for_one() -> None:
+    keyless = {
+        path
+        for path, methods in DOCUMENT["paths"].items()
+        for operation in methods.values()
+        if operation["security"] == []
     }
 
-    assert defaults == {"limit": 100, "offset": 0} | ({"days": 7} if model is FailuresQuery else {})
-    nothing = parse_query(model, {})
-    given = parse_query(model, {name: [str(value)] for name, value in defaults.items()})
-    assert (given.days, given.limit, given.offset) == (
-        nothing.days,
-        nothing.limit,
-        nothing.offset or 0,
-    )
+    assert keyless == {"/healthz", "/readyz", "/openapi.json", "/docs"}
 
 
 @pytest.mark.parametrize(("path", "model"), LISTS)
@@ -272,13 +295,6 @@ def test_path_parameters_are_those_of_the_path() -> None:
     assert by_service["service_name"]["schema"]["maxLength"] == 255
     assert set(by_id) == set(TaskPath.model_fields)
     assert by_id["task_id"]["schema"]["format"] == "uuid"
-
-
-def test_a_change_that_does_not_name_a_status_does_not_set_one() -> None:
-    schemas = DOCUMENT["components"]["schemas"]
-
-    assert "default" not in schemas["TaskChange"]["properties"]["status"]
-    assert schemas["NewTask"]["properties"]["status"]["default"] == "pending"
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
