@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
 import shlex
 import signal
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,8 +23,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMED = re.compile(r"`((?:audit|sql|migrations|tests|docs)/[\w./-]*)`")
-#: They run for long or need more than this machine; other tests run what they run.
-ELSEWHERE = ("make ", "export ", "audit serve --migrate")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -62,57 +63,109 @@ def test_problems_page_names_every_problem_and_setting() -> None:
     assert set(re.findall(r"AUDIT_(\w+)", text)) <= {name.upper() for name in Settings.model_fields}
 
 
+#: What people type into a search engine for a service like this one.
+SEARCHED = """
+    audit log, task history, PostgreSQL, append-only, HTTP, OpenAPI, API key, JWT, rate limit,
+    cache, ETag, timeout, retry, idempotency, connection pool, PgBouncer, reverse proxy, nginx, TLS,
+    systemd, Docker, pagination, cursor, offset, filter, Prometheus, Grafana, metrics, traces,
+    health, backup, upgrade, load test, asyncpg, aiohttp, Python, NDJSON
+"""
+
+
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return [text for name, text in BLOCK.findall(README) if name == language]
 
 
-def test_commands_of_the_readme_run_and_print_what_it_says(tmp_path: Path) -> None:
-    environment = {**os.environ, "PATH": f"{AUDIT.parent}:{os.environ['PATH']}"}
-    other = tmp_path / "other"
-    printed = []
-    with serving("--demo", AUDIT_DATA_DIR=str(tmp_path / "data")) as (_, url, lines):
-        for block in blocks("sh"):
-            block_here = block.replace("http://127.0.0.1:8080", url).replace("curl ", "curl -sS ")
-            block_here = block_here.replace("--status", f"--status --data-dir {other}")
-            block_here = re.sub(r"(audit keys .*)", rf"\1 --data-dir {other}", block_here)
-            for command in re.split(r"\n(?=\S)", block_here.strip()):
-                if command.startswith(ELSEWHERE):
-                    continue
-                done = subprocess.run(
-                    ["sh", "-ec", command],
-                    capture_output=True, text=True, cwd=tmp_path, env=environment, check=False,
-                )  # fmt: skip
+def paste(cwd: Path, url: str, home: str, folder: Path) -> list[str]:
+    """Paste the blocks of the README into one shell, in the order of the page.
 
-                assert done.returncode == 0, f"{command}\n{done.stderr}"
-                assert ('"status": 4' in done.stdout) == ("fialed" in command), done.stdout
-                printed.append(done.stdout)
+    Return what each one printed. The service at `url` is the one that `make run` started.
+    """
+    script = [f"trap 'echo \"$BASH_COMMAND\" >> {folder}/failed' ERR"]
+    pasted = [(name, text) for name, text in BLOCK.findall(README) if name in {"sh", "python"}]
+    assert ("sh", "make run\n") == pasted.pop(0)
+    for number, (name, text) in enumerate(pasted):
+        typed = f"python -i -q <<'END'\n{text}END\n" if name == "python" else text
+        here = typed.replace("http://127.0.0.1:8080", url)
+        here = here.replace("/tmp/", f"{folder}/")  # noqa: S108 - so the page has it
+        script.append(f"{{\n{here}}} > {folder}/{number}.out 2> {folder}/{number}.err")
+    folders = os.environ["PATH"].split(os.pathsep)
+    path = os.pathsep.join(one for one in folders if one != str(AUDIT.parent))
+    subprocess.run(
+        ["bash"], input="\n".join(script), text=True, check=True,
+        cwd=cwd, env={"HOME": home, "PATH": path},
+    )  # fmt: skip
+    errors = "".join((folder / f"{n}.err").read_text() for n in range(len(pasted)))
+    failed = folder / "failed"
 
-    everything = "\n".join(printed)
-    run_block, record_block = (block.splitlines() for block in blocks("text"))
-    assert [re.sub(r"in /\S*|:\d+", "", line) for line in run_block] == [
-        re.sub(r"in /\S*|:\d+", "", line) for line in lines
-    ]
-    assert set(record_block) <= set(everything.splitlines())
-    problem = json.loads(blocks("json")[1])
-    assert problem["detail"] in everything
-    assert blocks("json")[2].strip() in everything
+    assert not failed.exists(), failed.read_text() + errors
+    assert "Traceback" not in errors, errors
+    return [(folder / f"{n}.out").read_text() for n in range(len(pasted))]
 
 
-def test_python_of_the_readme_runs(dsn: str) -> None:
-    (code,) = blocks("python")
-    code = code.replace("postgresql://audit:secret@localhost/audit", dsn)
+def without_places(lines: list[str]) -> list[str]:
+    return [re.sub(r"in /\S*|:\d+", "", line.strip()) for line in lines]
 
-    done = subprocess.run(
-        [AUDIT.with_name("python"), "-c", code], capture_output=True, text=True, check=True
-    )
 
-    assert done.stdout == "0 []\n"
-    ast.parse(code)
+def shape(value: Any) -> Any:
+    """The members of a value, and of the first element of an array."""
+    if isinstance(value, dict):
+        return {name: shape(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [shape(element) for element in value[:1]]
+    return None
+
+
+def documents(printed: str) -> Iterator[Any]:
+    """The JSON documents that a block printed, with or without line breaks between them."""
+    decoder = json.JSONDecoder()
+    while (printed := printed.lstrip()).startswith("{"):
+        document, end = decoder.raw_decode(printed)
+        yield document
+        printed = printed[end:]
+
+
+def check_printed(banner: list[str], printed: list[str]) -> None:
+    """The commands printed what the README shows."""
+    shown_banner, shown_lines = blocks("text")
+    shown_page, shown_problem, shown_receipt = map(json.loads, blocks("json"))
+    answers = [answer for text in printed for answer in documents(text)]
+    page, *_ = [answer for answer in answers if "tasks" in answer]
+    problem, *others = [answer for answer in answers if "errors" in answer or "type" in answer]
+
+    assert without_places(shown_banner.splitlines()) == without_places(banner)
+    assert (shape(shown_page), 1) == (shape(page), page["limit"])
+    assert {**shown_problem, "instance": ""} == {**problem, "instance": ""}
+    assert [] == others
+    assert shown_receipt in answers
+    assert shown_lines in printed
+
+
+def test_readme_contains_the_words_that_people_search_for() -> None:
+    text = " ".join(README.lower().split())
+
+    assert [] == [word for word in SEARCHED.split(",") if word.strip().lower() not in text]
+
+
+@pytest.fixture
+def home() -> Iterator[str]:
+    """An empty home folder, with a path as short as that of a user's."""
+    with tempfile.TemporaryDirectory(prefix="home-") as folder:
+        yield folder
+
+
+def test_blocks_of_the_readme_work_in_order_and_print_what_it_shows(
+    home: str, tmp_path: Path
+) -> None:
+    with serving("--demo", HOME=home) as (_, url, banner):
+        printed = paste(ROOT, url, home, tmp_path)
+
+    check_printed(banner, printed)
 
 
 @pytest.mark.slow
-def test_a_new_user_types_one_command(tmp_path: Path) -> None:
-    """What git would clone, an empty environment, `make run`, the three printed curl lines."""
+def test_a_new_user_starts_it_and_pastes_the_readme(home: str, tmp_path: Path) -> None:
+    """What git would clone, an empty environment, `make run`, and the whole README."""
     clone = tmp_path / "clone"
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     names = subprocess.run(listed, capture_output=True, text=True, check=True, cwd=ROOT).stdout
@@ -122,28 +175,35 @@ def test_a_new_user_types_one_command(tmp_path: Path) -> None:
         target.write_bytes((ROOT / name).read_bytes())
     environment = {
         name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_"))
-    } | {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "AUDIT_PORT": "0"}
+    } | {"PATH": os.environ["PATH"], "HOME": home, "AUDIT_PORT": "0"}
     run = subprocess.Popen(
         ["make", "run"], cwd=clone, env=environment, stdout=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
     assert run.stdout
-    lines: list[str] = []
-    for line in run.stdout:
-        lines.append(line.strip())
-        if line.startswith("Ctrl-C"):
-            break
-    answers = [
-        json.loads(subprocess.check_output(["curl", "-sS", *shlex.split(line)[1:]]))
-        for line in lines
-        if line.startswith("curl ")
-    ]
-    os.killpg(run.pid, signal.SIGINT)
-    rest = run.stdout.read()
-    run.stdout.close()
+    try:
+        lines: list[str] = []
+        while not lines or not lines[-1].startswith("Ctrl-C"):
+            line = run.stdout.readline()
+            assert line, "make run ended"
+            if lines or line.startswith("task-audit listens"):
+                lines.append(line.rstrip("\n"))
+        tried = [
+            json.loads(subprocess.check_output(["curl", "-sS", *shlex.split(line)[1:]]))
+            for line in lines
+            if line.strip().startswith("curl ")
+        ]
+        pasted = tmp_path / "pasted"
+        pasted.mkdir()
+        printed = paste(clone, lines[0].split()[3], home, pasted)
+    finally:
+        os.killpg(run.pid, signal.SIGINT)
+        rest = run.stdout.read()
+        run.stdout.close()
 
     assert run.wait(30) in (0, -signal.SIGINT), rest
-    assert [3, 3, 3] == [len(answer["tasks"]) for answer in answers], lines
-    assert "20,000 tasks" in "\n".join(lines)
-    running = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, check=False)
-    assert running.stdout == b""
+    assert [3, 3, 3] == [len(answer["tasks"]) for answer in tried], lines
+    check_printed(lines, printed)
+    for folder in (str(tmp_path), home):
+        running = subprocess.run(["pgrep", "-f", folder], capture_output=True, check=False)
+        assert running.stdout == b""
