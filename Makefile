@@ -21,7 +21,7 @@ install: .venv/installed  ## Install the service into .venv
 run: .venv/installed  ## Start the service with demo data on http://127.0.0.1:8080
 	@.venv/bin/audit serve --demo
 
-test: .venv/installed-dev  ## Run every test on a PostgreSQL that they start themselves
+test: .venv/installed-dev .venv/installed-generators  ## Run every test on a PostgreSQL that they start themselves
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not faults"
 
 test-faults: .venv/installed-dev  ## Break what may break, under load: SOAK=600 seconds of the last part
@@ -56,6 +56,7 @@ lock:  ## Pin the newest allowed versions, with hashes (needs uv)
 	$(UV_COMPILE) --group local --constraint requirements.lock --output-file requirements-local.lock
 	$(UV_COMPILE) --group dev --constraint requirements.lock --constraint requirements-local.lock \
 		--output-file requirements-dev.lock
+	$(UV_COMPILE) --group generators --output-file requirements-generators.lock
 	$(UV_COMPILE) --group bench --constraint requirements-dev.lock --constraint requirements.lock \
 		--constraint requirements-local.lock --output-file requirements-bench.lock
 
@@ -70,6 +71,19 @@ clean:  ## Remove what make made
 
 .venv/installed-dev: .venv/installed requirements-dev.lock
 	$(PIP) install --require-hashes -r requirements-dev.lock
+	@touch $@
+
+# The tests generate clients with these. Without npm, the tests that need Node are skipped.
+.venv/installed-generators: .venv/installed requirements-generators.lock \
+		tests/generators/package.json tests/generators/package-lock.json
+	$(PYTHON) -m venv .venv/generators
+	.venv/generators/bin/python -m pip --disable-pip-version-check --quiet install \
+		--require-hashes -r requirements-generators.lock
+	@rm -rf .venv/node && mkdir .venv/node
+	@cp tests/generators/package.json tests/generators/package-lock.json .venv/node
+	@if command -v npm > /dev/null && npm ci --prefix .venv/node --ignore-scripts --no-audit \
+		--no-fund --loglevel=error; then :; \
+		else rm -rf .venv/node; echo "npm installs nothing here: tests that need Node are skipped"; fi
 	@touch $@
 
 .venv/installed-bench: .venv/installed requirements-bench.lock
