@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from audit.access import Insecure, Scope
+from audit.dsn import parse
 from audit.errors import Invalid, Problem, TimedOut, Unavailable
 from audit.settings import Settings
 
@@ -116,10 +117,11 @@ def _told(problem: Problem) -> str:
 
 
 def _exit_code(problem: Problem) -> int:
+    from audit.connecting import UnsuitableDatabase
     from audit.database import SchemaNotCurrent
 
     match problem:
-        case SchemaNotCurrent() | Insecure():
+        case SchemaNotCurrent() | Insecure() | UnsuitableDatabase():
             return _EX_CONFIG
         case Unavailable() | TimedOut():
             return _EX_UNAVAILABLE
@@ -261,12 +263,9 @@ def _announce(settings: Settings, url: str, tasks: int) -> None:
 
 def _database_name(settings: Settings) -> str:
     """Where the tasks are, without any password."""
-    from urllib.parse import urlsplit
-
     if settings.dsn is None:
         return f"embedded PostgreSQL in {settings.data_dir}"
-    parts = urlsplit(settings.dsn.get_secret_value())
-    return f"PostgreSQL {parts.netloc.rpartition('@')[2] or 'on a local socket'}{parts.path}"
+    return f"PostgreSQL {parse(settings.dsn.get_secret_value()).name}"
 
 
 @app.command()

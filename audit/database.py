@@ -7,12 +7,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import asyncpg
 
+from audit import dsn as dsns
 from audit import statements
-from audit.errors import Malformed, Problem, TimedOut, Unavailable
+from audit.connecting import Servers, Session
+from audit.errors import Invalid, Malformed, Problem, TimedOut, Unavailable
 from audit.limits import Late, Limit
 from audit.metrics import TRANSACTION, Metrics
 from audit.settings import Settings
@@ -38,12 +40,13 @@ def note_statements() -> set[str]:
     return names
 
 
-class _Session(asyncpg.Connection):
+class _Session(Session):
     """A connection that counts its statements and gives them their time.
 
     Its release costs no round trip: nothing here sets state of a session.
     """
 
+    servers: Servers
     metrics: Metrics
     traces: Traces
     limit: Limit
@@ -101,13 +104,22 @@ async def open_pool(
     """Open `settings.pool_size` connections and close them at the end.
 
     Raises:
+        Invalid: the DSN cannot be read or has a parameter that is not supported.
         Unavailable: the database does not let us in.
     """
     metrics = metrics or Metrics()
     limit = Limit(settings.statement_timeout_seconds + _NETWORK_SECONDS)
+    try:
+        address = dsns.parse(dsn)
+    except ValueError as refused:
+        raise Invalid(f"dsn: {refused}") from None
+    servers = Servers(
+        address, _session_settings(settings), seconds=settings.acquire_timeout_seconds
+    )
 
     async def begin(session: asyncpg.Connection[asyncpg.Record]) -> None:
         assert isinstance(session, _Session)  # noqa: S101 - as the pool is told
+        session.servers = servers
         session.metrics = metrics
         session.limit = limit
         if traces:
@@ -115,7 +127,7 @@ async def open_pool(
 
     with driver_errors(), _connecting():
         pool = await asyncpg.create_pool(
-            dsn,
+            connect=cast("Any", servers.connect),
             init_size=settings.pool_size,
             # A connection that is lost is made anew when it is needed, not again and again before.
             min_size=0,
@@ -123,27 +135,33 @@ async def open_pool(
             connection_class=_TracedSession if traces else _Session,
             init=begin,
             max_inactive_connection_lifetime=0,
-            max_cached_statement_lifetime=0,
-            timeout=settings.acquire_timeout_seconds,
-            server_settings={
-                "application_name": "task-audit",
-                # sql/ leans on this: `$1 IS NULL OR …` is folded away only in a custom plan.
-                "plan_cache_mode": "force_custom_plan",
-                "jit": "off",
-                "timezone": "UTC",
-                "synchronous_commit": "on",
-                "default_transaction_isolation": "read committed",
-                "statement_timeout": f"{settings.statement_timeout_seconds * 1000:.0f}",
-                "idle_in_transaction_session_timeout": "60000",
-            },
         )
+    servers.pool = pool
+    moving = asyncio.create_task(servers.keep_on_writer())
     try:
+        with driver_errors(), _connecting():
+            await servers.require_sessions(pool)
         yield pool
     finally:
+        moving.cancel()
         # A database that is gone has closed its connections for us.
         with suppress(OSError, asyncpg.InterfaceError):
             async with asyncio.timeout(settings.statement_timeout_seconds):
                 await pool.close()  # it waits for statements under way
+
+
+def _session_settings(settings: Settings) -> dict[str, str]:
+    """Return the settings of PostgreSQL that each session has."""
+    return {
+        # sql/ leans on this: `$1 IS NULL OR …` is folded away only in a custom plan.
+        "plan_cache_mode": "force_custom_plan",
+        "jit": "off",
+        "timezone": "UTC",
+        "synchronous_commit": settings.synchronous_commit,
+        "default_transaction_isolation": "read committed",
+        "statement_timeout": f"{settings.statement_timeout_seconds * 1000:.0f}",
+        "idle_in_transaction_session_timeout": "60000",
+    }
 
 
 async def fetch_row(connection: Connection, statement: str, *values: object) -> asyncpg.Record:

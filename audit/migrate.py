@@ -11,20 +11,31 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import ssl
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import psycopg
 import yoyo
 from yoyo.backends.base import DatabaseBackend
-from yoyo.migrations import MigrationList
+from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
+from yoyo.connections import DatabaseURI
+from yoyo.migrations import MigrationList, default_migration_table
 
+from audit import dsn as dsns
 from audit import statements
+from audit.dsn import Dsn
 from audit.errors import Invalid, Unavailable
 
 #: A migration that waits for a lock holds up everyone behind it: it gives way instead.
-_OPTIONS = "-c lock_timeout=5s -c statement_timeout=15min -c client_min_messages=warning"
+_SETTINGS = {
+    "lock_timeout": "5s",
+    "statement_timeout": "15min",
+    "client_min_messages": "warning",
+    "timezone": "UTC",
+    "synchronous_commit": "on",
+}
+_CONNECT_SECONDS = "10"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +120,20 @@ def _up_to(migrations: MigrationList, to: str | None) -> set[str]:
 
 
 @contextlib.contextmanager
-def _backend(dsn: str) -> Iterator[tuple[DatabaseBackend, MigrationList]]:
+def _backend(text: str) -> Iterator[tuple[DatabaseBackend, MigrationList]]:
     """Connect, and wait until no other migrator is at work."""
     _name_the_user()
+    _name_the_system_certificates()
     migrations = yoyo.read_migrations(str(statements.folder("migrations")))
     try:
-        with yoyo.get_backend(_yoyo_uri(dsn)) as backend:
+        with PostgresqlPsycopgBackend(
+            _yoyo_uri(dsns.parse(text)), default_migration_table
+        ) as backend:
+            # Not as startup options: PgBouncer refuses those.
+            psycopg.RawCursor(backend.connection).execute(
+                statements.BEGIN_SESSION, [list(_SETTINGS), list(_SETTINGS.values())]
+            )
+            backend.init_database()
             backend.execute(statements.LOCK_MIGRATIONS)
             backend.break_lock()
             yield backend, migrations
@@ -124,13 +143,22 @@ def _backend(dsn: str) -> Iterator[tuple[DatabaseBackend, MigrationList]]:
         raise Unavailable("the database does not answer") from failure
 
 
-def _yoyo_uri(dsn: str) -> str:
-    parts = urlsplit(dsn)
-    arguments = dict(parse_qsl(parts.query))
-    arguments["options"] = f"{arguments.get('options', '')} {_OPTIONS}".strip()
-    arguments.setdefault("application_name", "task-audit migrate")
-    arguments.setdefault("connect_timeout", "10")
-    return urlunsplit(("postgresql+psycopg", *parts[1:3], urlencode(arguments), ""))
+def _yoyo_uri(dsn: Dsn) -> DatabaseURI:
+    """Return what yoyo would parse a URI into; the arguments reach psycopg unchanged."""
+    arguments = dsn.parameters(
+        application_name=dsn["application_name"] or "task-audit migrate",
+        connect_timeout=dsn["connect_timeout"] or _CONNECT_SECONDS,
+    )
+    return DatabaseURI("postgresql+psycopg", None, None, None, None, dsn["dbname"], arguments)
+
+
+def _name_the_system_certificates() -> None:
+    """Let `sslrootcert=system` mean the same to psycopg, whose OpenSSL looks elsewhere."""
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile:
+        os.environ.setdefault(paths.openssl_cafile_env, paths.cafile)
+    if paths.capath:
+        os.environ.setdefault(paths.openssl_capath_env, paths.capath)
 
 
 def _name_the_user() -> None:

@@ -11,25 +11,18 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from audit.addresses import networks_of
+from audit.dsn import parse
 
 Partition = Literal["month", "week", "day"]
 LogFormat = Literal["text", "json"]
+#: A task that is acknowledged must survive a crash: `off` and `local` are not among them.
+SynchronousCommit = Literal["on", "remote_apply"]
 
 
-def _url_of_postgresql(dsn: SecretStr | None) -> SecretStr | None:
+def _supported_dsn(dsn: SecretStr | None) -> SecretStr | None:
     """Refuse here what the drivers would quote in their errors, password and all."""
-    if dsn is None:
-        return None
-    try:
-        parts = urlsplit(dsn.get_secret_value())
-        is_one = parts.scheme in {"postgresql", "postgres"} and parts.port != 0
-    except ValueError:
-        is_one = False
-    if not is_one:
-        raise ValueError(
-            "must look like postgresql://user:password@host:port/database, where special"
-            " characters of a name or password are percent-encoded"
-        )
+    if dsn is not None:
+        parse(dsn.get_secret_value())
     return dsn
 
 
@@ -85,8 +78,11 @@ class Settings(BaseSettings):
     """Port to listen on; 0: any that is free."""
     workers: int = Field(default=1, ge=1, le=64)
     """Processes that share the listening socket."""
-    dsn: Annotated[SecretStr | None, AfterValidator(_url_of_postgresql)] = None
+    dsn: Annotated[SecretStr | None, AfterValidator(_supported_dsn)] = None
     """PostgreSQL, postgresql://user:password@host:port/database; without it, an embedded one."""
+    synchronous_commit: SynchronousCommit = "on"
+    """When a write is acknowledged: on, once it is durable, on synchronous standbys too if there
+    are any; remote_apply, once queries on those standbys see it."""
     data_dir: Path = Path(platformdirs.user_data_dir("task-audit", appauthor=False))
     """Where the embedded PostgreSQL keeps its data."""
     demo: bool = False

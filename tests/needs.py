@@ -18,10 +18,16 @@ PACKAGES = {
     "libfaketime.so.1": "libfaketime",
     "node": "nodejs",
     "npx": "npm",
+    "postgres": "postgresql",
     "systemd-analyze": "systemd",
 }
 #: Debian installs daemons where the PATH of an ordinary user does not look.
-FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin")
+FOLDERS = (
+    "/usr/sbin",
+    "/usr/local/sbin",
+    "/sbin",
+    *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)),
+)
 
 
 def needs(name: str) -> Path:

@@ -196,7 +196,7 @@ def is_told(result: Ended, code: int, *parts: str) -> bool:
         ("serve --port 65536", "--port or AUDIT_PORT: "),
         ("serve --workers 0", "--workers or AUDIT_WORKERS: "),
         ("serve --partition year", "'month', 'week', 'day'"),
-        (f"migrate --dsn postgresql://a:{HIDDEN}/@b/c", "--dsn or AUDIT_DSN: must look like"),
+        (f"migrate --dsn postgresql://a:{HIDDEN}/@b/c", "--dsn or AUDIT_DSN: port: must be"),
         ("serve --colour red", "--colour"),
         ("sing", "'sing'"),
         ("record", "FILE"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from audit.dsn import parse
 from audit.settings import Settings
 from tests.processes import serving
 
@@ -54,13 +55,25 @@ def test_image_runs_as_an_ordinary_user_and_tells_its_health() -> None:
     assert "/healthz" in final.partition("HEALTHCHECK")[2]
 
 
+def test_compose_works_with_any_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    environment = compose["services"]["audit"]["environment"]
+    monkeypatch.setenv("PGPASSWORD", "Ab/+c=")
+
+    assert environment["PGPASSWORD"].startswith("${POSTGRES_PASSWORD")
+    assert "database:5432/audit" == parse(environment["AUDIT_DSN"]).name
+    assert "Ab/+c=" == parse(environment["AUDIT_DSN"])["password"]
+
+
 def test_compose_uses_settings_that_exist() -> None:
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
     service = compose["services"]["audit"]
     variables = {f"AUDIT_{name.upper()}" for name in Settings.model_fields}
 
     assert (ROOT / service["build"] / "Dockerfile").exists()
-    assert {"AUDIT_DSN", "AUDIT_MIGRATE", "AUDIT_INSECURE"} == set(service["environment"])
+    assert {"AUDIT_DSN", "AUDIT_MIGRATE", "AUDIT_INSECURE", "PGPASSWORD"} == set(
+        service["environment"]
+    )
     assert set(service["environment"]) <= variables
     assert set(service["depends_on"]) <= set(compose["services"])
 

@@ -28,9 +28,10 @@ LAYERS = [
     {"paging", "upkeep"},
     {"migrate", "embedded", "demo"},
     {"database"},
+    {"connecting"},
     {"logs"},
     {"models", "cursor", "metrics", "settings", "tallies", "rates", "access", "tracing"},
-    {"addresses", "errors", "limits", "responses", "states", "statements"},
+    {"addresses", "dsn", "errors", "limits", "responses", "states", "statements"},
 ]
 #: Within a line: writing reads a task's id and parameters as reading does.
 SIDEWAYS = {("handlers.writing", "handlers.reading")}
@@ -48,11 +49,11 @@ THIRD_PARTIES = {
         "workers",
     },
     "jwt": {"provider"},
-    "asyncpg": {"database", "service", "paging", "tallies", "keys"},
+    "asyncpg": {"connecting", "database", "service", "paging", "tallies", "keys"},
     "yoyo": {"migrate"},
     "opentelemetry": {"tracing"},
     "prometheus_client": {"metrics"},
-    "psycopg": {"migrate"},
+    "psycopg": {"dsn", "migrate"},
     "typer": {"cli"},
     "uvloop": {"workers"},
 }
