@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
-from audit import errors
+from audit import cli, errors
 from audit.settings import Settings
 from tests.processes import AUDIT, serving
 
@@ -23,6 +24,8 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMED = re.compile(r"`((?:audit|sql|migrations|tests|docs)/[\w./-]*)`")
+#: Options of other programs that a page names alone.
+OTHERS = {"--strict"}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -33,6 +36,34 @@ def test_files_and_links_of_a_page_exist(page: Path) -> None:
 
     assert [] == [name for name in NAMED.findall(text) if not (ROOT / name).exists()]
     assert [] == [link for link in links if not (page.parent / link).exists()]
+
+
+def flags_by_command(command: Any, name: str = "") -> dict[str, set[str]]:
+    """The options of each command, by its words after `audit`."""
+    flags = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
+    found = {name: flags | {"--help"}}
+    for word, inner in getattr(command, "commands", {}).items():
+        found |= flags_by_command(inner, f"{name} {word}".strip())
+    return found
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "decisions" not in page.parts], ids=lambda page: page.name
+)
+def test_commands_and_options_of_a_page_exist(page: Path) -> None:
+    flags = flags_by_command(get_command(cli.app))
+    text = page.read_text().replace("\\\n", " ")
+    shell = "".join(body for name, body in BLOCK.findall(text) if name == "sh")
+    lines = re.findall(r"(?:^|[ (/])audit ((?:[a-z]|--)[^\n|>)]*)", shell, re.MULTILINE)
+    wrong = []
+    for line in [*lines, *re.findall(r"`audit ([^`]+)`", text)]:
+        name = next(name for name in sorted(flags, reverse=True) if f"{line} ".startswith(name))
+        named = {word for word in shlex.split(line) if word.startswith("--")}
+        wrong += [line] if name in {"", "keys"} and not named else []
+        wrong += sorted(named - flags[name])
+    wrong += set(re.findall(r"`(--[a-z-]+)", text)) - OTHERS - set().union(*flags.values())
+
+    assert [] == wrong
 
 
 def test_architecture_names_every_module() -> None:
