@@ -38,6 +38,12 @@ _POOLER: Final = (
     "the DSN leads to a connection pooler that gives transactions or statements, not sessions, to"
     " its clients; set pool_mode = session in PgBouncer, or connect to PostgreSQL directly"
 )
+#: What PostgreSQL says if a statement was prepared in another session, and PgBouncer to a BEGIN.
+_NO_SESSION: Final = (
+    asyncpg.InvalidSQLStatementNameError,
+    asyncpg.DuplicatePreparedStatementError,
+    asyncpg.ProtocolViolationError,
+)
 
 _Session = TypeVar("_Session", bound="Session")
 
@@ -135,8 +141,10 @@ class Servers:
                         after = await _process(first)
                     if other == before or before != after:
                         raise UnsuitableDatabase(_POOLER)
-            except asyncpg.ProtocolViolationError as failure:
-                raise UnsuitableDatabase(_POOLER) from failure
+            except (*_NO_SESSION, asyncpg.ConnectionDoesNotExistError) as failure:
+                if isinstance(failure, _NO_SESSION) or isinstance(failure.__cause__, _NO_SESSION):
+                    raise UnsuitableDatabase(_POOLER) from failure
+                raise
             finally:
                 second.terminate()
 
@@ -229,10 +237,7 @@ class Servers:
                 begun = await _row(session, statements.BEGIN_SESSION, names, values)
                 row = await _row(session, statements.CHECK_SESSION, names)
                 _require(row["settings"] == begun["settings"])
-            except (
-                asyncpg.InvalidSQLStatementNameError,
-                asyncpg.DuplicatePreparedStatementError,
-            ) as failure:
+            except _NO_SESSION as failure:
                 session.terminate()
                 raise UnsuitableDatabase(_POOLER) from failure
             except BaseException:

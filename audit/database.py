@@ -269,6 +269,11 @@ def _meaning(failure: Exception) -> Problem | None:  # noqa: PLR0911 - a table
             | asyncpg.ReadOnlySQLTransactionError()
         ):
             return _silent()
+        case asyncpg.InvalidSQLStatementNameError() | asyncpg.DuplicatePreparedStatementError():
+            return Unavailable(
+                "the connection pooler in front of the database does not keep sessions",
+                retry_after_seconds=10,
+            )
         case asyncpg.InsufficientPrivilegeError():
             return NotGranted(
                 "the role of the service in the database may not do this", retry_after_seconds=10

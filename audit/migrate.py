@@ -8,6 +8,7 @@ This module is for commands: the server only reads which migrations are applied.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import getpass
 import os
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 
 import psycopg
 import yoyo
+from psycopg.rows import dict_row
 from yoyo.backends.base import DatabaseBackend
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
@@ -24,8 +26,10 @@ from yoyo.migrations import MigrationList, default_migration_table
 
 from audit import dsn as dsns
 from audit import statements
+from audit.database import open_pool
 from audit.dsn import Dsn
 from audit.errors import Invalid, Unavailable
+from audit.settings import Settings
 
 #: A migration that waits for a lock holds up everyone behind it: it gives way instead.
 _SETTINGS = {
@@ -133,6 +137,7 @@ def _backend(text: str) -> Iterator[tuple[DatabaseBackend, MigrationList]]:
             psycopg.RawCursor(backend.connection).execute(
                 statements.BEGIN_SESSION, [list(_SETTINGS), list(_SETTINGS.values())]
             )
+            _require_session(text, backend.connection)
             backend.init_database()
             backend.execute(statements.LOCK_MIGRATIONS)
             backend.break_lock()
@@ -141,6 +146,22 @@ def _backend(text: str) -> Iterator[tuple[DatabaseBackend, MigrationList]]:
         if refusal := failure.diag.message_primary:
             raise Unavailable(f"the database refuses: {refusal}") from None
         raise Unavailable("the database does not answer") from failure
+
+
+def _require_session(text: str, connection: psycopg.Connection) -> None:
+    """Behind a pooler, have the service's own check tell whether it keeps sessions."""
+    row = (
+        psycopg.RawCursor(connection, row_factory=dict_row)
+        .execute(statements.CHECK_SESSION, [[]])
+        .fetchone()
+    )
+    if row is None or row["pid"] != connection.info.backend_pid:
+        asyncio.run(_check(text))
+
+
+async def _check(text: str) -> None:
+    async with open_pool(Settings.model_construct(pool_size=1), text):
+        pass
 
 
 def _yoyo_uri(dsn: Dsn) -> DatabaseURI:
