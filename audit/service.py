@@ -17,8 +17,17 @@ import asyncpg
 from audit import cursor, models, statements
 from audit.cursor import Cursor
 from audit.database import acquired, fetch_row, open_pool, require_current
-from audit.errors import Conflict, FieldError, Invalid, Problem, TaskNotFound, Unavailable
-from audit.limits import Limit
+from audit.errors import (
+    Conflict,
+    FieldError,
+    Invalid,
+    Problem,
+    TaskNotFound,
+    TimedOut,
+    Unavailable,
+)
+from audit.folding import FoldPace
+from audit.limits import Late, Limit
 from audit.metrics import Deltas, Metrics
 from audit.models import (
     AuditQuery,
@@ -32,7 +41,7 @@ from audit.models import (
 )
 from audit.paging import Found, Pager, Question
 from audit.settings import Settings
-from audit.upkeep import FOLDED_AT_ONCE, upkeep
+from audit.upkeep import upkeep
 
 if TYPE_CHECKING:
     from audit.database import Connection, Pool
@@ -118,6 +127,7 @@ class AuditService:
         self._pool = pool
         self._metrics = metrics or Metrics()
         self._partition = settings.partition
+        self._fold_pace = FoldPace(settings.max_fold_cells)
         self._waiting = Limit(settings.acquire_timeout_seconds)
         self._pager = Pager(
             tallies_at_once=max(1, pool.get_max_size() // 4),
@@ -400,23 +410,36 @@ class AuditService:
     async def fold_counts(self) -> int:
         """Move what writers have noted into the counts; return how many changes were moved.
 
-        Answers are right whether or not it runs; the more is not folded, the slower they are. It
-        is 0, too, where another process is at it.
+        Answers are exact whether or not it runs, but they get slower with each change that is not
+        folded. It works in portions, each a transaction, until nothing is left; if another process
+        folds, it returns at once.
+
+        Raises:
+            TimedOut: a portion ran out of time. The next call tries a smaller one.
         """
-        try:
-            async with (
-                self._connection() as connection,
-                connection.transaction(isolation="repeatable_read"),
-            ):
-                row = await fetch_row(connection, statements.FOLD_COUNTS, FOLDED_AT_ONCE)
-        except asyncpg.SerializationError:
-            return 0  # another process has just folded them
-        folded: int = row["folded"] or 0
-        if row["folded"] is not None and folded < FOLDED_AT_ONCE:
-            self._metrics.folded()
-        if folded and row["may_vacuum"]:
-            async with self._connection() as connection:
-                await connection.execute(statements.VACUUM_DELTAS)
+        folded = 0
+        is_last = False
+        while not is_last:
+            try:
+                async with self._connection() as connection:
+                    row = await fetch_row(
+                        connection,
+                        statements.FOLD_COUNTS,
+                        self._fold_pace.cells,
+                        self._fold_pace.split_seconds,
+                    )
+            except (TimedOut, Late):
+                self._fold_pace.timed_out()
+                raise
+            if row["folded"] is None:
+                return folded
+            self._fold_pace.succeeded()
+            folded += row["folded"]
+            is_last = row["is_last"]
+            if row["folded"] and row["may_vacuum"]:
+                async with self._connection() as connection:
+                    await connection.execute(statements.VACUUM_DELTAS)
+        self._metrics.folded()
         return folded
 
     async def measure_deltas(self, timeout_seconds: float) -> Deltas | None:
@@ -435,16 +458,9 @@ class AuditService:
 
     async def rebuild_counts(self) -> int:
         """Count all tasks anew, while others record; return how many there are."""
-        for _ in range(_ATTEMPTS):
-            try:
-                async with (
-                    self._connection() as connection,
-                    connection.transaction(isolation="repeatable_read"),
-                ):
-                    return int((await fetch_row(connection, statements.REBUILD_COUNTS))["counted"])
-            except asyncpg.SerializationError:
-                continue  # a fold has come between; the next attempt waits for it
-        raise Unavailable("others fold the counts all the time", retry_after_seconds=1)
+        async with self._connection() as connection:
+            row = await fetch_row(connection, statements.REBUILD_COUNTS)
+        return int(row["counted"])
 
     def _connection(self) -> AbstractAsyncContextManager[Connection]:
         return acquired(self._pool, self._waiting, self._metrics)

@@ -10,9 +10,6 @@ from typing import Protocol
 from audit.database import NotGranted
 from audit.logs import Recurring
 
-#: Changes that one fold moves at most; it takes about a second.
-FOLDED_AT_ONCE = 20_000
-
 _PARTITIONS_EVERY_SECONDS = 3600
 _FOLD_EVERY_SECONDS = 1
 #: A role that may only read can be granted more while the process runs.
@@ -58,12 +55,11 @@ async def _keep_counts_folded(service: Maintained) -> None:
     """Fold again and again; the database lets one process of the cluster fold at a time."""
     folding = Recurring("folding the counts")
     while True:
-        folded, pause = 0, _FOLD_EVERY_SECONDS
+        pause = _FOLD_EVERY_SECONDS
         with folding.attempt():
             try:
-                folded = await service.fold_counts()
+                await service.fold_counts()
             except NotGranted:
                 pause = _GRANTS_EVERY_SECONDS
                 raise
-        if folded < FOLDED_AT_ONCE:
-            await asyncio.sleep(pause)
+        await asyncio.sleep(pause)

@@ -1,4 +1,4 @@
--- rebuild_counts: count all tasks anew; one row.
+-- rebuild_counts: count all tasks anew; one row. Not in a transaction block.
 --
--- counted: bigint, how many tasks. In a REPEATABLE READ transaction.
+-- counted: bigint, how many tasks.
 SELECT rebuild_task_counts() AS counted

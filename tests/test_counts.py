@@ -15,8 +15,6 @@ import asyncpg
 import psycopg
 import pytest
 
-from audit import service as service_module
-from audit import statements
 from audit.service import AuditService
 from tests.conftest import ago, execute, task
 
@@ -153,20 +151,6 @@ async def test_a_full_bucket_is_split_and_stays_exact(service: AuditService, dsn
     assert await service.check_counts() == []
     since = at + timedelta(microseconds=20)
     assert await service.get_task_count(since=since.isoformat()) == 59
-
-
-async def test_a_fold_in_portions_is_exact(service: AuditService, dsn: str) -> None:
-    await service.record(some(300))
-    for _ in range(9):
-        async with (
-            service._pool.acquire() as connection,
-            connection.transaction(isolation="repeatable_read"),
-        ):
-            assert await connection.fetchval(statements.FOLD_COUNTS, 35) in (35, 20)
-        assert await service.check_counts() == []
-
-    assert await service.get_task_count() == 300
-    assert execute(dsn, "SELECT count(*) FROM task_count_deltas") == [(0,)]
 
 
 async def test_check_names_every_difference_and_rebuild_repairs(
@@ -341,19 +325,3 @@ async def test_counts_ignore_the_time_zone_of_the_session(service: AuditService,
 
     assert await service.check_counts() == []
     assert await service.get_task_count(days=2) == 6
-
-
-async def test_the_space_of_folded_deltas_is_given_back(
-    service: AuditService, dsn: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where the last fold leaves dead rows in so few pages that VACUUM would pass them by."""
-    execute(
-        dsn,
-        "INSERT INTO tasks (task_id, request_text)"
-        " SELECT gen_random_uuid(), 'x' FROM generate_series(1, 40000)",
-    )
-    for most in (39_700, 300):
-        monkeypatch.setattr(service_module, "FOLDED_AT_ONCE", most)
-        assert await service.fold_counts() == most
-
-    assert execute(dsn, "SELECT pg_relation_size('task_count_deltas')") == [(0,)]

@@ -25,7 +25,7 @@ LAYERS = [
     {"handlers"},
     {"answers", "provider"},
     {"service", "keys"},
-    {"paging", "upkeep"},
+    {"folding", "paging", "upkeep"},
     {"migrate", "embedded", "demo"},
     {"database"},
     {"connecting"},
