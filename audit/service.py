@@ -144,8 +144,11 @@ class AuditService:
         it folds the counts and makes partitions ahead. The service cannot be used after the block.
 
         Raises:
+            Invalid: the DSN is not one.
             Unavailable: the database does not let us in, or its schema is not current.
         """
+        if not isinstance(dsn, str):
+            raise Invalid("dsn: must be text")
         settings = settings or Settings.model_construct()
         async with open_pool(settings, dsn) as pool:
             await require_current(pool)

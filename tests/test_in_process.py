@@ -65,6 +65,13 @@ async def test_open_names_a_database_that_does_not_answer() -> None:
             pass
 
 
+@pytest.mark.parametrize("dsn", ["", "nonsense", "mysql://host/audit", None, 5])
+async def test_open_refuses_what_is_no_dsn(dsn: Any) -> None:
+    with pytest.raises(Invalid, match=r"^dsn: must"):
+        async with AuditService.open(dsn):
+            pass
+
+
 # --- iterators ------------------------------------------------------------------------------------
 
 
