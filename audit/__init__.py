@@ -1,21 +1,28 @@
 """Records the task history of an orchestrator in PostgreSQL and answers questions about it."""
 
-from audit.database import open_pool
-from audit.errors import (
-    Conflict,
-    FieldError,
-    Forbidden,
-    Invalid,
-    Malformed,
-    Problem,
-    TaskNotFound,
-    TimedOut,
-    Unavailable,
-)
-from audit.models import NewTask, Task, TaskDocument, TaskPage, TaskSummary
-from audit.service import AuditService, Recorded
-from audit.settings import Settings
-from audit.states import State
+from __future__ import annotations
+
+# Importing `typing` would take as long as all that happens before `__main__`.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from audit.database import open_pool
+    from audit.errors import (
+        Conflict,
+        FieldError,
+        Forbidden,
+        Invalid,
+        Malformed,
+        Problem,
+        TaskNotFound,
+        TimedOut,
+        Unavailable,
+    )
+    from audit.models import NewTask, Task, TaskDocument, TaskPage, TaskSummary
+    from audit.service import AuditService, Recorded
+    from audit.settings import Settings
+    from audit.states import State
 
 __all__ = [
     "AuditService",
@@ -39,3 +46,35 @@ __all__ = [
     "Unavailable",
     "TimedOut",
 ]
+
+#: The modules of these names. They are imported when they are used, which takes some tenths of a
+#: second: the command `audit` handles Ctrl-C before.
+_MODULES = {
+    "open_pool": "audit.database",
+    "Conflict": "audit.errors",
+    "FieldError": "audit.errors",
+    "Forbidden": "audit.errors",
+    "Invalid": "audit.errors",
+    "Malformed": "audit.errors",
+    "Problem": "audit.errors",
+    "TaskNotFound": "audit.errors",
+    "TimedOut": "audit.errors",
+    "Unavailable": "audit.errors",
+    "NewTask": "audit.models",
+    "Task": "audit.models",
+    "TaskDocument": "audit.models",
+    "TaskPage": "audit.models",
+    "TaskSummary": "audit.models",
+    "AuditService": "audit.service",
+    "Recorded": "audit.service",
+    "Settings": "audit.settings",
+    "State": "audit.states",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'audit' has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415 - as above
+
+    return getattr(import_module(_MODULES[name]), name)

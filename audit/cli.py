@@ -11,7 +11,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from inspect import Parameter, Signature
@@ -22,8 +22,6 @@ from uuid import UUID
 
 import typer
 from pydantic import SecretStr, ValidationError
-from rich.console import Console
-from rich.table import Column, Table
 
 from audit.access import Insecure, Scope
 from audit.dsn import parse
@@ -36,6 +34,7 @@ if TYPE_CHECKING:
     from audit.database import Pool
     from audit.ingest import Target
     from audit.keys import Key
+    from audit.server import Started
     from audit.service import Recorded
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -44,20 +43,23 @@ _SAME_SIGNAL_SECONDS = 1
 #: When signals came. Their KeyboardInterrupt may be lost in a destructor, or come out as a failure.
 _signalled_at: list[float] = []
 
-_EX_INTERRUPTED = 130
 _EX_USAGE = 2
 _EX_DATA = 65
 _EX_UNAVAILABLE = 69
+_EX_IO = 74
 _EX_CONFIG = 78
+_EX_INTERRUPTED = 130
+#: As the shell shows a program that SIGPIPE ended.
+_EX_NO_READER = 141
 _MOST_DAYS_OF_KEY = 3650
-_UUID_WIDTH = 36
 #: Recounting a long history takes minutes.
 _PATIENCE = 24 * 3600
 _DIFFERENCE = ("service", "grain", "bucket", "state", "intent", "expected", "counted")
 _EXIT_CODES = (
-    "Exit codes: 0 done, 2 a wrong option or variable, 65 data that cannot be recorded, "
-    "69 no database, service or port, 78 a schema that is not current, or no keys where others "
-    "could ask."
+    "Exit codes: 0 done; 2 wrong option or variable; 65 data that cannot be recorded, or counts "
+    "that differ; 69 no database, service or port; 74 a file or the output cannot be read or "
+    "written; 78 the schema is not current, or there are no keys on an address that others reach; "
+    "130 interrupted; 141 the reader of the output has closed it."
 )
 
 app = typer.Typer(
@@ -68,31 +70,121 @@ app = typer.Typer(
     epilog=_EXIT_CODES,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(highlight=False, soft_wrap=True, emoji=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def main() -> None:
     """Run the command line; end with one of the documented exit codes."""
-    from audit import logs
-
-    logs.set_up("text")
-    for number in _STOP_SIGNALS:
-        signal.signal(number, _end)
+    code = _EX_INTERRUPTED
     try:
-        sys.exit(app(standalone_mode=False))
-    except typer.TyperException as wrong:
-        err.print(f"audit: {wrong.format_message()}", markup=False)
-        sys.exit(_EX_USAGE)
-    except Problem as problem:
-        if _signalled_at:
-            sys.exit(_EX_INTERRUPTED)
-        err.print(f"audit: {_told(problem)}", markup=False)
-        sys.exit(_exit_code(problem))
+        for number in _STOP_SIGNALS:
+            signal.signal(number, _end)
+        code = _run()
+    except KeyboardInterrupt:
+        pass
     finally:
         # All is left; Python would go back to handlers that end it by the signal.
         for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run the command; return its exit code."""
+    try:
+        from audit import logs
+
+        _fill_closed_streams()
+        logs.set_up("text")
+        code = int(app(standalone_mode=False) or 0)
+        sys.stdout.flush()
+    except (Exception, KeyboardInterrupt, SystemExit) as failure:  # noqa: BLE001 - a table
+        return _failed(failure)
+    return code
+
+
+def _failed(failure: BaseException) -> int:
+    """Say in one line what a command failed with, and return its exit code."""
+    if isinstance(failure, SystemExit) and isinstance(failure.__context__, OSError):
+        failure = failure.__context__  # Typer ends so when a pipe is broken
+    match failure:
+        case KeyboardInterrupt():
+            return _EX_INTERRUPTED
+        case Problem() if _signalled_at:
+            return _EX_INTERRUPTED
+        case typer.TyperException():
+            _say(failure.format_message())
+            return _EX_USAGE
+        case Problem():
+            _say(_told(failure))
+            return _exit_code(failure)
+        case BrokenPipeError():
+            _discard_output()
+            return _EX_NO_READER
+        case OSError():
+            _discard_output()
+            _say(f"cannot read or write: {failure.strerror or failure}")
+            return _EX_IO
+    raise failure
+
+
+def _fill_closed_streams() -> None:
+    """Replace standard streams that are closed by ones that fail when they are used.
+
+    Otherwise the next file or connection that is opened gets the number of the closed stream.
+    """
+    for name, mode, unusable in (
+        ("stdin", "r", os.O_WRONLY),
+        ("stdout", "w", os.O_RDONLY),
+        ("stderr", "w", os.O_WRONLY),
+    ):
+        stream = getattr(sys, name)
+        if stream is None:
+            number = os.open(os.devnull, unusable)
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+        elif mode == "w":
+            # A name in another character set must not be what a command fails with.
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Let Python flush what could not be written into nothing when it ends."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print(text: str) -> None:
+    """Write a line for programs and people on standard output."""
+    sys.stdout.write(text + "\n")
+
+
+def _print_json(value: object) -> None:
+    _print(json.dumps(value, indent=2, default=_text_of))
+
+
+def _text_of(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print columns side by side. Nothing is cut or wrapped, however narrow the terminal is."""
+    from rich.cells import cell_len
+
+    from audit.logs import escaped
+
+    table = [list(header), *([escaped(cell) for cell in row] for row in rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        padded = (
+            cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)
+        )
+        _print("  ".join(padded).rstrip())
+
+
+def _say(text: str) -> None:
+    """Tell a person something on standard error, beside what is printed for programs."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"audit: {text}\n")
+        sys.stderr.flush()
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:
@@ -157,13 +249,30 @@ def _settings(**given: Any) -> Settings:
 def _http_url(given: str | None) -> str | None:
     from urllib.parse import urlsplit
 
+    if given is None:
+        return None
     try:
-        fits = given is None or urlsplit(given).scheme in {"http", "https"}
+        parts = urlsplit(given.strip())
+        fits = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         fits = False
-    if not fits:
+    if not fits or not given.isprintable():
         raise typer.BadParameter("must look like http://127.0.0.1:8080")
-    return given
+    if "@" in parts.netloc:
+        raise typer.BadParameter("must not have a user or password; give a key by AUDIT_KEY")
+    if parts.query or parts.fragment:
+        raise typer.BadParameter("must end before a ? or #: give the address of the service alone")
+    return given.strip()
+
+
+def _access_key(given: str | None) -> str | None:
+    """Validate a key without showing it; a file that holds one often ends with a line break."""
+    key = (given or "").strip()
+    if not all("!" <= character <= "~" for character in key):
+        raise typer.BadParameter(
+            "(or AUDIT_KEY) must be one key alone, without spaces or line breaks inside"
+        )
+    return key or None
 
 
 Dsn = Annotated[str | None, _option("dsn", "--dsn")]
@@ -175,8 +284,8 @@ Url = Annotated[
         envvar="AUDIT_URL",
         show_envvar=False,
         callback=_http_url,
-        help="Service to record through, such as http://127.0.0.1:8080; without it, straight"
-        " into the database. [AUDIT_URL; default: none]",
+        help="Address of the service to record through, such as http://127.0.0.1:8080. Without it,"
+        " tasks go straight into the database. [AUDIT_URL; default: none]",
         show_default=False,
     ),
 ]
@@ -186,11 +295,13 @@ ApiKey = Annotated[
         "--key",
         envvar="AUDIT_KEY",
         show_envvar=False,
-        help="Key with the scope record, for --url; better as a variable, since others see"
-        " options. [AUDIT_KEY; default: none]",
+        callback=_access_key,
+        help="API key with the scope record, for --url. Use the variable: other users of the"
+        " machine can see options. [AUDIT_KEY; default: none]",
         show_default=False,
     ),
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs, instead of text.")]
 Partition = Annotated[Literal["month", "week", "day"] | None, _option("partition", "--partition")]
 
 
@@ -202,10 +313,10 @@ def _root(
     if version:
         from importlib.metadata import version as version_of
 
-        out.print(f"audit {version_of('task-audit')}")
+        _print(f"audit {version_of('task-audit')}")
         raise typer.Exit
     if context.invoked_subcommand is None:
-        err.print(context.get_help(), markup=False)
+        sys.stderr.write(context.get_help() + "\n")
         raise typer.Exit(_EX_USAGE)
 
 
@@ -217,7 +328,7 @@ def serve(**given: Any) -> None:
         from audit.server import serve as run_server
 
         logs.set_up(settings.log_format)
-        run_server(settings, lambda url, tasks: _announce(settings, url, tasks))
+        run_server(settings, lambda started: _announce(settings, started))
     except (KeyboardInterrupt, Problem):
         if not _signalled_at:  # it is how this command ends
             raise
@@ -247,18 +358,36 @@ serve.__signature__ = _every_setting()  # type: ignore[attr-defined]
 app.command()(serve)
 
 
-def _announce(settings: Settings, url: str, tasks: int) -> None:
+def _announce(settings: Settings, started: Started) -> None:
     if _signalled_at:
         raise KeyboardInterrupt
-    api = f"{url}/api/v1/audit"
-    out.print(f"task-audit listens on {url} (read and try the API at {url}/docs)")
-    out.print(f"Database: {_database_name(settings)}, {tasks:,} tasks", markup=False)
-    out.print("Try:")
-    out.print(f"  curl '{api}/failures?days=7&limit=3'")
-    out.print(f"  curl '{api}/by-service/payments?status=failed&limit=3'")
-    out.print(f"  curl '{api}/query?status=failed&intent=deploy_service&days=30&limit=3'")
-    out.print("Ctrl-C stops it.")
-    sys.stdout.flush()
+    api = f"{started.url}/api/v1/audit"
+    key = '-H "Authorization: Bearer $AUDIT_KEY" ' if started.needs_key else ""
+    lines = [
+        f"task-audit listens on {started.url} (read and try the API at {started.url}/docs)",
+        f"Database: {_database_name(settings)}, {started.tasks:,} tasks",
+        "Try, with the key of a reader in AUDIT_KEY:" if key else "Try:",
+        f"  curl {key}'{api}/failures?days=7&limit=3'",
+        f"  curl {key}'{api}/by-service/payments?status=failed&limit=3'",
+        f"  curl {key}'{api}/query?status=failed&intent=deploy_service&days=30&limit=3'",
+        "Ctrl-C stops it.",
+    ]
+    try:
+        for line in lines:
+            _print(line)
+        sys.stdout.flush()
+    except OSError:
+        _discard_output()  # the service runs as well without anybody who reads this
+
+
+@contextlib.contextmanager
+def _database(settings: Settings, *, create: bool = False) -> Iterator[str]:
+    """Yield the DSN of the database in use, and name it in a line on standard error."""
+    from audit.server import database
+
+    with database(settings, create=create) as address:
+        _say(f"database: {_database_name(settings)}")
+        yield address
 
 
 def _database_name(settings: Settings) -> str:
@@ -293,23 +422,27 @@ def migrate(
         list[str] | None,
         typer.Option("--grant-read-to", metavar="ROLE", help="The same for a role that reads."),
     ] = None,
+    as_json: Json = False,
     dsn: Dsn = None,
     data_dir: DataDir = None,
 ) -> None:
     """Bring the schema up to date, or back. Safe to start twice, and to start again."""
     from audit import migrate as migrations
-    from audit.server import database
 
+    if as_json and not status:
+        raise typer.BadParameter("--json needs --status")
     serving, reading = grant_to or [], grant_read_to or []
     if serving or reading:
         _judge_roles(serving, reading, is_newest=not (status or rollback or to is not None))
     settings = _settings(dsn=dsn, data_dir=data_dir, migrate=False)
-    with database(settings) as address:
+    with _database(settings) as address:
         if status:
-            table = Table("migration", "applied", box=None)
-            for migration in migrations.status(address):
-                table.add_row(migration.name, "yes" if migration.applied else "no")
-            out.print(table)
+            listed = migrations.status(address)
+            if as_json:
+                _print_json([{"name": one.name, "applied": one.applied} for one in listed])
+            else:
+                rows = ((one.name, "yes" if one.applied else "no") for one in listed)
+                _print_table(("migration", "applied"), rows)
             return
         try:
             done = migrations.roll_back(address, to) if rollback else migrations.apply(address, to)
@@ -317,11 +450,11 @@ def migrate(
             raise typer.BadParameter(refused.detail, param_hint="--to") from None
         verb = "rolled back" if rollback else "applied"
         for name in done:
-            out.print(f"{verb} {name}")
+            _print(f"{verb} {name}")
         if serving or reading:
             _grant(address, serving, reading)
         elif not done:
-            out.print("nothing to do")
+            _print("nothing to do")
 
 
 def _judge_roles(serving: list[str], reading: list[str], *, is_newest: bool) -> None:
@@ -346,7 +479,7 @@ def _grant(dsn: str, serving: list[str], reading: list[str]) -> None:
         raise typer.BadParameter(refused.detail) from None
     for verb, roles in (("serve", serving), ("read", reading)):
         for role in roles:
-            out.print(f"granted {role} to {verb}", markup=False)
+            _print(f"granted {role} to {verb}")
 
 
 @app.command()
@@ -417,14 +550,15 @@ def demo(
     history = generate(tasks, days=days, until=end, seed=seed)
     if show:
         for task in history:
-            sys.stdout.write(json.dumps(task) + "\n")
+            _print(json.dumps(task))
         return
 
     async def work(target: Target, tally: Tally) -> None:
         parts = iter(lambda: list(itertools.islice(history, MAX_TASKS_IN_ARRAY)), [])
         await send_all(((batch_of(part), len(part)) for part in parts), target, tally.add)
 
-    _record(work, tasks, _settings(dsn=dsn, data_dir=data_dir, partition=partition), url, key)
+    settings = _settings(dsn=dsn, data_dir=data_dir, partition=partition)
+    _record(work, tasks, settings, url, key, create=True)
 
 
 @app.command()
@@ -435,6 +569,7 @@ def counts(
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Count all tasks anew, while others record.")
     ] = False,
+    as_json: Json = False,
     dsn: Dsn = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -443,27 +578,29 @@ def counts(
 
     if check == rebuild:
         raise typer.BadParameter("give either --check or --rebuild")
+    if as_json and rebuild:
+        raise typer.BadParameter("--json needs --check")
     settings = _settings(dsn=dsn, data_dir=data_dir)
 
-    async def work(pool: Pool) -> list[list[str]]:
+    async def work(pool: Pool) -> list[tuple[Any, ...]]:
         service = AuditService(pool)
         if rebuild:
-            out.print(f"counted {await service.rebuild_counts():,} tasks")
+            _print(f"counted {await service.rebuild_counts():,} tasks")
             return []
-        return [[str(value) for value in one] for one in await service.check_counts()]
+        return [tuple(one) for one in await service.check_counts()]
 
     # Longer than any request may take, and so than a setting may say.
     patient = settings.model_copy(update={"statement_timeout_seconds": _PATIENCE})
     differences = _with_pool(work, patient)
+    if as_json:
+        _print_json([dict(zip(_DIFFERENCE, one, strict=True)) for one in differences])
+    elif differences:
+        _print_table(_DIFFERENCE, ([str(value) for value in one] for one in differences))
+    elif check:
+        _print("all counts are exact")
     if differences:
-        table = Table(*_DIFFERENCE, box=None)
-        for difference in differences:
-            table.add_row(*difference)
-        out.print(table)
-        err.print("audit: the counts differ; `audit counts --rebuild` repairs them")
+        _say("the counts differ; `audit counts --rebuild` repairs them")
         raise typer.Exit(_EX_DATA)
-    if check:
-        out.print("all counts are exact")
 
 
 keys_app = typer.Typer(
@@ -486,40 +623,69 @@ def create_key(
         UUID | None,
         typer.Option("--project-id", help="The only project whose tasks it sees and records."),
     ] = None,
+    as_json: Json = False,
     dsn: Dsn = None,
     data_dir: DataDir = None,
 ) -> None:
     """Make a key and print it, this once: only its SHA-256 is kept."""
     from audit.keys import create_key as create
+    from audit.keys import revoke_key as revoke
 
     expiry = _expiry(expires)
 
-    async def work(pool: Pool) -> tuple[str, datetime | None]:
-        return await create(pool, name, frozenset(scope), project_id, expiry)
+    async def work(pool: Pool) -> datetime | None:
+        key, expires_at = await create(pool, name, frozenset(scope), project_id, expiry)
+        try:
+            if as_json:
+                made = {"name": name, "key": key, "scopes": sorted(scope)}
+                _print_json({**made, "project_id": project_id, "expires_at": expires_at})
+            else:
+                _print(key)
+            sys.stdout.flush()
+        except OSError:
+            await revoke(pool, name)
+            _say(f"{name} is revoked again, since its key could not be shown")
+            raise
+        return expires_at
 
-    key, expires_at = _with_pool(work, _settings(dsn=dsn, data_dir=data_dir))
-    out.print(key, markup=False)
+    expires_at = _with_pool(work, _settings(dsn=dsn, data_dir=data_dir))
     until = f"until {expires_at:%Y-%m-%d %H:%M:%S} UTC" if expires_at else "for ever"
-    err.print(f"{name} may {' and '.join(sorted(scope))}, {until}. The key is not shown again.")
+    _say(f"{name} may {' and '.join(sorted(scope))}, {until}. The key is not shown again.")
 
 
 @keys_app.command("list")
-def list_keys(dsn: Dsn = None, data_dir: DataDir = None) -> None:
+def list_keys(as_json: Json = False, dsn: Dsn = None, data_dir: DataDir = None) -> None:
     """List all keys ever made; the keys themselves are not kept."""
     from audit.keys import list_keys as read
 
-    table = Table(
-        Column("name", overflow="fold"), "scopes", Column("project", min_width=_UUID_WIDTH),
-        "created", "state", box=None,
-    )  # fmt: skip
-    for key in _with_pool(read, _settings(dsn=dsn, data_dir=data_dir)):
-        identity = key.identity
-        project = str(identity.project_id or "all")
-        created = f"{key.created_at:%Y-%m-%d}"
-        table.add_row(
-            identity.name, " ".join(sorted(identity.scopes)), project, created, _state(key)
+    keys = _with_pool(read, _settings(dsn=dsn, data_dir=data_dir))
+    if as_json:
+        _print_json(
+            [
+                {
+                    "name": key.identity.name,
+                    "scopes": sorted(key.identity.scopes),
+                    "project_id": key.identity.project_id,
+                    "created_at": key.created_at,
+                    "expires_at": key.expires_at,
+                    "revoked_at": key.revoked_at,
+                    "is_valid": key.revoked_at is None and not key.has_expired(),
+                }
+                for key in keys
+            ]
         )
-    out.print(table)
+        return
+    rows = (
+        (
+            key.identity.name,
+            " ".join(sorted(key.identity.scopes)),
+            str(key.identity.project_id or "all"),
+            f"{key.created_at:%Y-%m-%d}",
+            _state(key),
+        )
+        for key in keys
+    )
+    _print_table(("name", "scopes", "project", "created", "state"), rows)
 
 
 @keys_app.command("revoke")
@@ -535,7 +701,7 @@ def revoke_key(
         return await revoke(pool, name)
 
     revoked_at = _with_pool(work, _settings(dsn=dsn, data_dir=data_dir))
-    out.print(f"{name} is revoked since {revoked_at:%Y-%m-%d %H:%M:%S} UTC", markup=False)
+    _print(f"{name} is revoked since {revoked_at:%Y-%m-%d %H:%M:%S} UTC")
 
 
 def _state(key: Key) -> str:
@@ -571,15 +737,15 @@ def _with_pool(
     work: Callable[[Pool], Coroutine[object, object, Result]], settings: Settings
 ) -> Result:
     """Run `work` on the database, whose schema is brought up to date where it is the embedded."""
-    from audit.database import open_pool
-    from audit.server import database
+    from audit.database import open_pool, require_current
     from audit.workers import run
 
     async def through(address: str) -> Result:
         async with open_pool(settings.model_copy(update={"pool_size": 1}), address) as pool:
+            await require_current(pool)
             return await work(pool)
 
-    with database(settings) as address:
+    with _database(settings) as address:
         try:
             return run(through(address))
         except Invalid as refused:
@@ -591,7 +757,7 @@ def openapi() -> None:
     """Print the OpenAPI 3.1 document."""
     from audit.openapi import document
 
-    sys.stdout.write(json.dumps(document(), indent=2) + "\n")
+    _print_json(document())
 
 
 class Tally:
@@ -616,12 +782,14 @@ def _record(
     settings: Settings,
     url: str | None,
     key: str | None,
+    *,
+    create: bool = False,
 ) -> None:
     """Let `work` record through the service at `url`, or else straight into the database."""
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from audit.ingest import api_target, database_target
-    from audit.server import database
     from audit.workers import run
 
     columns = (
@@ -635,23 +803,26 @@ def _record(
         async with opening as target:
             await work(target, tally)
 
-    with Progress(*columns, console=err, disable=not sys.stderr.isatty()) as bar:
+    # What is logged meanwhile goes through sys.stderr, which rich shows above the bar.
+    screen = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+    with Progress(*columns, console=screen, disable=not sys.stderr.isatty()) as bar:
         tally = Tally(bar, total)
         try:
             if url is not None:
                 run(through(api_target(url, key), tally))
             else:
-                with database(settings) as dsn:
+                with _database(settings, create=create) as dsn:
                     run(through(database_target(settings, dsn), tally))
         finally:
             bar.stop()
-            out.print(f"recorded {tally.recorded:,}, duplicates {tally.duplicates:,}")
+            _print(f"recorded {tally.recorded:,}, duplicates {tally.duplicates:,}")
 
 
 def _open(name: str) -> IO[bytes]:
-    if name == "-":
-        return sys.stdin.buffer
     try:
+        if name == "-":
+            os.read(sys.stdin.fileno(), 0)  # it fails where standard input is closed
+            return sys.stdin.buffer
         return Path(name).open("rb")
     except OSError as failure:
         raise typer.BadParameter(f"{name}: {failure.strerror}") from None

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
@@ -35,6 +35,20 @@ _LONGEST_FOLDER_BYTES = 80
 #: The sessions of a crashed server end soon, but after it.
 _STILL_IN_USE = "pre-existing shared memory block"
 _NOBODY = 65534
+#: Files of the data directory: the lock of the process that runs the server, and the address of
+#: the server for other processes.
+_LOCK = "lock"
+_SERVER = "server"
+_MOST_LOG_BYTES = 8 * 1024 * 1024
+#: No value of a request reaches the server's log. Failures of statements are not in it at all: who
+#: sent the statement is answered with them.
+_QUIET = {
+    "log_min_messages": "log",
+    "log_min_error_statement": "panic",
+    "log_error_verbosity": "terse",
+    "log_parameter_max_length": "0",
+    "log_parameter_max_length_on_error": "0",
+}
 #: Ask Linux for SIGINT (2), an orderly stop, when the parent dies (PR_SET_PDEATHSIG, 1).
 _STOP_WITH_PARENT = """
 import ctypes, os, sys
@@ -55,6 +69,10 @@ def binaries() -> Path:
     return Path(found.submodule_search_locations[0]) / "pginstall" / "bin"
 
 
+class Busy(Unavailable):
+    """Another process runs the server of this data directory."""
+
+
 @contextlib.contextmanager
 def running(
     data_dir: Path, *, bin_dir: Path | None = None, options: Mapping[str, str] | None = None
@@ -65,23 +83,75 @@ def running(
 
 
 @contextlib.contextmanager
+def used(
+    data_dir: Path,
+    *,
+    create: bool,
+    options: Mapping[str, str] | None = None,
+    prepare: Callable[[str], object] | None = None,
+) -> Iterator[str]:
+    """Yield the DSN of the server on `data_dir`: the one that another process runs, or our own.
+
+    Our own is run as `started` does, and stops when the other processes that use it are done.
+
+    Raises:
+        Unavailable: there is no cluster and `create` is false, or PostgreSQL does not start.
+    """
+    data_dir = data_dir.resolve()
+    deadline = time.monotonic() + _START_SECONDS
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                server = stack.enter_context(
+                    started(
+                        data_dir, create=create, options=options, prepare=prepare, is_brief=True
+                    )
+                )
+                dsn: str | None = server.dsn
+            except Busy:
+                # It may be about to start, or to stop.
+                dsn = _join(data_dir, stack)
+                if dsn is None and time.monotonic() > deadline:
+                    raise
+            if dsn is not None:
+                break
+            time.sleep(0.05)
+        yield dsn
+
+
+@contextlib.contextmanager
 def started(
-    data_dir: Path, *, bin_dir: Path | None = None, options: Mapping[str, str] | None = None
+    data_dir: Path,
+    *,
+    create: bool = True,
+    bin_dir: Path | None = None,
+    options: Mapping[str, str] | None = None,
+    prepare: Callable[[str], object] | None = None,
+    is_brief: bool = False,
 ) -> Iterator[Server]:
     """Run a server on `data_dir`, made at the first use; stop it at the end.
 
     On Linux it stops also when we are killed; elsewhere, the next start stops it. `options` are
-    settings of PostgreSQL.
+    settings of PostgreSQL. `prepare` is called with the DSN before other processes may use the
+    server. One that `is_brief` stops when they are done; any other stops at once.
 
     Raises:
-        Unavailable: another process uses the data, or PostgreSQL does not start.
+        Busy: another process uses the data.
+        Unavailable: there is no cluster and `create` is false, or PostgreSQL does not start.
     """
-    bin_dir = bin_dir or binaries()
-    if not (bin_dir / "postgres").is_file():
-        raise Unavailable(f"no PostgreSQL is in {bin_dir}")
     data_dir = data_dir.resolve()
+    cluster = data_dir / "postgresql"
+    if not create and not any(_exists(path) for path in (cluster, data_dir / _LOCK)):
+        raise _nothing_there(data_dir)
     with _locked(data_dir):
-        cluster = data_dir / "postgresql"
+        if not create and not cluster.exists():
+            raise _nothing_there(data_dir)
+        # A process that was killed leaves the file that names its server.
+        for left_behind in data_dir.glob(f"{_SERVER}*"):
+            left_behind.unlink()
+        bin_dir = bin_dir or binaries()
+        if not (bin_dir / "postgres").is_file():
+            raise Unavailable(f"no PostgreSQL is in {bin_dir}")
         _stop_left_behind(cluster)
         _initialise(bin_dir, cluster)
         with _socket_folder(data_dir) as folder:
@@ -89,15 +159,64 @@ def started(
                 "listen_addresses": "",
                 "unix_socket_directories": f'"{folder}"',
                 "unix_socket_permissions": "0700",
+                **_QUIET,
                 **(options or {}),
             }
             dsn = f"postgresql://{USER}@/{DATABASE}?host={quote(str(folder), safe='')}"
             server = Server(bin_dir, cluster, settings, dsn)
             try:
                 server.start()
-                yield server
+                if prepare is not None:
+                    prepare(dsn)
+                with _published(data_dir, dsn, is_brief=is_brief):
+                    yield server
             finally:
                 server.stop()
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as failure:
+        raise _unusable(path.parent, failure) from None
+
+
+def _nothing_there(data_dir: Path) -> Unavailable:
+    return Unavailable(
+        f"there is no database: give --dsn or AUDIT_DSN, or start `audit serve`, which creates an"
+        f" embedded one in {data_dir}"
+    )
+
+
+@contextlib.contextmanager
+def _published(data_dir: Path, dsn: str, *, is_brief: bool) -> Iterator[None]:
+    """Let other processes of this user find the server, by a file that they lock while using it."""
+    path = data_dir / _SERVER
+    handle, name = tempfile.mkstemp(prefix=f"{_SERVER}.", dir=data_dir)
+    with os.fdopen(handle, "w") as file:
+        file.write(dsn)
+        file.flush()
+        Path(name).rename(path)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            if is_brief:
+                fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _join(data_dir: Path, stack: contextlib.ExitStack) -> str | None:
+    """Return the DSN of the server that another process runs, and keep it; None: it runs none."""
+    path = data_dir / _SERVER
+    try:
+        file = stack.enter_context(path.open())
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        # A server that is about to stop has removed the file.
+        return file.read() if os.path.samestat(os.fstat(file.fileno()), path.stat()) else None
+    except (FileNotFoundError, BlockingIOError):
+        return None
+    except OSError as failure:
+        raise _unusable(data_dir, failure) from None
 
 
 class Server:
@@ -107,6 +226,8 @@ class Server:
         self.dsn = dsn
         self._cluster = cluster
         self._log = cluster.parent / "postgresql.log"
+        #: Where in the log the present start begins.
+        self._log_begin = 0
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         command = _as_ordinary_user([str(bin_dir / "postgres"), "-D", str(cluster), *options])
         self._command = _stopping_with_us(command)
@@ -118,25 +239,28 @@ class Server:
         Raises:
             Unavailable: it does not start.
         """
-        self._process = _start(self._command, self._log)
+        process = self._launch()
         deadline = time.monotonic() + _START_SECONDS
-        while not _is_ready(self._cluster, self._process.pid):
+        while not _is_ready(self._cluster, process.pid):
             time.sleep(0.02)
-            if self._process.poll() is None and time.monotonic() < deadline:
+            if process.poll() is None and time.monotonic() < deadline:
                 continue
-            said = self._log.read_text(errors="replace").strip()[-2000:]
+            said = self._said()
             if _STILL_IN_USE not in said or time.monotonic() > deadline:
                 raise Unavailable(
                     f"PostgreSQL did not start; {self._log} says:\n{said}{_root_hint()}"
                 )
-            self._process = _start(self._command, self._log)
+            process = self._launch()
 
     def keep(self) -> None:
         """Start it again if it has ended, whoever killed it; it recovers what it acknowledged.
 
+        To be called now and then: it also keeps the server's log from growing without end.
+
         Raises:
             Unavailable: it does not start.
         """
+        _rotate(self._log)
         if self._process is not None and self._process.poll() is not None:
             log.warning("PostgreSQL ended with %s; it is started again", self._process.returncode)
             # Another process may have its number by now.
@@ -147,6 +271,28 @@ class Server:
         """Stop in an orderly way: open sessions end, everything is on disk."""
         if self._process is not None:
             _stop(self._process)
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        _rotate(self._log)
+        self._log_begin = self._log.stat().st_size if self._log.exists() else 0
+        self._process = _start(self._command, self._log)
+        return self._process
+
+    def _said(self) -> str:
+        with self._log.open("rb") as file:
+            file.seek(self._log_begin)
+            return file.read().decode(errors="replace").strip()[-2000:]
+
+
+def _rotate(log: Path) -> None:
+    """Move what is in the log to a second file if it has become long.
+
+    PostgreSQL keeps the file open and appends to it, so it is copied and emptied.
+    """
+    if log.exists() and log.stat().st_size > _MOST_LOG_BYTES:
+        with contextlib.suppress(OSError):  # without room, the old part is lost
+            shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+        os.truncate(log, 0)
 
 
 def _as_ordinary_user(command: list[str]) -> list[str]:
@@ -189,17 +335,19 @@ def _locked(data_dir: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = stack.enter_context((data_dir / "lock").open("w"))
+            file = stack.enter_context((data_dir / _LOCK).open("w"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Unavailable(
+            raise Busy(
                 f"another process runs on {data_dir}; stop it, or give another --data-dir"
             ) from None
         except OSError as failure:
-            raise Unavailable(
-                f"cannot use {data_dir}: {failure.strerror}; give another --data-dir"
-            ) from None
+            raise _unusable(data_dir, failure) from None
         yield
+
+
+def _unusable(data_dir: Path, failure: OSError) -> Unavailable:
+    return Unavailable(f"cannot use {data_dir}: {failure.strerror}; give another --data-dir")
 
 
 def _initialise(bin_dir: Path, cluster: Path) -> None:
@@ -240,7 +388,7 @@ def _socket_folder(data_dir: Path) -> Iterator[Path]:
 
 
 def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    with log.open("wb") as output:
+    with log.open("ab") as output:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

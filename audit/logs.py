@@ -49,6 +49,11 @@ _ESCAPES: Final = {
 _ESCAPES_IN_LINES: Final = {code: escape for code, escape in _ESCAPES.items() if code != ord("\n")}
 
 
+def escaped(text: str) -> str:
+    """Return a text in which nothing controls a terminal or ends a line."""
+    return text.translate(_ESCAPES)
+
+
 class Answered(TypedDict):
     """What is logged of a request. No value that it was sent with is in it."""
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_address
 
@@ -21,13 +25,25 @@ DEMO_TASKS = 20_000
 DEMO_DAYS = 90
 _BATCH = 1000
 _OTHER_CONNECTIONS = 20
+#: How long `serve` waits for a command that runs the embedded PostgreSQL.
+_BUSY_SECONDS = 5
 
 
-def serve(settings: Settings, announce: Callable[[str, int], None]) -> None:
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What a service that has begun to serve can say of itself."""
+
+    url: str
+    """An address at which a browser on this machine reaches it."""
+    tasks: int
+    needs_key: bool
+
+
+def serve(settings: Settings, announce: Callable[[Started], None]) -> None:
     """Serve until SIGINT or SIGTERM, then finish what is under way; SIGHUP replaces the workers.
 
     The first two are a KeyboardInterrupt, as `cli.main` arranges, and leave as one.
-    `announce` is called once it listens, with its URL and the number of tasks recorded.
+    `announce` is called once it listens.
 
     Raises:
         Unavailable: no database, or the address is taken.
@@ -37,41 +53,103 @@ def serve(settings: Settings, announce: Callable[[str, int], None]) -> None:
     if settings.traces:
         tracing.require()
     with _listening(settings) as listener, _kept(settings) as (dsn, keep):
-        tasks = run(_prepare(settings, dsn, listener))
+        started = run(_prepare(settings, dsn, listener))
 
         def ready() -> None:
-            announce(_url(listener), tasks)
+            announce(started)
 
-        Supervisor(settings, dsn, listener).run(ready, keep)
+        def look() -> None:
+            keep()
+            _reap_adopted()
+
+        Supervisor(settings, dsn, listener).run(ready, look)
 
 
 @contextmanager
-def database(settings: Settings) -> Iterator[str]:
-    """Yield the DSN of the database in use, its schema moved up if the settings say so."""
-    with _kept(settings) as (dsn, _):
-        yield dsn
+def database(settings: Settings, *, create: bool = False) -> Iterator[str]:
+    """Yield the DSN of the database in use, its schema moved up if the settings say so.
+
+    An embedded one that another process runs is used as it is. `create` says whether to make an
+    embedded one where there is none.
+
+    Raises:
+        Unavailable: there is no database.
+    """
+    if settings.dsn is not None:
+        yield _migrated(settings, settings.dsn.get_secret_value())
+    else:
+        using = embedded.used(
+            settings.data_dir,
+            create=create,
+            options=_options(settings),
+            prepare=lambda dsn: _migrated(settings, dsn),
+        )
+        with using as dsn:
+            yield dsn
 
 
 @contextmanager
 def _kept(settings: Settings) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Like `database`; yield also what is to be called now and then: it keeps ours running."""
+    """Yield the DSN of the database to serve, and what keeps our own running, to be called often.
+
+    The embedded server is ours alone to run: when it stops, the service stops too.
+    """
+    if settings.dsn is not None:
+        yield _migrated(settings, settings.dsn.get_secret_value()), _leave_alone
+        return
     with ExitStack() as stack:
-        keep: Callable[[], None] = _leave_alone
-        if settings.dsn is not None:
-            dsn = settings.dsn.get_secret_value()
-        else:
-            # One more while a worker is replaced.
-            wanted = (settings.workers + 1) * (settings.pool_size + 1) + _OTHER_CONNECTIONS
-            options = {"max_connections": str(max(100, wanted))}
-            server = stack.enter_context(embedded.started(settings.data_dir, options=options))
-            dsn, keep = server.dsn, server.keep
-        if settings.dsn is None if settings.migrate is None else settings.migrate:
-            migrate.apply(dsn)
-        yield dsn, keep
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                server = stack.enter_context(
+                    embedded.started(
+                        settings.data_dir,
+                        options=_options(settings),
+                        prepare=lambda dsn: _migrated(settings, dsn),
+                    )
+                )
+                break
+            except embedded.Busy:
+                # A command that is about to end may run on it.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        yield server.dsn, server.keep
+
+
+def _options(settings: Settings) -> dict[str, str]:
+    # One more while a worker is replaced.
+    wanted = (settings.workers + 1) * (settings.pool_size + 1) + _OTHER_CONNECTIONS
+    return {"max_connections": str(max(100, wanted))}
+
+
+def _migrated(settings: Settings, dsn: str) -> str:
+    """Move the schema up if the settings say so; unset, they do for an embedded database."""
+    if settings.dsn is None if settings.migrate is None else settings.migrate:
+        migrate.apply(dsn)
+    return dsn
 
 
 def _leave_alone() -> None:
     """Another's database is another's to keep."""
+
+
+def _reap_adopted() -> None:
+    """As the first process of a container, collect the processes that nobody else waits for.
+
+    The sessions of a PostgreSQL that was killed become our children, for example.
+    """
+    if os.getpid() != 1:
+        return
+    ours = {child.pid for child in multiprocessing.active_children()}
+    while True:
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None or ended.si_pid in ours:
+                return
+            os.waitpid(ended.si_pid, os.WNOHANG)
+        except ChildProcessError:
+            return
 
 
 @contextmanager
@@ -91,12 +169,17 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
 
 
 def _url(listener: socket.socket) -> str:
+    """Return an address that can be opened on this machine, for any address to listen on."""
     host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    if host in {"0.0.0.0", "::"}:  # noqa: S104 - it is recognised here
+        host = "127.0.0.1"
+    if ":" in host:
+        host = f"[{host.replace('%', '%25')}]"
+    return f"http://{host}:{port}"
 
 
-async def _prepare(settings: Settings, dsn: str, listener: socket.socket) -> int:
-    """Check the schema, record demo tasks if asked for; return the number of tasks."""
+async def _prepare(settings: Settings, dsn: str, listener: socket.socket) -> Started:
+    """Check the schema and the keys; record demo tasks if asked for."""
     async with open_pool(settings.model_copy(update={"pool_size": 1}), dsn) as pool:
         await require_current(pool)
         is_guarded = settings.jwt_issuer is not None or not (await read_keys(pool)).are_none
@@ -116,4 +199,4 @@ async def _prepare(settings: Settings, dsn: str, listener: socket.socket) -> int
             # One transaction: a start that is cut short leaves no part of it.
             done = await service.record_batches([models.batch_of(batch) for batch in batches])
             tasks = done.recorded + done.duplicates
-        return tasks
+        return Started(_url(listener), tasks, is_guarded)
