@@ -255,6 +255,8 @@ def _meaning(failure: Exception) -> Problem | None:  # noqa: PLR0911 - a table
             return TimedOut("the query ran into its time limit; ask for less, or narrow the time")
         case asyncpg.DiskFullError():
             return Unavailable("the database has no room left", retry_after_seconds=10)
+        case asyncpg.CheckViolationError(constraint_name="tasks_length"):
+            return Invalid("a task is over 256 MiB when it is written as JSON")
         case asyncpg.DataError() | asyncpg.StatementTooComplexError():
             return Malformed("a value cannot be stored: it has characters or numbers out of range")
         case (

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Hashable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,6 +36,8 @@ _MOST_PLACES: Final = 1000
 #: So many tasks are read well within a statement's time, in the worst case and from a cold disk.
 _PORTION: Final = 1_000_000
 _MOST_PORTIONS: Final = 10_000
+#: PostgreSQL writes no longer text.
+_LONGEST: Final = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class Question:
     position: Cursor | None
     limit: int
     """0: only the total is wanted."""
+    max_bytes: int = _LONGEST
+    """A page ends before the task that would make it longer."""
 
     @property
     def offset(self) -> int:
@@ -103,7 +107,16 @@ class Pager:
         self._tallies = Tallies()
 
     async def find(self, connection: Connection, question: Question) -> Found | None:
-        """Return the page, and the exact total in the same snapshot; None: `tally` it first."""
+        """Return the page, and the exact total in the same snapshot; None: `tally` it first.
+
+        A page has one task at least, however long that is.
+        """
+        found = await self._find(connection, question)
+        if found and found.row["fetched"] and not found.row["shown"]:
+            return await self._find(connection, replace(question, limit=1, max_bytes=_LONGEST))
+        return found
+
+    async def _find(self, connection: Connection, question: Question) -> Found | None:
         found = await self._counted(connection, question) if question.query.is_counted else None
         return found or await self._tallied(connection, question)
 
@@ -132,7 +145,7 @@ class Pager:
                 position and position.total,
                 *(counted, at["since_edge"], at["until_edge"]),
                 *(at["page_since"], at["page_until"], at["is_sparse"]),
-                *(None, None, None, None),
+                *(None, None, None, None, question.max_bytes),
             )
             total, skipped = row["total"], row["skipped"]
             place = Place(at["page_since"], at["page_until"])
@@ -218,6 +231,7 @@ class Pager:
                 *(None, None, None, None),
                 *(place.page_since, place.page_until, place.is_sparse),
                 *(known and known.fold, question.cut_day, known and known.since, since),
+                question.max_bytes,
             )
         except asyncpg.QueryCanceledError:
             # So many days may have changed that to tally all anew is faster.
@@ -233,8 +247,7 @@ class Pager:
 
 def _is_whole(question: Question, row: asyncpg.Record, total: int, place: Place) -> bool:
     """Whether nothing of the page lies outside of where it was sought."""
-    limit = question.limit
-    if row["fetched"] == limit + (limit > 0) or place.is_anywhere:
+    if question.limit == 0 or row["fetched"] > row["shown"] or place.is_anywhere:
         return True
     return question.position is None and row["fetched"] == max(0, total - question.offset)
 

@@ -128,6 +128,7 @@ class AuditService:
         self._metrics = metrics or Metrics()
         self._partition = settings.partition
         self._fold_pace = FoldPace(settings.max_fold_cells)
+        self._max_page_bytes = settings.max_page_bytes
         self._waiting = Limit(settings.acquire_timeout_seconds)
         self._pager = Pager(
             tallies_at_once=max(1, pool.get_max_size() // 4),
@@ -268,7 +269,7 @@ class AuditService:
         clock = position.clock if position else clock
         found, clock = await self._find(query, query.limit, clock, position)
         row, following = found.row, None
-        if row["fetched"] > query.limit:
+        if row["fetched"] > row["shown"]:
             following = Cursor(clock, row["last_at"], row["last_id"], found.total)
         return TaskPage(
             tasks_json=row["tasks"],
@@ -276,7 +277,7 @@ class AuditService:
             limit=query.limit,
             offset=None if position else query.offset or 0,
             next_cursor=following.encode(query.fingerprint) if following else None,
-            rows=min(row["fetched"], query.limit),
+            rows=row["shown"],
         )
 
     async def _find(
@@ -287,7 +288,7 @@ class AuditService:
             async with self._connection() as connection:
                 clock = await _clock(connection, query, clock)
                 since = window_start(clock, query.days) if clock and query.days else query.since
-                question = Question(query, since, position, limit)
+                question = Question(query, since, position, limit, self._max_page_bytes)
                 found = await self._pager.find(connection, question)
             if found is not None:
                 return found, clock

@@ -105,6 +105,8 @@ class Settings(BaseSettings):
     """Connections of clients to one worker; one more is refused with 503."""
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
     """Longest body of a POST or PATCH."""
+    max_page_bytes: int = Field(default=32 * 1024 * 1024, ge=1024, le=512 * 1024 * 1024)
+    """Longest page of a list, in bytes; a page of one task may be longer."""
     request_timeout_seconds: float = Field(default=30, gt=0, le=3600)
     """How long a request may take, its body included, and then how long its answer to be read."""
     idle_timeout_seconds: float = Field(default=75, gt=0, le=3600)

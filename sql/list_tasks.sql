@@ -24,11 +24,14 @@
 -- $21 edge_day   timestamptz    a day of it to tally anew in any case; NULL: none
 -- $22 tallied_to timestamptz    the first day of it; NULL: there is none
 -- $23 tally_to   timestamptz    go on with the days before that, to this one
+-- $24 max_bytes  bigint         the documents of the page together, each rounded up to 1 KiB
 --
 -- tasks: text, a JSON array. total: of all that match $1 to $8; NULL where it is for the caller to
 -- sum up the tally, or where $15 or $16 are no edges. skipped: how many of them are at or after
--- page_until; more than offset: page_until does not fit. fetched: tasks of the page, and one more
--- if there is. last_at, last_id: of the last task of the page, NULL where it is empty.
+-- page_until; more than offset: page_until does not fit. shown: tasks of the page, at most limit,
+-- and no more than fit into max_bytes; 0 where the first one alone does not. fetched: shown, or
+-- more if tasks follow the page.
+-- last_at, last_id: of the last task of the page, NULL where it is empty.
 -- tally: text, a JSON object, from the start of a day, in seconds since 1970, to the tasks of it
 -- that match: of days between $23 and $22, and of later ones that changed since $20. fold: bigint,
 -- what the next tally may build on, as long as server is the same: text, its start and where its
@@ -91,8 +94,10 @@ counts AS MATERIALIZED (
         END AS skipped
 ),
 
--- The second condition of a cursor follows from the first; partitions are chosen by it.
-windowed AS NOT MATERIALIZED (
+-- One task more than the page, to know whether it is the last. An order that no index has keeps the
+-- planner from walking the newest tasks in the hope of finding some that match soon. The second
+-- condition of a cursor follows from the first; partitions are chosen by it.
+fetched AS (
     SELECT *
     FROM matching
     WHERE
@@ -102,13 +107,6 @@ windowed AS NOT MATERIALIZED (
             $9::timestamptz IS NULL
             OR ((created_at, task_id) < ($9, $10::uuid) AND created_at <= $9)
         )
-),
-
--- One task more than the page, to know whether it is the last. An order that no index has keeps the
--- planner from walking the newest tasks in the hope of finding some that match soon.
-fetched AS (
-    SELECT *
-    FROM windowed
     ORDER BY
         CASE WHEN $19::boolean THEN created_at + INTERVAL '0' ELSE created_at END DESC,
         task_id DESC
@@ -118,33 +116,52 @@ fetched AS (
     )
 ),
 
--- The rows come in their order, and stay in it.
-page AS (
+-- The rows come in their order, and stay in it. A document becomes one row for each KiB that it has
+-- begun, the first with part 0. LIMIT ends the reading, and with it the building of documents, at
+-- the first row that does not fit: then the last document is not shown.
+-- OFFSET 0 keeps the planner from building each document twice.
+parts AS (
     SELECT
         fetched.created_at,
         fetched.task_id,
-        row_number() OVER () AS position,
-        row_to_json(shown)::text AS document
+        built.document,
+        generate_series(0, least(octet_length(built.document), $24::bigint) / 1024) AS part
     FROM fetched
-    CROSS JOIN LATERAL (
-        SELECT
-            fetched.task_id, fetched.status, fetched.request_text, fetched.services_touched,
-            fetched.outcome,
-            rfc3339(fetched.created_at) AS created_at,
-            rfc3339(fetched.completed_at) AS completed_at,
-            fetched.error_message
-    ) AS shown
+    CROSS JOIN
+        LATERAL (
+            SELECT row_to_json(shown)::text AS document
+            FROM (
+                SELECT
+                    fetched.task_id, fetched.status, fetched.request_text, fetched.services_touched,
+                    fetched.outcome,
+                    rfc3339(fetched.created_at) AS created_at,
+                    rfc3339(fetched.completed_at) AS completed_at,
+                    fetched.error_message
+            ) AS shown
+            OFFSET 0
+        ) AS built
+    LIMIT $24 / 1024 + 1
 )
 
 SELECT
-    '['
-    || COALESCE(string_agg(document, ',') FILTER (WHERE position <= $11), '')
-    || ']' AS tasks,
+    '[' || COALESCE(
+        array_to_string(
+            (array_agg(document) FILTER (WHERE part = 0))[
+                1:least(count(*) FILTER (WHERE part = 0) - (count(*) > $24 / 1024)::int, $11)
+            ],
+            ','
+        ), ''
+    ) || ']' AS tasks,
     (SELECT total FROM counts) AS total,
     (SELECT skipped FROM counts) AS skipped,
-    count(*) AS fetched,
-    (array_agg(created_at))[least(count(*), $11)] AS last_at,
-    (array_agg(task_id))[least(count(*), $11)] AS last_id,
+    least(count(*) FILTER (WHERE part = 0) - (count(*) > $24 / 1024)::int, $11) AS shown,
+    count(*) FILTER (WHERE part = 0) AS fetched,
+    (array_agg(created_at) FILTER (WHERE part = 0))[
+        least(count(*) FILTER (WHERE part = 0) - (count(*) > $24 / 1024)::int, $11)
+    ] AS last_at,
+    (array_agg(task_id) FILTER (WHERE part = 0))[
+        least(count(*) FILTER (WHERE part = 0) - (count(*) > $24 / 1024)::int, $11)
+    ] AS last_id,
     CASE
         WHEN $14 IS NULL THEN (
             SELECT COALESCE(json_object_agg(extract(EPOCH FROM day)::bigint, n), '{}')::text
@@ -185,4 +202,4 @@ SELECT
                 CASE WHEN NOT pg_is_in_recovery() THEN pg_last_wal_replay_lsn() END
             )
     END AS server
-FROM page
+FROM parts

@@ -293,7 +293,7 @@ def test_every_migration_is_well_named_and_has_its_rollback() -> None:
     names = migrations_on_disk()
 
     assert names == [name for name in names if re.fullmatch(r"\d{4}_[a-z]+(_[a-z]+)*", name)]
-    assert [f"{n:04}" for n in range(1, len(names) + 1)] == [name[:4] for name in names]
+    assert len(names) == len({name[:4] for name in names})
     assert sorted(files) == sorted(
         [*(f"{name}.sql" for name in names), *(f"{name}.rollback.sql" for name in names)]
     )

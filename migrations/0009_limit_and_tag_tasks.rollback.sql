@@ -1,0 +1,2 @@
+DROP FUNCTION task_etag;
+ALTER TABLE tasks DROP CONSTRAINT tasks_length;
