@@ -155,7 +155,14 @@ Services = Annotated[
     AfterValidator(_no_duplicates),
 ]
 JsonObject = dict[str, Any]
-Outcome = Annotated[JsonObject, AfterValidator(_intent_is_a_name)]
+_INTENT_SCHEMA: Final[dict[str, Any]] = {
+    "properties": {"action_type": {"type": ["string", "null"], "maxLength": _LONGEST_NAME}}
+}
+Outcome = Annotated[
+    JsonObject,
+    Field(json_schema_extra=_INTENT_SCHEMA),
+    AfterValidator(_intent_is_a_name),
+]
 
 TimeAdapter: TypeAdapter[datetime] = TypeAdapter(Timestamp)
 

@@ -302,12 +302,17 @@ def _get_by_service() -> dict[str, Any]:
         name,
         "Matches an element of `services_touched` exactly. Any character, percent-encoded.",
     )
+    others = _query(models.AuditQuery)
+    for parameter in others:
+        if parameter["name"] == "service":
+            # The one in the path is counted with them.
+            parameter["schema"]["maxItems"] -= 1
     return {
         "operationId": "get_by_service",
         "tags": ["ask"],
         "summary": "The tasks that touched a service",
         "description": "Newest first. Each `service` given has to be touched too.",
-        "parameters": [path, *_query(models.AuditQuery)],
+        "parameters": [path, *others],
         "responses": _page_or_problem(),
     }
 

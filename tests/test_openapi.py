@@ -287,6 +287,18 @@ def test_lists_take_an_etag_and_answer_with_one(path: str, model: type[TaskQuery
     assert "content" not in answers["304"]
 
 
+async def test_a_service_may_be_named_a_hundred_times_that_of_the_path_included(
+    client: Client,
+) -> None:
+    path = API + "/by-service/{service_name}"
+    most = parameters(path, "query")["service"]["schema"]["maxItems"]
+
+    for number, expected in ((most, 200), (most + 1, 422)):
+        query = "&".join(["service=x"] * number)
+        response = await client.get(f"{API}/by-service/x?{query}")
+        assert response.status == expected
+
+
 def test_path_parameters_are_those_of_the_path() -> None:
     by_service = parameters(API + "/by-service/{service_name}", "path")
     by_id = parameters(API + "/tasks/{task_id}", "path")

@@ -1,11 +1,69 @@
-"""How schemathesis sends NDJSON, which it does not know."""
+"""What schemathesis cannot learn from the document: NDJSON, and rules that OpenAPI cannot express.
+
+OpenAPI 3.1 has no words for parameters that exclude each other, for a cursor that has to come from
+a page, for JSON inside a parameter, for bounds of a time, or for the lines of NDJSON. Data that is
+meant to be valid is made to follow these rules here; data that is meant to be invalid is sent as it
+is.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+from typing import Any
+
 import schemathesis
 
+NDJSON = "application/x-ndjson"
+OFFSET = re.compile(r"[+-]\d\d:\d\d$|[zZ]$")
+#: The first of those given stays.
+EXCLUSIVE = ("days", "since"), ("days", "until"), ("offset", "cursor")
 
-@schemathesis.serializer("application/x-ndjson")
+
+@schemathesis.serializer(NDJSON)
 def lines(_context: object, value: object) -> bytes:
     """Text is sent as it is."""
     return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
+
+
+@schemathesis.hook
+def before_call(
+    _context: schemathesis.HookContext, case: schemathesis.Case[Any], _kwargs: dict[str, Any]
+) -> None:
+    """Let data that is meant to be valid follow the rules above."""
+    if case.meta is None or not case.meta.generation.mode.is_positive:
+        return
+    follow_in_query(case.query)
+    if case.media_type == NDJSON and isinstance(case.body, str):
+        case.body = json.dumps({"request_text": case.body[:65_536] or "x"})
+    for task in case.body if isinstance(case.body, list) else [case.body]:
+        if isinstance(task, dict):
+            follow_in_task(task)
+
+
+def follow_in_query(query: dict[str, Any]) -> None:
+    query.pop("cursor", None)
+    for kept, dropped in EXCLUSIVE:
+        if kept in query:
+            query.pop(dropped, None)
+    for name in {"since", "until"} & set(query):
+        query[name] = in_utc(str(query[name]))
+    if "since" in query and "until" in query:
+        query["since"], query["until"] = sorted((query["since"], query["until"]))
+    if "outcome" in query:
+        query["outcome"] = json.dumps({"action_type": str(query["outcome"])})
+
+
+def in_utc(time: str) -> str:
+    """Drop the offset, which could lead out of the years 1 to 9999."""
+    return OFFSET.sub("", time) + "Z"
+
+
+def follow_in_task(task: dict[str, Any]) -> None:
+    """Move times into those that can be recorded."""
+    for name in ("created_at", "approved_at", "completed_at"):
+        if isinstance(task.get(name), str):
+            task[name] = in_utc(task[name])
+    created_at = task.get("created_at")
+    if isinstance(created_at, str) and not "2000" <= created_at[:4] <= "2025":
+        task["created_at"] = f"2024{created_at[4:]}"
