@@ -83,6 +83,14 @@ class Conflict(Problem):
     title = "The history cannot be changed so"
 
 
+class PreconditionFailed(Problem):
+    """The task is not, or no longer, in the state that `If-Match` names."""
+
+    status = 412
+    name = "precondition-failed"
+    title = "The task is not in the expected state"
+
+
 class BodyTooLarge(Problem):
     """The body is over the limit."""
 

@@ -541,6 +541,8 @@ class TaskDocument:
     """One task whole. `json` is a JSON object as PostgreSQL wrote it."""
 
     json: str = field(repr=False)
+    etag: str
+    """Its entity tag (RFC 9110, 8.8.3): another state of the task has another one."""
 
     @cached_property
     def task(self) -> Task:

@@ -56,6 +56,10 @@ _DETAILS: Final[dict[type[errors.Problem], str]] = {
     errors.Forbidden: "this needs the scope record; deploy-bot has read",
     errors.TaskNotFound: "no task has the id 7d9f1c9e-0c3f-4d0e-9a63-6b6f0b7c2d11",
     errors.BodyTooSlow: "the body did not arrive within 30 seconds",
+    errors.PreconditionFailed: (
+        '7d9f1c9e-0c3f-4d0e-9a63-6b6f0b7c2d11: its ETag is "0d1b8f0f4ef6a43c0a9d3b3f1c9a7e52"; read'
+        " the task, and send the change that it still needs"
+    ),
     errors.Conflict: (
         "7d9f1c9e-0c3f-4d0e-9a63-6b6f0b7c2d11: "
         "the task is in a terminal state and can no longer change"
@@ -182,6 +186,22 @@ _IF_NONE_MATCH: Final = {
     "in": "header",
     "description": "The ETag of a page that the client has: 304 if it is still the answer.",
     "schema": {"type": "string", "examples": [_ETAG]},
+}
+_TASK_ETAG: Final = '"0d1b8f0f4ef6a43c0a9d3b3f1c9a7e52"'
+_IF_NONE_MATCH_TASK: Final = {
+    "name": "If-None-Match",
+    "in": "header",
+    "description": "The ETag of the task as the client has it: 304 if it is still so.",
+    "schema": {"type": "string", "examples": [_TASK_ETAG]},
+}
+_IF_MATCH: Final = {
+    "name": "If-Match",
+    "in": "header",
+    "description": (
+        "The ETag of the task that the change was made for: 412, and nothing is written, if the"
+        " task has another one by now."
+    ),
+    "schema": {"type": "string", "examples": [_TASK_ETAG]},
 }
 _PARAMETER_EXAMPLES: Final = {
     "since": "2026-06-01T00:00:00Z",
@@ -348,10 +368,11 @@ def _get_task() -> dict[str, Any]:
         "operationId": "get_task",
         "tags": ["ask"],
         "summary": "One task whole",
-        "parameters": [_task_id()],
+        "parameters": [_task_id(), _IF_NONE_MATCH_TASK],
         "responses": {
-            "200": _answer("The task", _json(_ref("Task"), task=("A task", _FAILED_WHOLE))),
-            **_problems(*_ASKING, errors.TaskNotFound),
+            "200": _answer("The task", _json(_ref("Task"), task=("A task", _FAILED_WHOLE)), "ETag"),
+            "304": _answer("The task is still as it was under the ETag sent", None, "ETag"),
+            **_problems(*_ASKING, errors.TaskNotFound, errors.PreconditionFailed),
         },
     }
 
@@ -427,23 +448,28 @@ def _lines(*tasks: dict[str, Any]) -> str:
 
 
 def _update() -> dict[str, Any]:
+    change = _json(_ref("TaskChange"), failed=("The task failed", _FINISHED))
     return {
         "operationId": "update",
         "tags": ["record"],
         "summary": "Move an open task on",
         "description": (
-            "Fills in what is known: a member that is not sent stays as it is, `null` clears it."
+            "Fills in what is known: a member that is not sent stays as it is, `null` clears it. "
+            "A change that leaves the task as it is writes nothing and is answered with 200, also "
+            "when the task is terminal, so it may be sent again after a lost answer."
         ),
-        "parameters": [_task_id()],
+        "parameters": [_task_id(), _IF_MATCH],
         "requestBody": {
             "required": True,
-            "content": _json(_ref("TaskChange"), failed=("The task failed", _FINISHED)),
+            "content": {**change, "application/merge-patch+json": change["application/json"]},
         },
         "responses": {
             "200": _answer(
-                "The task as it is now", _json(_ref("Task"), task=("A task", _FAILED_WHOLE))
+                "The task as it is now",
+                _json(_ref("Task"), task=("A task", _FAILED_WHOLE)),
+                "ETag",
             ),
-            **_problems(*_SENDING, errors.TaskNotFound),
+            **_problems(*_SENDING, errors.TaskNotFound, errors.PreconditionFailed),
         },
     }
 
@@ -672,7 +698,9 @@ def _headers() -> dict[str, Any]:
             "schema": {"type": "string", "examples": [_REQUEST_ID]},
         },
         "ETag": {
-            "description": "Changes whenever the page may; not sent where answers are not kept.",
+            "description": (
+                "Changes whenever the task or the page may. Lists have none if no answer is cached."
+            ),
             "schema": {"type": "string", "examples": [_ETAG]},
         },
         "Cache-Control": {

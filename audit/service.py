@@ -21,6 +21,7 @@ from audit.errors import (
     Conflict,
     FieldError,
     Invalid,
+    PreconditionFailed,
     Problem,
     TaskNotFound,
     TimedOut,
@@ -312,10 +313,10 @@ class AuditService:
         """
         task_id = models.task_id_of(task_id)
         async with self._connection() as connection:
-            document = await connection.fetchval(statements.GET_TASK, task_id, project_id)
-        if document is None:
+            row = await connection.fetchrow(statements.GET_TASK, task_id, project_id)
+        if row is None:
             raise TaskNotFound(f"no task has the id {task_id}")
-        return TaskDocument(document)
+        return TaskDocument(row["document"], row["etag"])
 
     # --- recording --------------------------------------------------------------------------------
 
@@ -380,34 +381,59 @@ class AuditService:
         async with self._connection() as connection:
             await connection.fetchval(statements.MAKE_COMING_PARTITIONS, self._partition)
 
-    async def update(self, task_id: UUID | str, change: Mapping[str, Any]) -> TaskDocument:
+    async def update(
+        self, task_id: UUID | str, change: Mapping[str, Any], *, if_match: str | None = None
+    ) -> TaskDocument:
         """Move an open task on and fill in what is known; return it whole. None clears a member.
+
+        With `if_match`, the `etag` of a document, the task is changed only if it is still in that
+        state. A change that leaves the task as it is writes nothing, so that it may be sent again.
 
         Raises:
             TaskNotFound: no task has this id.
+            PreconditionFailed: the task has another entity tag than `if_match`.
             Conflict: the task is terminal, or the change goes backwards or may not be made.
         """
         return await self.update_judged(
-            task_id, models.parse_change(json.dumps(change, default=str).encode())
+            task_id,
+            models.parse_change(json.dumps(change, default=str).encode()),
+            match=None if if_match is None else [if_match],
         )
 
     async def update_judged(
-        self, task_id: UUID | str, change: str, *, project_id: UUID | None = None
+        self,
+        task_id: UUID | str,
+        change: str,
+        *,
+        project_id: UUID | None = None,
+        match: Sequence[str] | None = None,
+        none_match: Sequence[str] | None = None,
     ) -> TaskDocument:
-        """Make a change that `models.parse_change` has judged; like `update`."""
+        """Make a change that `models.parse_change` has judged; like `update`.
+
+        The task must have one of the entity tags of `match` and none of `none_match`; "*" is any.
+        """
         task_id = models.task_id_of(task_id)
-        try:
-            async with self._connection() as connection:
-                document = await connection.fetchval(
-                    statements.UPDATE_TASK, task_id, change, project_id
+        for _ in range(_ATTEMPTS):
+            try:
+                async with self._connection() as connection:
+                    row = await connection.fetchrow(
+                        statements.UPDATE_TASK, task_id, change, project_id, match, none_match
+                    )
+            except asyncpg.PostgresError as refused:
+                if refused.sqlstate not in _FORBIDDEN_CHANGE:
+                    raise
+                raise Conflict(f"{task_id}: {_FORBIDDEN_CHANGE[refused.sqlstate]}") from refused
+            if row is None:
+                raise TaskNotFound(f"no task has the id {task_id}")
+            if not row["is_matched"]:
+                raise PreconditionFailed(
+                    f"{task_id}: its ETag is {row['etag']}; read the task, and send the change"
+                    " that it still needs"
                 )
-        except asyncpg.PostgresError as refused:
-            if refused.sqlstate not in _FORBIDDEN_CHANGE:
-                raise
-            raise Conflict(f"{task_id}: {_FORBIDDEN_CHANGE[refused.sqlstate]}") from refused
-        if document is None:
-            raise TaskNotFound(f"no task has the id {task_id}")
-        return TaskDocument(document)
+            if row["is_done"]:
+                return TaskDocument(row["document"], row["etag"])
+        raise Unavailable("others change the same task at this moment", retry_after_seconds=1)
 
     # --- counting ---------------------------------------------------------------------------------
 

@@ -33,3 +33,45 @@ ALTER TABLE tasks ADD CONSTRAINT tasks_length CHECK (
 CREATE FUNCTION task_etag(document text) RETURNS text
 LANGUAGE sql IMMUTABLE
 RETURN '"' || left(encode(sha256(convert_to(document, 'UTF8')), 'hex'), 32) || '"';
+
+-- Whether a task has one of the entity tags of match, and none of none_match; '*' is any tag, and
+-- NULL no condition.
+CREATE FUNCTION task_matches(task tasks, match text[], none_match text[]) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT
+        (match IS NULL OR '*' = ANY(match) OR tag = ANY(match))
+        AND (none_match IS NULL OR NOT ('*' = ANY(none_match) OR tag = ANY(none_match)))
+    FROM task_etag(task_document(task)) AS tag
+$$;
+
+-- Whether a task is what a change says. The change moves it to a state and clears the time of that
+-- state: then the trigger guard_change has set the time, and the same change again is no other one.
+CREATE FUNCTION task_is_as(task tasks, change jsonb) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT
+        (
+            task.status, task.approved_at, task.completed_at, task.services_touched, task.outcome,
+            task.estimated_resources, task.actual_resources, task.external_ai_used,
+            task.error_message, task.suggestions
+        ) IS NOT DISTINCT FROM (
+            changed.status,
+            CASE
+                WHEN change ? 'status' AND changed.status = 'approved'
+                    THEN COALESCE(changed.approved_at, task.approved_at)
+                ELSE changed.approved_at
+            END,
+            CASE
+                WHEN change ? 'status' AND is_terminal(changed.status)
+                    THEN COALESCE(changed.completed_at, task.completed_at)
+                ELSE changed.completed_at
+            END,
+            changed.services_touched, changed.outcome, changed.estimated_resources,
+            changed.actual_resources, changed.external_ai_used, changed.error_message,
+            changed.suggestions
+        )
+    FROM jsonb_populate_record(task, change) AS changed
+$$;

@@ -3,10 +3,16 @@
 -- $1 task_id    uuid
 -- $2 project_id uuid  the task must be of it; NULL: any
 --
--- document: text, every column of a task.
-SELECT task_document(tasks) AS document
-FROM tasks
-WHERE
-    task_id = $1::uuid
-    AND created_at = (SELECT task_keys.created_at FROM task_keys WHERE task_keys.task_id = $1)
-    AND ($2::uuid IS NULL OR project_id = $2)
+-- document: text, every column of a task. etag: text, its entity tag.
+SELECT
+    document,
+    task_etag(document) AS etag
+FROM (
+    SELECT task_document(tasks) AS document
+    FROM tasks
+    WHERE
+        task_id = $1::uuid
+        AND created_at = (SELECT task_keys.created_at FROM task_keys WHERE task_keys.task_id = $1)
+        AND ($2::uuid IS NULL OR project_id = $2)
+    OFFSET 0
+) AS found

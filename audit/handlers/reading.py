@@ -12,11 +12,12 @@ from uuid import UUID
 
 from aiohttp import hdrs, web
 
-from audit.errors import Forbidden, Malformed
+from audit.errors import Forbidden, Malformed, PreconditionFailed
 from audit.handlers import ANSWERS, IDENTITY, ROWS, SERVICE
 from audit.models import (
     AuditQuery,
     FailuresQuery,
+    TaskDocument,
     TaskPath,
     TaskQuery,
     parse_query,
@@ -30,7 +31,12 @@ _HEADERS: Final[dict[str, str]] = {
 }
 #: A shorter body goes into one packet as it is.
 _SHORT_BYTES: Final = 1024
-_TAG = re.compile(r'"[^"]*"')
+#: A task's answer is never compressed.
+_TASK_HEADERS: Final[dict[str, str]] = {
+    hdrs.CACHE_CONTROL: "private, no-cache",
+    hdrs.VARY: "Authorization",
+}
+_TAG = re.compile(r'(W/)?("[^"]*")')
 _WEIGHT = re.compile(r"\s*q=([01](?:\.\d{0,3})?)\s*", re.ASCII)
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
@@ -94,8 +100,31 @@ def _is_held(request: web.Request, etag: str) -> bool:
     held = request.headers.getall(hdrs.IF_NONE_MATCH, None)
     if not held:
         return False
-    listed = ",".join(held)
-    return listed == etag or listed.strip() == "*" or etag[2:] in _TAG.findall(listed)
+    return held[0] == etag or _has(_tags(held), etag.removeprefix("W/"))
+
+
+def _has(tags: list[str], etag: str) -> bool:
+    return "*" in tags or etag in tags
+
+
+def _tags(given: list[str], *, strong: bool = False) -> list[str]:
+    """The entity tags of a header, without their `W/`; only the strong ones, if that is asked."""
+    listed = ",".join(given)
+    if listed.strip() == "*":
+        return ["*"]
+    return [tag for weak, tag in _TAG.findall(listed) if not (strong and weak)]
+
+
+def match_of(request: web.Request) -> list[str] | None:
+    """Return the tags of `If-Match` that can match; None without it (RFC 9110, 13.1.1)."""
+    given = request.headers.getall(hdrs.IF_MATCH, None)
+    return None if given is None else _tags(given, strong=True)
+
+
+def none_match_of(request: web.Request) -> list[str] | None:
+    """Return the tags of `If-None-Match`; None without it."""
+    given = request.headers.getall(hdrs.IF_NONE_MATCH, None)
+    return None if given is None else _tags(given)
 
 
 @lru_cache(maxsize=256)
@@ -114,8 +143,21 @@ async def get_task(request: web.Request) -> Whole:
     document = await request.app[SERVICE].get_task(
         task_id_of(request), project_id=request[IDENTITY].project_id
     )
+    match = match_of(request)
+    if match is not None and not _has(match, document.etag):
+        raise PreconditionFailed(f"the task's ETag is {document.etag}")
+    if _is_held(request, document.etag):
+        return Whole(None, {**_TASK_HEADERS, hdrs.ETAG: document.etag}, HTTPStatus.NOT_MODIFIED)
     request[ROWS] = 1
-    return json_response(document.json.encode())
+    return task_response(document)
+
+
+def task_response(document: TaskDocument) -> Whole:
+    """Return the answer that shows a task whole, under its entity tag."""
+    response = json_response(document.json.encode())
+    response.headers.update(_TASK_HEADERS)
+    response.headers[hdrs.ETAG] = document.etag
+    return response
 
 
 def task_id_of(request: web.Request) -> UUID:

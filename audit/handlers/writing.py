@@ -10,12 +10,21 @@ from aiohttp import web
 
 from audit.errors import BodyTooLarge, Invalid, Malformed, UnsupportedMedia
 from audit.handlers import IDENTITY, ROWS, SERVICE, SETTINGS
-from audit.handlers.reading import query_params, task_id_of
+from audit.handlers.reading import (
+    match_of,
+    none_match_of,
+    query_params,
+    task_id_of,
+    task_response,
+)
 from audit.models import NoParams, TaskBatch, parse_change, parse_lines, parse_query, parse_tasks
 from audit.responses import Whole, json_response
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
+#: RFC 7396. A change means the same under either name.
+MERGE_PATCH = "application/merge-patch+json"
+PATCHES = (JSON, MERGE_PATCH)
 _CODINGS = ("identity", "gzip", "deflate")
 _LINES_IN_BATCH = 1000
 _writing: set[asyncio.Task[Any]] = set()
@@ -38,14 +47,20 @@ async def record(request: web.Request) -> Whole:
 async def update(request: web.Request) -> Whole:
     """Move an open task on and fill in what is known."""
     task_id = task_id_of(request)
-    _content_type(request, (JSON,))
+    _content_type(request, PATCHES)
     change = parse_change(await _read(request))
     project_id = request[IDENTITY].project_id
     document = await _to_its_end(
-        request.app[SERVICE].update_judged(task_id, change, project_id=project_id)
+        request.app[SERVICE].update_judged(
+            task_id,
+            change,
+            project_id=project_id,
+            match=match_of(request),
+            none_match=none_match_of(request),
+        )
     )
     request[ROWS] = 1
-    return json_response(document.json.encode())
+    return task_response(document)
 
 
 async def _to_its_end(write: Coroutine[Any, Any, _Result]) -> _Result:
@@ -65,7 +80,10 @@ def _written(writing: asyncio.Task[Any]) -> None:
 def _content_type(request: web.Request, allowed: Collection[str]) -> str:
     if request.content_type not in allowed:
         given = request.headers.get("Content-Type", "none")
-        raise UnsupportedMedia(f"the content type is {given}; send {' or '.join(allowed)}")
+        accepted = {"Accept-Patch": ", ".join(allowed)} if request.method == "PATCH" else {}
+        raise UnsupportedMedia(
+            f"the content type is {given}; send {' or '.join(allowed)}", headers=accepted
+        )
     coding = request.headers.get("Content-Encoding", "identity")
     if coding.lower() not in _CODINGS:
         raise UnsupportedMedia(f"the content encoding is {coding}; send {' or '.join(_CODINGS)}")
