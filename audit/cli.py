@@ -285,7 +285,8 @@ Url = Annotated[
         show_envvar=False,
         callback=_http_url,
         help="Address of the service to record through, such as http://127.0.0.1:8080. Without it,"
-        " tasks go straight into the database. [AUDIT_URL; default: none]",
+        " tasks go straight into the database. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are used."
+        " [AUDIT_URL; default: none]",
         show_default=False,
     ),
 ]
@@ -789,7 +790,8 @@ def _record(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from audit.ingest import api_target, database_target
+    from audit.ingest import database_target
+    from audit.remote import api_target
     from audit.workers import run
 
     columns = (

@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
-from http import HTTPStatus
 from typing import IO, Protocol
 
-import aiohttp
 from pydantic_core import from_json
 
 from audit import models
 from audit.database import open_pool, require_current
 from audit.errors import Invalid, Malformed, Problem, TimedOut, Unavailable
-from audit.models import RecordedBody, TaskBatch
+from audit.models import TaskBatch
 from audit.service import AuditService, Recorded
 from audit.settings import Settings
-
-log = logging.getLogger("audit")
 
 Lines = list[tuple[int, bytes]]
 
 _BATCH = models.MAX_TASKS_IN_ARRAY
 _BATCH_BYTES = 8 * 1024 * 1024
 _AT_ONCE = 2
-_ATTEMPTS = 8
-_LONGEST_WAIT_SECONDS = 30
-_TRY_AGAIN = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
-_SERVER_ERRORS = 500
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -193,62 +184,6 @@ class DatabaseTarget:
     async def send(self, batch: TaskBatch) -> Recorded:
         """Record them in one transaction."""
         return await self._service.record_batches([batch])
-
-
-class ApiTarget:
-    """Records through a running service; waits and tries again while it is unavailable."""
-
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
-        self._session = session
-        self._url = url.rstrip("/") + "/api/v1/audit/tasks"
-
-    async def send(self, batch: TaskBatch) -> Recorded:
-        """Record them by one request."""
-        for attempt in range(1, _ATTEMPTS + 1):
-            wait_seconds = min(2 ** (attempt - 1), _LONGEST_WAIT_SECONDS)
-            try:
-                async with self._session.post(
-                    self._url, data=batch.text, headers={"Content-Type": "application/json"}
-                ) as response:
-                    body = await response.read()
-            except (aiohttp.ClientError, TimeoutError) as failure:
-                problem = str(failure) or type(failure).__name__
-            else:
-                if response.ok:
-                    return self._recorded(body)
-                problem = _detail(response.status, body)
-                if response.status not in _TRY_AGAIN and response.status < _SERVER_ERRORS:
-                    raise Invalid(problem)
-                retry_after = response.headers.get("Retry-After", "")
-                if retry_after.isdecimal():
-                    wait_seconds = min(int(retry_after), _LONGEST_WAIT_SECONDS)
-            if attempt < _ATTEMPTS:
-                log.warning("%s: %s; trying again in %d s", self._url, problem, wait_seconds)
-                await asyncio.sleep(wait_seconds)
-        raise Unavailable(f"{self._url} does not answer: {problem}")
-
-    def _recorded(self, body: bytes) -> Recorded:
-        try:
-            answer = RecordedBody.model_validate_json(body)
-            return Recorded(answer.recorded, answer.duplicates, [str(i) for i in answer.task_ids])
-        except ValueError:
-            raise Unavailable(f"{self._url} does not answer as this service does") from None
-
-
-def _detail(status: int, body: bytes) -> str:
-    try:
-        return str(from_json(body)["detail"])
-    except (ValueError, TypeError, KeyError):
-        return f"status {status}"
-
-
-@asynccontextmanager
-async def api_target(url: str, key: str | None = None) -> AsyncIterator[Target]:
-    """Open a connection to the service at a URL; `key` is sent to it and nowhere else."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    timeout = aiohttp.ClientTimeout(total=120)
-    async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
-        yield ApiTarget(session, url)
 
 
 @asynccontextmanager

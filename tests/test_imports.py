@@ -16,7 +16,7 @@ PACKAGE = Path(audit.__file__).parent
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"server", "ingest"},
+    {"server", "ingest", "remote"},
     {"workers"},
     {"app", "connections"},
     {"guard"},
@@ -41,7 +41,7 @@ THIRD_PARTIES = {
         "connections",
         "guard",
         "handlers",
-        "ingest",
+        "remote",
         "problems",
         "provider",
         "responses",
