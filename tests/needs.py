@@ -36,9 +36,22 @@ def needs(name: str) -> Path:
     if found is not None:
         return found
     reason = f"no {name}: install the package {PACKAGES.get(name, name)}"
-    if os.environ.get("AUDIT_TEST_NO_SKIPS") == "1":
+    if _allows_no_skip():
         pytest.fail(f"{reason} (AUDIT_TEST_NO_SKIPS=1 allows no skip)", pytrace=False)
     pytest.skip(reason, allow_module_level=True)
+
+
+def needs_installed(what: str, target: str, *, found: bool) -> pytest.MarkDecorator:
+    """Return a marker for tests of what `make TARGET` installs: skipped unless it is there.
+
+    When AUDIT_TEST_NO_SKIPS=1, they run, and fail.
+    """
+    reason = f"no {what}: run make {target}"
+    return pytest.mark.skipif(not found and not _allows_no_skip(), reason=reason)
+
+
+def _allows_no_skip() -> bool:
+    return os.environ.get("AUDIT_TEST_NO_SKIPS") == "1"
 
 
 def _program(name: str) -> Path | None:

@@ -18,11 +18,11 @@ from tests.bench.client import Client, Load, Outcome, request, run
 from tests.bench.figures import Figure, Result, mean_ratio, ratio
 from tests.bench.shapes import Services, services_of, shapes
 from tests.bench.systems import System, trivial
+from tests.needs import needs_installed
 
 ROOT = Path(__file__).parent.parent
 TASKS = 2000
 SHAPES = [shape.name for shape in shapes(TASKS)]
-NOT_INSTALLED = "of the group bench, which `make bench` installs"
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_plot_is_drawn(finished: tuple[Result, Path, str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("fastapi") is None, reason=f"FastAPI is {NOT_INSTALLED}")
+@needs_installed("FastAPI", ".venv/installed-bench", found=find_spec("fastapi") is not None)
 def test_peer_answers_as_the_service_does(finished: tuple[Result, Path, str]) -> None:
     """The run itself compares totals and ids, and would have failed."""
     reading = finished[0].reading or {}
@@ -95,7 +95,7 @@ def test_peer_answers_as_the_service_does(finished: tuple[Result, Path, str]) ->
     assert all(one.peer and one.service_to_peer for one in reading.values())
 
 
-@pytest.mark.skipif(find_spec("locust") is None, reason=f"Locust is {NOT_INSTALLED}")
+@needs_installed("Locust", ".venv/installed-bench", found=find_spec("locust") is not None)
 def test_locustfile_loads() -> None:
     command = [sys.executable, "-m", "locust", "-f", "tests/bench/locustfile.py", "--list"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from audit.openapi import document
+from tests.needs import needs_installed
 from tests.processes import serving
 from tests.test_cli import audit
 
@@ -30,14 +31,15 @@ NODE = HERE.parent / ".venv/node/node_modules"
 #: Tools that would look for updates or send statistics.
 QUIET = {"REDOCLY_TELEMETRY": "off", "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true", "CI": "true"}
 
-needs_python_tools = pytest.mark.skipif(
-    not (PYTHON / "openapi-python-client").exists(),
-    reason="the Python generators are not installed: make .venv/installed-generators",
+needs_python_tools = needs_installed(
+    "Python generators",
+    ".venv/installed-generators",
+    found=(PYTHON / "openapi-python-client").exists(),
 )
-needs_node = pytest.mark.skipif(
-    shutil.which("node") is None or not (NODE / ".bin/tsc").exists(),
-    reason="Node, or the packages of tests/generators, are not installed:"
-    " make .venv/installed-generators",
+needs_node = needs_installed(
+    "Node with the packages of tests/generators",
+    ".venv/installed-generators",
+    found=shutil.which("node") is not None and (NODE / ".bin/tsc").exists(),
 )
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

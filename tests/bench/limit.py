@@ -27,6 +27,8 @@ from tests.bench.shapes import Shape
 
 _COMMENT = re.compile(r"--[^\n]*")
 _PARAMETER = re.compile(r"\$(\d+)")
+#: The colon of a slice such as `[1:least(…)]`, where pgbench would read a variable.
+_SLICE = re.compile(r"(?<!:):(?=[a-z_])")
 _TPS = re.compile(r"^tps = ([\d.]+)", re.MULTILINE)
 _PROGRESS = re.compile(r"^progress: [\d.]+ s, ([\d.]+) tps", re.MULTILINE)
 _PATIENCE_SECONDS = 120
@@ -63,7 +65,7 @@ async def script_for(dsn: str, query: TaskQuery) -> Script:
         async with pool.acquire() as connection:
             connection.add_query_logger(heard.append)
             rows = await connection.fetch(
-                "SELECT name, setting FROM pg_settings WHERE source = 'client'"
+                "SELECT name, setting FROM pg_settings WHERE source IN ('client', 'session')"
             )
         await asyncio.sleep(0)
         heard.clear()
@@ -100,7 +102,8 @@ def _filled(
         literal = "NULL" if arguments[position - 1] is None else "''"
         return f"({f':{name}' if name in given else literal}::{types[position - 1].name})"
 
-    return _PARAMETER.sub(value, _COMMENT.sub("", statement)).strip().rstrip(";") + ";", given
+    bare = _SLICE.sub(": ", _COMMENT.sub("", statement)).strip().rstrip(";")
+    return _PARAMETER.sub(value, bare) + ";", given
 
 
 def _as_text(argument: Any) -> str:
