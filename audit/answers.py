@@ -12,6 +12,9 @@ No answer is older than the request that it goes to. How that is known without a
    token is equal, and the answer is never sent under it again. If a later token is equal, the
    answer is what the question would be answered with now.
 
+4. The answer is made on the server that the token was read on. A pool is on one server at a time;
+   if it has moved between the two, the request fails, and nothing is kept under the old token.
+
 So a request may take any answer kept, or being made, under a token equal to its own; and a client
 that holds an answer with the ETag made from the token holds what it would be sent.
 """
@@ -75,12 +78,14 @@ class Answers:
         token = await self._tokens.next()
         mark = f"{token.text} {token.clock.timestamp()}" if is_moving else token.text
         if not self._most_bytes:
-            return Answer(self._service, question, query, clock=token.clock)
+            return Answer(self._service, question, query, clock=token.clock, server=token.server)
         known = self._kept.get(question)
         if known and known.mark == mark:
             self._kept.move_to_end(question)
             return known
-        answer = Answer(self._service, question, query, mark, token.clock, self._weigh)
+        answer = Answer(
+            self._service, question, query, mark, token.clock, token.server, self._weigh
+        )
         self._forget(known)
         self._kept[question] = answer
         self._weigh(answer)
@@ -122,6 +127,7 @@ class Answer:
         query: TaskQuery,
         mark: str | None = None,
         clock: datetime | None = None,
+        server: str | None = None,
         weigh: Callable[[Answer], None] = lambda _: None,
     ) -> None:
         self.question = question
@@ -134,6 +140,7 @@ class Answer:
         self.rows: int | None = None
         self._service = service
         self._clock = clock
+        self._server = server
         self._weigh = weigh
         self._page: bytes | None = None
         self._packed: bytes | None = None
@@ -160,7 +167,7 @@ class Answer:
         )
 
     async def _make(self) -> bytes:
-        page = await self._service.list_tasks(self.query, clock=self._clock)
+        page = await self._service.list_tasks(self.query, clock=self._clock, server=self._server)
         self.rows = page.rows
         self._page = page.to_json()
         self._weigh(self)

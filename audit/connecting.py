@@ -115,7 +115,7 @@ class Servers:
         """Move the pool to a server that can write when the present one cannot; runs for ever."""
         while True:
             await self._writer_wanted.wait()
-            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, Unavailable):
                 session = await self._open(Session, {}, must_write=True)
                 session.terminate()
                 self._writer_wanted.clear()
@@ -187,9 +187,10 @@ class Servers:
         finally:
             if fallback is not None:
                 fallback.terminate()
-        raise failure or asyncpg.TargetServerAttributeNotMatched(
-            f"no server is {self._dsn['target_session_attrs']}"
-        )
+        if failure is not None:
+            raise failure
+        wanted = "read-write" if must_write else self._dsn["target_session_attrs"]
+        raise Unavailable(f"no database server is {wanted}", retry_after_seconds=1)
 
     def _fits(self, session: Session) -> tuple[bool, bool]:
         """Return whether it is what the DSN asks for, and whether it may serve for want of that.

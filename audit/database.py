@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import asyncpg
 
@@ -29,6 +29,18 @@ if TYPE_CHECKING:
 _NETWORK_SECONDS = 2
 #: Connections on their way back to the pool whose users have left.
 _returning: set[asyncio.Future[None]] = set()
+#: On a standby, its recovery goes first; elsewhere, another transaction.
+_CONFLICTS: Final = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+_GONE: Final = (
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.OutdatedSchemaCacheError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.UndefinedObjectError,
+    asyncpg.UndefinedTableError,
+)
+#: PostgreSQL does not translate these.
+_GONE_INTERNALLY: Final = ("cache lookup failed", "could not open relation with OID")
 _Result = TypeVar("_Result")
 _noted: ContextVar[set[str] | None] = ContextVar("noted", default=None)
 
@@ -59,38 +71,92 @@ class _Session(Session):
         return ""
 
     async def fetch(self, query: str, *values: Any, **options: Any) -> Any:
-        return await self._watched(query, super().fetch(query, *values, **options))
+        run = super().fetch
+        return await self._watched(query, lambda: run(query, *values, **options))
 
     async def fetchrow(self, query: str, *values: Any, **options: Any) -> Any:
-        return await self._watched(query, super().fetchrow(query, *values, **options))
+        run = super().fetchrow
+        return await self._watched(query, lambda: run(query, *values, **options))
 
     async def fetchval(self, query: str, *values: Any, **options: Any) -> Any:
-        return await self._watched(query, super().fetchval(query, *values, **options))
+        run = super().fetchval
+        return await self._watched(query, lambda: run(query, *values, **options))
 
     async def execute(self, query: str, *values: Any, **options: Any) -> str:
-        return await self._watched(query, super().execute(query, *values, **options))
+        run = super().execute
+        return await self._watched(query, lambda: run(query, *values, **options))
 
-    async def _watched(self, query: str, running: Awaitable[_Result]) -> _Result:
-        name = statements.name_of(query) or TRANSACTION
+    async def _watched(self, query: str, run: Callable[[], Awaitable[_Result]]) -> _Result:
+        name = statements.name_of(query)
         noted = _noted.get()
         if noted is not None:
-            noted.add(name)
+            noted.add(name or TRANSACTION)
+        # A COMMIT that failed must never be sent again: the second one would succeed.
+        is_whole = name is not None and not self.is_closed() and not self.is_in_transaction()
         failed = True
         started = time.perf_counter()
         try:
-            result = await self.limit.run(running)
+            try:
+                result = await self.limit.run(run())
+            except (asyncpg.PostgresError, asyncpg.InternalClientError) as failure:
+                if not await self._can_run_again(failure, is_whole=is_whole):
+                    raise
+                result = await self._run_again(run)
             failed = False
             return result
         finally:
-            self.metrics.statement(name, time.perf_counter() - started, failed=failed)
+            self.metrics.statement(
+                name or TRANSACTION, time.perf_counter() - started, failed=failed
+            )
+
+    async def _can_run_again(self, failure: Exception, *, is_whole: bool) -> bool:
+        """Return whether a second attempt may succeed, and do what it needs.
+
+        A statement that is a transaction of its own has had no effect if PostgreSQL reports that it
+        failed.
+
+        Raises:
+            StaleSchema: the same holds for the transaction around the statement.
+        """
+        if isinstance(failure, asyncpg.ReadOnlySQLTransactionError):
+            self.servers.note_refused_write(self)
+        if self.is_closed():
+            return False
+        if _is_stale(failure):
+            await self.reload_schema_state()
+            if self.is_in_transaction():
+                raise StaleSchema(
+                    "the database is not migrated, or its schema has just changed",
+                    retry_after_seconds=1,
+                ) from failure
+            return is_whole
+        return is_whole and isinstance(failure, _CONFLICTS)
+
+    async def _run_again(self, run: Callable[[], Awaitable[_Result]]) -> _Result:
+        try:
+            return await self.limit.run(run())
+        except _CONFLICTS as failure:
+            raise Unavailable(
+                "the database has cancelled the statement twice in favour of others",
+                retry_after_seconds=1,
+            ) from failure
+        except asyncpg.InternalServerError as failure:
+            if not _is_stale(failure):
+                raise
+            self.terminate()  # a function of the session may remember what is gone
+            raise _silent() from failure
 
 
 class _TracedSession(_Session):
     """A connection whose statements are spans, too."""
 
-    async def _watched(self, query: str, running: Awaitable[_Result]) -> _Result:
+    async def _watched(self, query: str, run: Callable[[], Awaitable[_Result]]) -> _Result:
         with self.traces.statement(statements.name_of(query) or TRANSACTION):
-            return await super()._watched(query, running)
+            return await super()._watched(query, run)
+
+
+class StaleSchema(Unavailable):
+    """The session remembered a schema that is gone; it has forgotten it, and can be asked again."""
 
 
 class NotGranted(Unavailable):
@@ -222,6 +288,20 @@ def _returned(returning: asyncio.Future[None]) -> None:
     _returning.discard(returning)
     if not returning.cancelled():
         returning.exception()  # it has cost the connection; the pool makes another
+
+
+def _is_stale(failure: Exception) -> bool:
+    """Whether the session may remember tables, types or functions that were made anew since."""
+    return isinstance(failure, _GONE) or (
+        isinstance(failure, asyncpg.InternalServerError)
+        and str(failure).startswith(_GONE_INTERNALLY)
+    )
+
+
+def server_of(connection: Connection) -> str:
+    """Name the server that a connection is on; it differs between two starts of one."""
+    server: str = cast("Any", connection).server
+    return server
 
 
 def _silent() -> Unavailable:

@@ -16,7 +16,14 @@ import asyncpg
 
 from audit import cursor, models, statements
 from audit.cursor import Cursor
-from audit.database import acquired, fetch_row, open_pool, require_current
+from audit.database import (
+    StaleSchema,
+    acquired,
+    fetch_row,
+    open_pool,
+    require_current,
+    server_of,
+)
 from audit.errors import (
     Conflict,
     FieldError,
@@ -107,6 +114,8 @@ class Token:
     text: str
     clock: datetime
     """The database's, rounded down to a second."""
+    server: str = ""
+    """It says nothing about the rows of another server."""
 
 
 class AuditService:
@@ -261,14 +270,20 @@ class AuditService:
         found, _ = await self._find(query, 0, None, None)
         return found.total
 
-    async def list_tasks(self, query: TaskQuery, *, clock: datetime | None = None) -> TaskPage:
+    async def list_tasks(
+        self, query: TaskQuery, *, clock: datetime | None = None, server: str | None = None
+    ) -> TaskPage:
         """Return the page that `query` asks for, and its exact total, of one snapshot.
 
         `clock` is what `days` count back from; None: the database's, rounded down to a second.
+        `server` is the one that a token was read on; None: any.
+
+        Raises:
+            Unavailable: also if the connection pool has moved to another server since.
         """
         position = cursor.decode(query.cursor, query.fingerprint) if query.cursor else None
         clock = position.clock if position else clock
-        found, clock = await self._find(query, query.limit, clock, position)
+        found, clock = await self._find(query, query.limit, clock, position, server)
         row, following = found.row, None
         if row["fetched"] > row["shown"]:
             following = Cursor(clock, row["last_at"], row["last_id"], found.total)
@@ -282,11 +297,20 @@ class AuditService:
         )
 
     async def _find(
-        self, query: TaskQuery, limit: int, clock: datetime | None, position: Cursor | None
+        self,
+        query: TaskQuery,
+        limit: int,
+        clock: datetime | None,
+        position: Cursor | None,
+        server: str | None = None,
     ) -> tuple[Found, datetime | None]:
         """Return the page, and what its `days` count back from."""
         for _ in range(_ATTEMPTS):
             async with self._connection() as connection:
+                if server and server_of(connection) != server:
+                    raise Unavailable(
+                        "the service has moved to another database server", retry_after_seconds=1
+                    )
                 clock = await _clock(connection, query, clock)
                 since = window_start(clock, query.days) if clock and query.days else query.since
                 question = Question(query, since, position, limit, self._max_page_bytes)
@@ -301,7 +325,7 @@ class AuditService:
         async with self._connection() as connection:
             while True:
                 row = await fetch_row(connection, statements.READ_TOKEN)
-                yield Token(row["token"], row["clock"])
+                yield Token(row["token"], row["clock"], server_of(connection))
 
     async def get_task(
         self, task_id: UUID | str, *, project_id: UUID | None = None
@@ -332,9 +356,12 @@ class AuditService:
 
     async def record_batches(self, batches: Sequence[TaskBatch]) -> Recorded:
         """Record batches that are judged already, all in one transaction; like `record`."""
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             try:
                 return await self._record_once(batches)
+            except StaleSchema:
+                if attempt:
+                    raise
             except asyncpg.CheckViolationError as refused:
                 # Only a missing partition has no name of a constraint.
                 if refused.constraint_name is not None:

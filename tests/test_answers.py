@@ -89,13 +89,15 @@ class Counted:
         self.failure: Exception | None = None
         self._list_tasks = service.list_tasks
 
-    async def list_tasks(self, query: Any, *, clock: datetime | None = None) -> TaskPage:
+    async def list_tasks(
+        self, query: Any, *, clock: datetime | None = None, server: str | None = None
+    ) -> TaskPage:
         self.asked += 1
         try:
             await self.gate.wait()
             if self.failure:
                 raise self.failure
-            return await self._list_tasks(query, clock=clock)
+            return await self._list_tasks(query, clock=clock, server=server)
         finally:
             self.ended += 1
 
@@ -621,7 +623,9 @@ class Pages:
         while True:
             yield self.token
 
-    async def list_tasks(self, query: AuditQuery, *, clock: datetime | None = None) -> TaskPage:
+    async def list_tasks(
+        self, query: AuditQuery, *, clock: datetime | None = None, server: str | None = None
+    ) -> TaskPage:
         self.asked.append(query.limit)
         return TaskPage(f'["{self.text}"]', 1, query.limit, 0, None, 1)
 

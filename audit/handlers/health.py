@@ -7,6 +7,7 @@ from aiohttp import web
 from audit.database import pending_migrations
 from audit.errors import Unavailable
 from audit.handlers import METRICS, POOL, SERVICE
+from audit.models import AuditQuery
 from audit.responses import Whole, json_response
 
 _MEASURE_SECONDS = 1
@@ -18,13 +19,14 @@ async def healthz(request: web.Request) -> Whole:
 
 
 async def readyz(request: web.Request) -> Whole:
-    """The database answers and its migrations are current."""
+    """The database answers, its migrations are current, and lists can be read."""
     pending = await pending_migrations(request.app[POOL])
     if pending:
         raise Unavailable(
             f"the database lacks migrations: {', '.join(pending)}; run `audit migrate`",
             retry_after_seconds=10,
         )
+    await request.app[SERVICE].list_tasks(AuditQuery(limit=1))
     return json_response(b'{"status":"ready"}')
 
 
