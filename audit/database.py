@@ -333,6 +333,11 @@ def _meaning(failure: Exception) -> Problem | None:  # noqa: PLR0911 - a table
     match failure:
         case asyncpg.QueryCanceledError():
             return TimedOut("the query ran into its time limit; ask for less, or narrow the time")
+        case asyncpg.OutOfMemoryError():
+            return Unavailable(
+                "the database has no memory left, or no room for locks on so many partitions",
+                retry_after_seconds=1,
+            )
         case asyncpg.DiskFullError():
             return Unavailable("the database has no room left", retry_after_seconds=10)
         case asyncpg.CheckViolationError(constraint_name="tasks_length"):

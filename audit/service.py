@@ -57,6 +57,9 @@ if TYPE_CHECKING:
 Query = TypeVar("Query", bound=TaskQuery)
 
 _ATTEMPTS = 5
+#: Partitions made in one transaction; they take a second or so on a busy machine.
+_PARTITIONS_AT_ONCE = 25
+_TOO_MANY_PARTITIONS = "TA010"
 _MICROSECOND = timedelta(microseconds=1)
 _FORBIDDEN_CHANGE = {
     "TA001": "the task is in a terminal state and can no longer change",
@@ -137,6 +140,7 @@ class AuditService:
         self._pool = pool
         self._metrics = metrics or Metrics()
         self._partition = settings.partition
+        self._most_partitions = settings.max_partitions
         self._fold_pace = FoldPace(settings.max_fold_cells)
         self._max_page_bytes = settings.max_page_bytes
         self._waiting = Limit(settings.acquire_timeout_seconds)
@@ -400,13 +404,31 @@ class AuditService:
     async def _make_partitions(self, batches: Sequence[TaskBatch]) -> None:
         asked = [task.get("created_at") for batch in batches for task in json.loads(batch.text)]
         times = [time and datetime.fromisoformat(time.upper()) for time in asked]
-        async with self._connection() as connection:
-            await connection.fetchval(statements.MAKE_PARTITIONS, times, self._partition)
+        await self._make_in_portions(statements.MAKE_PARTITIONS, times)
 
     async def make_coming_partitions(self) -> None:
         """Make the partitions of the present and the next three months, where they are missing."""
-        async with self._connection() as connection:
-            await connection.fetchval(statements.MAKE_COMING_PARTITIONS, self._partition)
+        await self._make_in_portions(statements.MAKE_COMING_PARTITIONS)
+
+    async def _make_in_portions(self, statement: str, *values: object) -> None:
+        """Make partitions, each portion in a transaction of its own, so that a retry goes on.
+
+        Raises:
+            Invalid: there would be more than `max_partitions`.
+        """
+        limits = (self._partition, _PARTITIONS_AT_ONCE, self._most_partitions)
+        made = 1
+        while made:
+            try:
+                async with self._connection() as connection:
+                    made = await connection.fetchval(statement, *values, *limits)
+            except asyncpg.PostgresError as refused:
+                if refused.sqlstate != _TOO_MANY_PARTITIONS:
+                    raise
+                raise Invalid(
+                    f"created_at: these times need more than {self._most_partitions:,} partitions"
+                    " of the history, the limit set by max_partitions"
+                ) from refused
 
     async def update(
         self, task_id: UUID | str, change: Mapping[str, Any], *, if_match: str | None = None

@@ -111,6 +111,8 @@ class Settings(BaseSettings):
     """How long a request may take, its body included, and then how long its answer to be read."""
     idle_timeout_seconds: float = Field(default=75, gt=0, le=3600)
     """How long a connection may be idle between requests, or take to send the head of one."""
+    max_partitions: int = Field(default=4000, ge=1, le=100_000)
+    """Partitions of the history; a task that needs one more is refused with 422."""
     max_fold_cells: int = Field(default=50_000, ge=1)
     """Work of one fold: two for each service of a change, and two for the change itself."""
     log_format: LogFormat = "text"

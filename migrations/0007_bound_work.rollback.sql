@@ -5,6 +5,98 @@ BEGIN
 END
 $$;
 
+CREATE OR REPLACE FUNCTION refuse_lone_keys() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+SET enable_seqscan = off
+AS $$
+DECLARE
+    lone uuid;
+BEGIN
+    SELECT claimed.task_id INTO lone
+    FROM claimed
+    WHERE NOT EXISTS (
+        SELECT
+        FROM tasks
+        WHERE tasks.task_id = claimed.task_id AND tasks.created_at = claimed.created_at
+        OFFSET 0
+    )
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'no task % is recorded: its key comes with it', lone
+            USING ERRCODE = 'TA007';
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION make_task_partition(held timestamptz, width text) RETURNS void
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET timezone = 'UTC'
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    lower_edge timestamptz := date_trunc(width, held);
+    upper_edge timestamptz := date_trunc(width, held) + ('1 ' || width)::interval;
+    before_edge timestamptz;
+    after_edge timestamptz;
+    name text;
+BEGIN
+    IF (width IN ('month', 'week', 'day')) IS NOT TRUE THEN
+        RAISE EXCEPTION 'a partition is a month, week or day wide, not %', width
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF (held >= '2000-01-01' AND held < now() + interval '1 year') IS NOT TRUE THEN
+        RAISE EXCEPTION 'no partition is made for %', held
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF EXISTS (SELECT FROM task_partitions WHERE since <= held AND held < until) THEN
+        RETURN;
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtext('make_task_partition'));
+    IF EXISTS (SELECT FROM task_partitions WHERE since <= held AND held < until) THEN
+        RETURN;
+    END IF;
+    SELECT max(until) FILTER (WHERE until <= held), min(since) FILTER (WHERE since > held)
+    INTO before_edge, after_edge
+    FROM task_partitions;
+    lower_edge := greatest(lower_edge, before_edge);
+    upper_edge := least(upper_edge, after_edge);
+    name := 'tasks_' || to_char(lower_edge, 'YYYYMMDD');
+    EXECUTE format('CREATE TABLE %I (LIKE tasks INCLUDING ALL)', name);
+    EXECUTE format(
+        'CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON %I '
+        'EXECUTE FUNCTION refuse_task_removal()', name
+    );
+    EXECUTE format('ALTER TABLE %I ENABLE ALWAYS TRIGGER refuse_truncate', name);
+    EXECUTE format(
+        'CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE ON %I '
+        'EXECUTE FUNCTION refuse_partition_write()', name
+    );
+    EXECUTE format(
+        'ALTER TABLE tasks ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
+        name, lower_edge, upper_edge
+    );
+END
+$$;
+
+DO $$
+DECLARE
+    granting regprocedure;
+BEGIN
+    FOREACH granting IN ARRAY '{grant_serving(name),grant_reading(name)}'::regprocedure[] LOOP
+        EXECUTE replace(
+            pg_get_functiondef(granting),
+            'FUNCTION make_task_partition, make_task_partitions,', 'FUNCTION make_task_partition,'
+        );
+    END LOOP;
+END
+$$;
+
+DROP FUNCTION created_at_of;
+DROP FUNCTION make_task_partitions;
+
 DROP FUNCTION fold_task_counts;
 DROP FUNCTION move_task_count_deltas;
 DROP FUNCTION split_task_counts;

@@ -275,3 +275,184 @@ $$;
 
 REVOKE ALL ON FUNCTION
 split_task_counts, move_task_count_deltas, fold_task_counts FROM PUBLIC; -- noqa: CP02
+
+-- Make partitions that hold the given times, where there are none; return how many were made.
+--
+-- width: 'month', 'week' or 'day', in UTC. Where that range would overlap partitions that are there
+-- already (made under another width), it is cut to the gap between them. No more than most are
+-- made, the newest first; call it again until it returns 0. NULL: make all.
+-- most_partitions: raise TA010, and make none, if there would be more of them; NULL: no limit.
+-- ATTACH takes a lock that lets reads and writes go on; CREATE ... PARTITION OF does not.
+-- Raises invalid_parameter_value for another width, and for a time at which no task can be recorded
+-- for a long time.
+CREATE FUNCTION make_task_partitions(
+    times timestamptz[], width text, most integer DEFAULT NULL, most_partitions integer DEFAULT NULL
+) RETURNS integer
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET timezone = 'UTC'
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    known tstzmultirange;
+    held timestamptz;
+    gap tstzrange;
+    existing integer;
+    missing integer;
+    made integer := 0;
+    base_name text;
+    name text;
+BEGIN
+    IF (width IN ('month', 'week', 'day')) IS NOT TRUE THEN
+        RAISE EXCEPTION 'a partition is a month, week or day wide, not %', width
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    FOREACH held IN ARRAY times LOOP
+        IF (held >= '2000-01-01' AND held < now() + interval '1 year') IS NOT TRUE THEN
+            RAISE EXCEPTION 'no partition is made for %', held
+                USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+    END LOOP;
+    SELECT range_agg(tstzrange(since, until)) INTO known FROM task_partitions;
+    IF NOT EXISTS (SELECT FROM unnest(times) AS needed WHERE (known @> needed) IS NOT TRUE) THEN
+        RETURN 0;
+    END IF;
+
+    PERFORM pg_advisory_xact_lock(hashtext('make_task_partition'));
+    SELECT COALESCE(range_agg(tstzrange(since, until)), '{}'), count(*)
+    INTO known, existing
+    FROM task_partitions;
+    SELECT count(DISTINCT date_trunc(width, needed)) INTO missing
+    FROM unnest(times) AS needed
+    WHERE NOT known @> needed;
+    IF missing > 0 AND existing + missing > most_partitions THEN
+        RAISE EXCEPTION '% partitions would be made beside %', missing, existing
+            USING ERRCODE = 'TA010';
+    END IF;
+
+    FOR held IN SELECT DISTINCT needed FROM unnest(times) AS needed ORDER BY needed DESC LOOP
+        EXIT WHEN made = most;
+        CONTINUE WHEN known @> held;
+        SELECT piece INTO gap
+        FROM unnest(
+            tstzmultirange(
+                tstzrange(
+                    date_trunc(width, held), date_trunc(width, held) + ('1 ' || width)::interval
+                )
+            ) - known
+        ) AS piece
+        WHERE piece @> held;
+        base_name := 'tasks_' || to_char(lower(gap), 'YYYYMMDD');
+        name := base_name;
+        -- A partition that was detached may still have the name.
+        FOR suffix IN 2 .. 1000 LOOP
+            EXIT WHEN to_regclass(quote_ident(name)) IS NULL;
+            name := base_name || '_' || suffix;
+        END LOOP;
+        EXECUTE format('CREATE TABLE %I (LIKE tasks INCLUDING ALL)', name);
+        EXECUTE format(
+            'CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON %I '
+            'EXECUTE FUNCTION refuse_task_removal()', name
+        );
+        EXECUTE format('ALTER TABLE %I ENABLE ALWAYS TRIGGER refuse_truncate', name);
+        EXECUTE format(
+            'CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE ON %I '
+            'EXECUTE FUNCTION refuse_partition_write()', name
+        );
+        EXECUTE format(
+            'ALTER TABLE tasks ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
+            name, lower(gap), upper(gap)
+        );
+        known := known + tstzmultirange(gap);
+        made := made + 1;
+    END LOOP;
+    RETURN made;
+END
+$$;
+
+REVOKE ALL ON FUNCTION make_task_partitions FROM PUBLIC; -- noqa: CP02
+
+-- Make the partition that holds the given time, as make_task_partitions does.
+CREATE OR REPLACE FUNCTION make_task_partition(held timestamptz, width text) RETURNS void
+LANGUAGE sql
+SECURITY DEFINER
+SET search_path FROM CURRENT
+BEGIN ATOMIC
+    SELECT make_task_partitions(ARRAY[held], width);
+END;
+
+-- A key comes with its task: nobody can take an id so that a task cannot be recorded.
+--
+-- Each month of the keys is checked by a statement that names its range as literals, so that it
+-- opens the partitions of this range alone. Each key is looked up by index: OFFSET keeps PostgreSQL
+-- from making a join of it.
+CREATE OR REPLACE FUNCTION refuse_lone_keys() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+SET enable_seqscan = off
+AS $$
+DECLARE
+    first_at timestamptz;
+    last_at timestamptz;
+    lone uuid;
+BEGIN
+    FOR first_at, last_at IN
+        SELECT min(created_at), max(created_at)
+        FROM claimed
+        GROUP BY date_trunc('month', created_at)
+    LOOP
+        EXECUTE format(
+            'SELECT claimed.task_id '
+            'FROM claimed '
+            'WHERE claimed.created_at BETWEEN %1$L AND %2$L '
+            'AND NOT EXISTS ('
+            'SELECT FROM tasks '
+            'WHERE tasks.task_id = claimed.task_id AND tasks.created_at = claimed.created_at '
+            'AND tasks.created_at BETWEEN %1$L AND %2$L '
+            'OFFSET 0) '
+            'LIMIT 1',
+            first_at, last_at
+        ) INTO lone;
+        IF lone IS NOT NULL THEN
+            RAISE EXCEPTION 'no task % is recorded: its key comes with it', lone
+                USING ERRCODE = 'TA007';
+        END IF;
+    END LOOP;
+    RETURN NULL;
+END
+$$;
+
+-- When the task of an id was created; NULL: it is not recorded.
+--
+-- Strictly it is STABLE, since an id that is not known may be recorded later; what it returns for a
+-- known one never changes. As IMMUTABLE, the planner computes it for the value of a parameter, and
+-- opens one partition. Call it only in plans that are made for each execution.
+CREATE FUNCTION created_at_of(task uuid) RETURNS timestamptz
+LANGUAGE sql IMMUTABLE
+RETURN (SELECT task_keys.created_at FROM task_keys WHERE task_keys.task_id = task);
+
+-- Roles that serve may call the new functions, and keep what they had on the one made anew.
+DO $$
+DECLARE
+    granting regprocedure;
+    grantee regrole;
+BEGIN
+    FOREACH granting IN ARRAY '{grant_serving(name),grant_reading(name)}'::regprocedure[] LOOP
+        EXECUTE replace(
+            pg_get_functiondef(granting),
+            'FUNCTION make_task_partition,', 'FUNCTION make_task_partition, make_task_partitions,'
+        );
+    END LOOP;
+    FOR grantee IN
+        SELECT acl.grantee
+        FROM pg_proc
+        CROSS JOIN aclexplode(proacl) AS acl
+        WHERE pg_proc.oid = 'make_task_partition(timestamptz, text)'::regprocedure
+            AND acl.grantee NOT IN (0, proowner)
+    LOOP
+        EXECUTE format(
+            'GRANT EXECUTE ON FUNCTION make_task_partitions, fold_task_counts TO %s', grantee
+        );
+    END LOOP;
+END
+$$;

@@ -12,7 +12,7 @@ FROM (
     FROM tasks
     WHERE
         task_id = $1::uuid
-        AND created_at = (SELECT task_keys.created_at FROM task_keys WHERE task_keys.task_id = $1)
+        AND created_at = created_at_of($1)
         AND ($2::uuid IS NULL OR project_id = $2)
     OFFSET 0
 ) AS found

@@ -1,5 +1,15 @@
--- make_coming_partitions: make the partitions of the present and the coming months; one row.
+-- make_coming_partitions: make partitions of the present and the coming months; one row.
 --
---  $1 width text  'month', 'week' or 'day'
-SELECT count(make_task_partition(ahead, $1::text)) AS times
-FROM generate_series(now(), now() + interval '3 months', ('1 ' || $1)::interval) AS ahead
+--  $1 width           text  'month', 'week' or 'day'
+--  $2 most            int   make no more than that: run it again until it makes none
+--  $3 most_partitions int   raise TA010 if there would be more of them
+--
+-- made: int.
+SELECT
+    make_task_partitions(
+        ARRAY(
+            SELECT at
+            FROM generate_series(now(), now() + INTERVAL '3 months', ('1 ' || $1)::interval) AS at
+        ),
+        $1::text, $2::int, $3::int
+    ) AS made

@@ -27,7 +27,7 @@ WITH changed AS (
     )
     WHERE
         task_id = $1::uuid
-        AND created_at = (SELECT task_keys.created_at FROM task_keys WHERE task_keys.task_id = $1)
+        AND created_at = created_at_of($1)
         AND ($3::uuid IS NULL OR project_id = $3)
         AND (($4::text[] IS NULL AND $5::text[] IS NULL) OR task_matches(tasks, $4, $5))
         AND NOT task_is_as(tasks, $2)
@@ -43,7 +43,7 @@ unchanged AS (
     WHERE
         NOT EXISTS (SELECT FROM changed)
         AND task_id = $1
-        AND created_at = (SELECT task_keys.created_at FROM task_keys WHERE task_keys.task_id = $1)
+        AND created_at = created_at_of($1)
         AND ($3 IS NULL OR project_id = $3)
 )
 
