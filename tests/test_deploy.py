@@ -148,10 +148,14 @@ def test_proxy_passes_conditional_requests_and_request_ids_on(proxy: Proxy) -> N
     again, body = proxy.get(
         f"{API}/query", Accept_Encoding="gzip", If_None_Match=first.headers["ETag"]
     )
-    moved, _ = proxy.request("PATCH", f"{API}/tasks/{sent['task_id']}", {"status": "failed"})
+    path = f"{API}/tasks/{sent['task_id']}"
+    etag = proxy.get(path)[0].headers["ETag"]
+    moved, _ = proxy.request("PATCH", path, {"status": "executing"}, If_Match=etag)
+    stale, _ = proxy.request("PATCH", path, {"status": "failed"}, If_Match=etag)
     changed, _ = proxy.get(f"{API}/query", If_None_Match=first.headers["ETag"])
 
-    assert (200, 304, 200, 200) == (first.status, again.status, moved.status, changed.status)
+    assert (200, 304, 200) == (first.status, again.status, changed.status)
+    assert (200, 412) == (moved.status, stale.status)
     assert b"" == body
     assert first.headers["ETag"] == again.headers["ETag"]
     assert "mine" == first.headers["X-Request-ID"]
@@ -230,12 +234,13 @@ def test_proxy_reports_its_own_errors_as_problems(
 
 def test_proxy_answers_503_while_no_service_is_there(tmp_path: Path) -> None:
     with proxying(f"http://127.0.0.1:{free_port()}", tmp_path) as proxy:
-        response, body = proxy.get(f"{API}/query")
+        response, body = proxy.get(f"{API}/query", X_Request_ID='a "b"')
         plain = HTTPConnection("localhost", proxy.plain_port)
         with contextlib.closing(plain):
             plain.request("GET", f"{API}/by-service/a%2Fb?days=7", headers={"Host": "localhost"})
             moved = plain.getresponse()
 
+    assert 'a "b"' != json.loads(body)["instance"]
     assert (503, "1") == (response.status, response.headers["Retry-After"])
     assert {"type", "title", "status", "detail", "instance"} == set(json.loads(body))
     assert 308 == moved.status
