@@ -214,26 +214,31 @@ _PARAMETER_EXAMPLES: Final = {
 _DESCRIPTION: Final = """\
 Records the tasks of an orchestrator and answers questions about them: exactly, and newest first.
 
-A task is recorded once, moves forwards through its states, and from `completed`, `failed` or
-`rejected` on never changes again. No task is ever deleted.
+A task is recorded once and moves forwards through its states. From `completed`, `failed` or
+`rejected` on it never changes again. No task is ever deleted.
 
-**Lists.** Filters combine with AND, and `total` counts every task that matches them, on this page
-or not. To read on, send the same filters with the `next_cursor` of the page as `cursor`; where that
-is `null`, nothing follows. `limit` may change from page to page.
+**Lists.** Filters combine with AND. `total` counts every task that matches them, on all pages
+together. To read the next page, send the same filters with the `next_cursor` of this page as
+`cursor`. A `next_cursor` of `null` marks the last page. `limit` may change from page to page.
 
-**The same again.** A list has an `ETag`. Sent back as `If-None-Match`, it is answered with 304 for
-as long as no task changes, at next to no cost. No answer is ever older than its request.
+**Caching.** Send the `ETag` of an answer as `If-None-Match`: the answer is 304, at next to no cost,
+for as long as nothing changes. No answer is ever older than its request.
 
-**Refusals.** Every answer from 400 up is `application/problem+json` (RFC 9457), that to a route
-(404) or method (405, with `Allow`) that is not here too. A parameter or member that is unknown, out
-of bounds or given once too often is refused, never ignored, and `errors` names each of them.
+**Errors.** Every answer with status 400 or higher is `application/problem+json` (RFC 9457), also
+for unknown routes (404) and methods (405, with `Allow`). A parameter or member that is unknown, out
+of bounds or repeated without being allowed to is an error, never ignored; `errors` names each.
 
-**Keys.** Send `Authorization: Bearer` and a key with the scope that a route needs. A key may be for
-one project alone: then it sees and records only that project's tasks, totals count only these, and
-any other task is unknown to it. A key may send so many requests a second: `RateLimit-Policy` and
-`RateLimit` tell how many, and how many are left.
+**Text.** No text may contain a NUL character (`\\u0000`), and all text is valid Unicode.
 
-**Request ids.** Every answer has an `X-Request-ID`: that of the request if it sent one of 1 to 128
+**Compatibility.** Ignore members of answers that you do not know: later versions may add some.
+Requests have no unknown members.
+
+**API keys.** Send `Authorization: Bearer <key>` with a key that has the scope of the operation. A
+key can be bound to one project: it reads and records only the tasks of that project, totals count
+only these, and any other task is unknown to it. If a key has a rate limit, `RateLimit-Policy` and
+`RateLimit` show the limit and what is left.
+
+**Request ids.** Every answer has an `X-Request-ID`: that of the request, if it sent one of 1 to 128
 letters, digits, `.`, `_`, `~` and `-`; otherwise a new one.
 """
 
@@ -285,8 +290,8 @@ def document() -> dict[str, Any]:
                     "type": "http",
                     "scheme": "bearer",
                     "description": (
-                        "A key made by `audit keys create`, or a JSON Web Token of the issuer that"
-                        " the service is told of. Where there is neither, none is asked for."
+                        "An API key made by `audit keys create`, or a JSON Web Token of the"
+                        " issuer that is configured. A service without either needs no key."
                     ),
                 }
             },
