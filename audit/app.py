@@ -11,6 +11,7 @@ from aiohttp.typedefs import Handler
 from audit.access import Scope
 from audit.addresses import networks_of
 from audit.answers import Answers
+from audit.cors import cors
 from audit.database import open_pool
 from audit.errors import BodyTooSlow, Problem, TimedOut, Unavailable
 from audit.guard import Guard
@@ -79,7 +80,10 @@ def create_app(
     if traces:
         app.middlewares.append(tracing(traces))
     trusted = networks_of(settings.trusted_proxy or "")
-    app.middlewares.extend([watching(app[METRICS], settings.log_sample, trusted), problems])
+    app.middlewares.append(watching(app[METRICS], settings.log_sample, trusted))
+    if settings.cors_origin:
+        app.middlewares.append(cors(frozenset(settings.cors_origin.split(","))))
+    app.middlewares.append(problems)
     return app
 
 

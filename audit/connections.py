@@ -11,7 +11,7 @@ from weakref import WeakSet
 from aiohttp import web
 
 from audit.errors import Unavailable
-from audit.problems import bytes_of
+from audit.problems import MAX_HEADER_BYTES, MAX_HEADERS, MAX_URL_BYTES, bytes_of
 
 #: So long a client that is refused may take to read why.
 _REFUSAL_SECONDS: Final = 1
@@ -54,6 +54,9 @@ class Connections:
             loop=asyncio.get_running_loop(),
             access_log=None,
             keepalive_timeout=self._idle_seconds,
+            max_line_size=MAX_URL_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+            max_headers=MAX_HEADERS,
         )
         connection.answer_seconds = self._answer_seconds
         connection.lost = self._lost

@@ -99,6 +99,22 @@ class BodyTooLarge(Problem):
     title = "The body is too large"
 
 
+class UrlTooLong(Problem):
+    """The URL is over the limit."""
+
+    status = 414
+    name = "url-too-long"
+    title = "The URL is too long"
+
+
+class HeadersTooLarge(Problem):
+    """A header field is over the limit, or there are too many of them."""
+
+    status = 431
+    name = "headers-too-large"
+    title = "The header fields are too large"
+
+
 class UnsupportedMedia(Problem):
     """The content type is not one that the route takes."""
 

@@ -7,20 +7,27 @@ import logging
 import random
 import re
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import hdrs, web, web_urldispatcher
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.typedefs import Handler
 
 from audit import errors
 from audit.errors import Problem
-from audit.handlers import DRAINING, REASON, REQUEST_ID
+from audit.handlers import ACCEPT_PATCH, DRAINING, REASON, REQUEST_ID
 from audit.responses import Whole
 
 log = logging.getLogger("audit")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,128}", re.ASCII)
 _TYPE = "urn:task-audit:problem:"
+#: Of the path and the parameters of a request.
+MAX_URL_BYTES: Final = 64 * 1024
+#: Of the name and the value of one header field. aiohttp raises the same error for a long URL and a
+#: long field; only the limit in it tells them apart.
+MAX_HEADER_BYTES: Final = 32 * 1024
+MAX_HEADERS: Final = 128
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -33,6 +40,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except Problem as problem:
         request[REASON] = problem.detail
         response = _respond(problem, request_id)
+    except web.HTTPMethodNotAllowed as refused:
+        response = _options(refused, request, request_id)
     except web.HTTPException as refused:
         if refused.status < HTTPStatus.BAD_REQUEST:
             _named(refused, request_id)
@@ -93,13 +102,20 @@ def _respond(problem: Problem, request_id: str) -> Whole:
 
 
 def _of_aiohttp(refused: web.HTTPException, request: web.Request, request_id: str) -> Whole:
-    details = {
-        HTTPStatus.NOT_FOUND: f"nothing is at {request.path}",
-        HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method} is not a method of {request.path}",
-    }
-    response = _plain(refused.status, details.get(HTTPStatus(refused.status), ""), request_id)
-    if isinstance(refused, web.HTTPMethodNotAllowed):
-        response.headers["Allow"] = ", ".join(sorted(refused.allowed_methods))
+    is_unknown = refused.status == HTTPStatus.NOT_FOUND
+    return _plain(refused.status, f"nothing is at {request.path}" if is_unknown else "", request_id)
+
+
+def _options(refused: web.HTTPMethodNotAllowed, request: web.Request, request_id: str) -> Whole:
+    """Answer OPTIONS, which no route has of its own; refuse any other method."""
+    if request.method == hdrs.METH_OPTIONS:
+        response = Whole(None, {}, HTTPStatus.NO_CONTENT)
+        if hdrs.METH_PATCH in refused.allowed_methods:
+            response.headers["Accept-Patch"] = ACCEPT_PATCH
+    else:
+        detail = f"{request.method} is not a method of {request.path}"
+        response = _plain(refused.status, detail, request_id)
+    response.headers[hdrs.ALLOW] = ", ".join(sorted({*refused.allowed_methods, hdrs.METH_OPTIONS}))
     return response
 
 
@@ -151,12 +167,24 @@ def _refuse_unreadable(
     request_id = _new_id()
     if status < HTTPStatus.INTERNAL_SERVER_ERROR:
         log.debug("unreadable request %s from %s: %r", request_id, request.remote, exc)
-        response = _respond(errors.Malformed("this is not an HTTP request"), request_id)
+        response = _respond(_of_parser(exc), request_id)
     else:
         log.error("request %s failed outside of its handler", request_id, exc_info=exc)
         response = _plain(status, "", request_id)
     response.force_close()
     return _named(response, request_id)
+
+
+def _of_parser(refused: BaseException | None) -> Problem:
+    """Return what it means that aiohttp's parser refuses a request."""
+    match refused:
+        case LineTooLong(args=(_, limit, *_)) if limit == MAX_URL_BYTES:
+            return errors.UrlTooLong(f"the URL is over {MAX_URL_BYTES} bytes")
+        case LineTooLong():
+            return errors.HeadersTooLarge(f"a header field is over {MAX_HEADER_BYTES} bytes")
+        case BadHttpMessage(message="Too many headers received"):
+            return errors.HeadersTooLarge(f"the request has over {MAX_HEADERS} header fields")
+    return errors.Malformed("this is not an HTTP request")
 
 
 # aiohttp offers no other way to shape these answers; its own echo the input and name its version.

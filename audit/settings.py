@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -36,6 +37,20 @@ def _safe_place(place: str | None) -> str | None:
     return place
 
 
+def _origins(listed: str | None) -> str | None:
+    """Accept origins as browsers send them; any other text would match none."""
+    if listed is None:
+        return None
+    origins = [origin.strip() for origin in listed.split(",") if origin.strip()]
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin) or origin.endswith((":80", ":443")):
+            raise ValueError(
+                f"{origin!r} must look like https://ops.example.com or http://localhost:3000: in"
+                " small letters, without a path, and without the port 80 or 443"
+            )
+    return ",".join(origins)
+
+
 def _networks(listed: str | None) -> str | None:
     if listed is not None:
         try:
@@ -43,6 +58,9 @@ def _networks(listed: str | None) -> str | None:
         except ValueError as wrong:
             raise ValueError(f"must be addresses or networks such as 10.0.0.0/8: {wrong}") from None
     return listed
+
+
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.ASCII)
 
 
 class Settings(BaseSettings):
@@ -105,6 +123,8 @@ class Settings(BaseSettings):
     """Connections of clients to one worker; one more is refused with 503."""
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
     """Longest body of a POST or PATCH."""
+    cors_origin: Annotated[str | None, AfterValidator(_origins)] = None
+    """Origins whose pages may call the service, with commas between them; unset: none."""
     max_page_bytes: int = Field(default=32 * 1024 * 1024, ge=1024, le=512 * 1024 * 1024)
     """Longest page of a list, in bytes; a page of one task may be longer."""
     request_timeout_seconds: float = Field(default=30, gt=0, le=3600)

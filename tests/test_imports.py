@@ -21,7 +21,7 @@ LAYERS = [
     {"app", "connections"},
     {"guard"},
     {"handlers.reading", "handlers.writing", "handlers.health", "handlers.docs"},
-    {"problems", "openapi", "watching"},
+    {"cors", "problems", "openapi", "watching"},
     {"handlers"},
     {"answers", "provider"},
     {"service", "keys"},
@@ -39,6 +39,7 @@ THIRD_PARTIES = {
     "aiohttp": {
         "app",
         "connections",
+        "cors",
         "guard",
         "handlers",
         "remote",

@@ -16,6 +16,8 @@ from audit.settings import Settings
 if TYPE_CHECKING:
     from audit.database import Pool
 
+#: The content types of a change.
+ACCEPT_PATCH: Final = "application/json, application/merge-patch+json"
 SERVICE: Final = web.AppKey("service", AuditService)
 ANSWERS: Final = web.AppKey("answers", Answers)
 IDENTITY: Final = web.RequestKey("identity", Identity)

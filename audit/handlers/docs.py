@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from importlib.resources import files
 from typing import Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from audit import openapi
 from audit.responses import Whole, json_response
@@ -42,6 +43,8 @@ def add_routes(app: web.Application) -> None:
     """Serve `/openapi.json`, and `/docs` with what the page is made of."""
     app.router.add_get("/openapi.json", openapi_json)
     app.router.add_get("/docs", page)
+    app.router.add_get("/docs/", to_page)
+    app.router.add_get("/", to_page)
     app.router.add_get("/docs/{asset}", asset)
 
 
@@ -55,6 +58,12 @@ async def openapi_json(request: web.Request) -> Whole:
 async def page(request: web.Request) -> Whole:
     """The page, which asks this service for all it needs and no other host for anything."""
     return Whole(_PAGE, _PAGE_HEADERS)
+
+
+async def to_page(request: web.Request) -> Whole:
+    """Lead to the page, by a relative path: a proxy may serve all of it under a prefix."""
+    place = "docs" if request.path == "/" else "../docs"
+    return Whole(b"", {hdrs.LOCATION: place}, HTTPStatus.TEMPORARY_REDIRECT)
 
 
 async def asset(request: web.Request) -> Whole:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from audit.errors import BodyTooLarge, Invalid, Malformed, UnsupportedMedia
-from audit.handlers import IDENTITY, ROWS, SERVICE, SETTINGS
+from audit.handlers import ACCEPT_PATCH, IDENTITY, ROWS, SERVICE, SETTINGS
 from audit.handlers.reading import (
     match_of,
     none_match_of,
@@ -22,9 +22,6 @@ from audit.responses import Whole, json_response
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
-#: RFC 7396. A change means the same under either name.
-MERGE_PATCH = "application/merge-patch+json"
-PATCHES = (JSON, MERGE_PATCH)
 _CODINGS = ("identity", "gzip", "deflate")
 _LINES_IN_BATCH = 1000
 _writing: set[asyncio.Task[Any]] = set()
@@ -47,7 +44,7 @@ async def record(request: web.Request) -> Whole:
 async def update(request: web.Request) -> Whole:
     """Move an open task on and fill in what is known."""
     task_id = task_id_of(request)
-    _content_type(request, PATCHES)
+    _content_type(request, ACCEPT_PATCH.split(", "))
     change = parse_change(await _read(request))
     project_id = request[IDENTITY].project_id
     document = await _to_its_end(
@@ -80,7 +77,7 @@ def _written(writing: asyncio.Task[Any]) -> None:
 def _content_type(request: web.Request, allowed: Collection[str]) -> str:
     if request.content_type not in allowed:
         given = request.headers.get("Content-Type", "none")
-        accepted = {"Accept-Patch": ", ".join(allowed)} if request.method == "PATCH" else {}
+        accepted = {"Accept-Patch": ACCEPT_PATCH} if request.method == "PATCH" else {}
         raise UnsupportedMedia(
             f"the content type is {given}; send {' or '.join(allowed)}", headers=accepted
         )

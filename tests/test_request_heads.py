@@ -1,0 +1,91 @@
+"""Limits of the head of a request, and what is said where one is reached."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.processes import connected, serving
+
+QUERY = "/api/v1/audit/query"
+
+
+@pytest.fixture(scope="module")
+def url(postgres: str, template: str) -> Iterator[str]:
+    dsn = postgres.replace("/postgres?", f"/{template}?")
+    with serving("--workers", "1", "--dsn", dsn) as (_, url, _):
+        yield url
+
+
+def answer_to(url: str, *lines: str) -> tuple[int, dict[str, str], dict[str, object]]:
+    """Send a head and return status, headers and body."""
+    with connected(url) as connection:
+        connection.sendall("\r\n".join([*lines, "Connection: close", "", ""]).encode())
+        received = b""
+        while chunk := connection.recv(65_536):
+            received += chunk
+    head, _, body = received.partition(b"\r\n\r\n")
+    status, *fields = head.decode().split("\r\n")
+    headers = dict(field.split(": ", 1) for field in fields)
+    return int(status.split()[1]), headers, json.loads(body)
+
+
+def head_of_intents(total: int) -> str:
+    """A request line whose URL has `total` bytes: allowed parameters of allowed lengths."""
+    target = f"{QUERY}?"
+    for n in range(100):
+        pair = f"&intent={n:03}{'%C3%A4' * 200}"
+        if len(target) + len(pair) <= total:
+            target += pair
+    return f"GET {target}{'&' * (total - len(target))} HTTP/1.1"
+
+
+@pytest.mark.parametrize("size", [10_000, 64 * 1024])
+def test_long_url_of_allowed_parameters_is_answered(url: str, size: int) -> None:
+    status, _, _ = answer_to(url, head_of_intents(size), "Host: x")
+
+    assert status == 200
+
+
+@pytest.mark.parametrize("size", [64 * 1024 + 1, 70_000, 250_000])
+def test_longer_url_is_414(url: str, size: int) -> None:
+    line = f"GET {QUERY}?intent={'a' * (size - len(QUERY) - 8)} HTTP/1.1"
+
+    status, headers, problem = answer_to(url, line, "Host: x")
+
+    assert status == 414
+    assert headers["Content-Type"] == "application/problem+json"
+    assert problem["type"] == "urn:task-audit:problem:url-too-long"
+    assert problem["detail"] == "the URL is over 65536 bytes"
+    assert problem["instance"] == headers["X-Request-ID"]
+
+
+def test_long_header_field_is_taken_up_to_the_limit(url: str) -> None:
+    line = f"GET {QUERY} HTTP/1.1"
+
+    assert 200 == answer_to(url, line, "Host: x", f"X-Long: {'a' * 32_000}")[0]
+    status, _, problem = answer_to(url, line, "Host: x", f"X-Long: {'a' * 40_000}")
+
+    assert status == 431
+    assert problem["type"] == "urn:task-audit:problem:headers-too-large"
+    assert problem["detail"] == "a header field is over 32768 bytes"
+
+
+def test_many_header_fields_are_taken_up_to_the_limit(url: str) -> None:
+    line = f"GET {QUERY} HTTP/1.1"
+
+    assert 200 == answer_to(url, line, "Host: x", *(f"X-{n}: 1" for n in range(120)))[0]
+    status, _, problem = answer_to(url, line, "Host: x", *(f"X-{n}: 1" for n in range(130)))
+
+    assert status == 431
+    assert problem["detail"] == "the request has over 128 header fields"
+
+
+@pytest.mark.parametrize("line", ["GET", "GET / HTTP/9.9", "\x16\x03\x01", "G\x00T / HTTP/1.1"])
+def test_what_is_no_request_is_400(url: str, line: str) -> None:
+    status, _, problem = answer_to(url, line, "Host: x")
+
+    assert status == 400
+    assert problem["detail"] == "this is not an HTTP request"
