@@ -6,9 +6,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
+
+log = logging.getLogger("audit")
+
+_CANCELLATIONS: Final = 10
+_CANCEL_EVERY_SECONDS: Final = 0.5
 
 _Result = TypeVar("_Result")
 
@@ -66,6 +72,22 @@ class Limit:
             if not run.is_late:
                 run.is_late = True
                 run.task.cancel()
+
+
+async def stop(*tasks: asyncio.Task[None]) -> None:
+    """Cancel tasks until they have ended, for some seconds at most.
+
+    A task can lose a cancellation: `asyncio.wait_for` before Python 3.12, which asyncpg uses, drops
+    one that arrives in the moment in which what it waits for is done.
+    """
+    running = set(tasks)
+    for _ in range(_CANCELLATIONS):
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=_CANCEL_EVERY_SECONDS)
+        if not running:
+            return
+    log.error("%d background tasks do not end", len(running))
 
 
 @dataclass(slots=True, eq=False)

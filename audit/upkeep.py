@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from audit.database import NotGranted
+from audit.limits import stop
 from audit.logs import Recurring
 
 _PARTITIONS_EVERY_SECONDS = 3600
@@ -37,9 +38,7 @@ async def upkeep(service: Maintained) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await stop(*running)
 
 
 async def _keep_partitions_ahead(service: Maintained) -> None:

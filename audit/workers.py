@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -40,6 +42,8 @@ _SHORT_LIFE_SECONDS: Final = 1
 _LOOK_SECONDS: Final = 0.25
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _STANDARD_INPUT: Final = 0
+#: Files of a worker that are no connections.
+_OTHER_FILES: Final = 64
 
 _Result = TypeVar("_Result")
 
@@ -68,7 +72,15 @@ async def _serve(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
     parent = multiprocessing.parent_process()
     assert parent is not None  # noqa: S101 - it runs in a process of its own
-    loop.add_reader(parent.sentinel, stop.set)
+
+    def orphaned() -> None:
+        # The sentinel stays readable, so the loop would call this again and again.
+        loop.remove_reader(parent.sentinel)
+        # Nobody is left to kill this process if something in its shutdown does not end.
+        signal.alarm(math.ceil(_end_seconds(settings)))
+        stop.set()
+
+    loop.add_reader(parent.sentinel, orphaned)
     app = create_app(settings, dsn, rates, seat, Traces() if settings.traces else None)
     runner = web.AppRunner(
         app, handler_cancellation=True, shutdown_timeout=settings.request_timeout_seconds
@@ -105,6 +117,7 @@ def _work(
     serves: connection.Connection,
 ) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _allow_files(settings.max_connections + settings.pool_size + _OTHER_FILES)
     try:
         run(_serve(settings, dsn, listener, rates, seat, lambda: serves.send_bytes(b"")))
     except KeyboardInterrupt:
@@ -114,6 +127,25 @@ def _work(
             "a worker cannot serve: %s (%r)", failure.detail, failure.__cause__
         )
         sys.exit(1)
+
+
+def _end_seconds(settings: Settings) -> float:
+    """Return how long a worker may take to end."""
+    return settings.request_timeout_seconds + _LINGER_SECONDS + 2 * _END_SECONDS
+
+
+def _allow_files(wanted: int) -> None:
+    """Raise the soft limit of open files if it is below what the settings allow to be open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        log.warning(
+            "this system allows %d open files in a process; max_connections and pool_size need %d",
+            *(allowed, wanted),
+        )
 
 
 # --- all of them ----------------------------------------------------------------------------------
@@ -254,8 +286,7 @@ class Supervisor:
             self._workers += [_Worker(*self._given, self._seats.pop()) for _ in range(missing)]
 
     def _deadline(self) -> float:
-        limits = self._settings.request_timeout_seconds + _LINGER_SECONDS + 2 * _END_SECONDS
-        return time.monotonic() + limits
+        return time.monotonic() + _end_seconds(self._settings)
 
     def _end(self) -> None:
         deadline = self._deadline()

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import pytest
 
 from audit import workers
 from tests.conftest import execute, task
+from tests.processes import serving as running
 from tests.test_cli import audit, lines, serving, start
 from tests.test_embedded import servers_on
 
@@ -166,11 +168,16 @@ def test_a_killed_worker_is_replaced_and_a_signal_to_the_parent_stops_them_all(d
     assert [] == [pid for pid in workers if is_alive(pid)]
 
 
-def test_a_parent_whose_workers_serve_takes_no_time(dsn: str) -> None:
-    def processor_seconds(pid: int) -> float:
+def processor_seconds(pid: int) -> float:
+    """Processor time of a process; 0 if it has just ended."""
+    try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+
+def test_a_parent_whose_workers_serve_takes_no_time(dsn: str) -> None:
     with serving("--dsn", dsn, "--workers", "2") as (process, url):
         get(f"{url}/readyz")
         before = processor_seconds(process.pid)
@@ -188,6 +195,59 @@ def test_workers_whose_parent_is_killed_end(dsn: str) -> None:
 
         assert 2 == len(workers)
         assert eventually(lambda: not any(is_alive(pid) for pid in workers))
+
+
+def test_workers_whose_parent_and_database_are_killed_end_without_a_busy_loop(
+    tmp_path: Path,
+) -> None:
+    options = ("--data-dir", str(tmp_path), "--workers", "2", "--request-timeout-seconds", "1")
+    with serving(*options) as (process, url):
+        get(f"{url}/readyz")
+        workers = workers_of(process) - set(servers_on(tmp_path))
+        process.kill()
+        for pid in servers_on(tmp_path):
+            os.kill(pid, signal.SIGKILL)
+        before = {pid: processor_seconds(pid) for pid in workers if is_alive(pid)}
+        began = time.monotonic()
+        while alive := {pid for pid in workers if is_alive(pid)}:
+            assert time.monotonic() - began < 30
+            last = {pid: processor_seconds(pid) for pid in alive if is_alive(pid)}
+            time.sleep(0.05)
+
+    assert 2 == len(workers)
+    assert all(last[pid] - before[pid] < 1 for pid in last)
+
+
+@pytest.mark.parametrize("is_stubborn", [False, True])
+def test_an_orphaned_worker_ends_even_if_its_background_work_does_not(
+    dsn: str, is_stubborn: bool
+) -> None:
+    program = f"""
+import asyncio, sys, time
+from audit import cli, limits, upkeep
+
+async def lost(service):
+    # The first cancellation is lost, as `asyncio.wait_for` may do before Python 3.12.
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            if not {is_stubborn} and asyncio.current_task().cancelling() > 1:
+                raise
+
+upkeep._keep_counts_folded = lost
+limits._CANCELLATIONS = 4
+cli.main()
+"""
+    options = ("--dsn", dsn, "--workers", "1", "--request-timeout-seconds", "1")
+    with running(*options, audit=(sys.executable, "-c", program)) as (process, url, _):
+        get(f"{url}/healthz")
+        (worker,) = workers_of(process)
+        process.kill()
+        began = time.monotonic()
+        assert eventually(lambda: not is_alive(worker))
+
+    assert time.monotonic() - began < 20
 
 
 # --- serving --------------------------------------------------------------------------------------
