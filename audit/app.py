@@ -13,10 +13,11 @@ from audit.addresses import networks_of
 from audit.answers import Answers
 from audit.cors import cors
 from audit.database import open_pool
-from audit.errors import BodyTooSlow, Problem, TimedOut, Unavailable
+from audit.errors import TimedOut
 from audit.guard import Guard
 from audit.handlers import (
     ANSWERS,
+    BODY_LIMIT,
     DRAINING,
     METRICS,
     POOL,
@@ -27,7 +28,7 @@ from audit.handlers import (
     reading,
     writing,
 )
-from audit.limits import Late, Limit
+from audit.limits import Late, Limit, stop
 from audit.metrics import Metrics, Seat
 from audit.problems import problems
 from audit.rates import Rates
@@ -55,16 +56,18 @@ def create_app(
     app = web.Application()
     app[SETTINGS] = settings
     app[DRAINING] = asyncio.Event()
+    app[BODY_LIMIT] = Limit(settings.request_timeout_seconds)
     guard = Guard(settings, rates or Rates(settings.rate_per_second))
     app.cleanup_ctx.append(_guard(guard, dsn))
     app.cleanup_ctx.append(_service(dsn, traces))
-    bounded = _bounded(settings)
 
     def reads(handler: Handler) -> Handler:
-        return guard.allow(Scope.READ)(bounded(handler))
+        return guard.allow(Scope.READ)(_in_turn(_in_time(settings, handler)))
 
     def records(handler: Handler) -> Handler:
-        return guard.allow(Scope.RECORD)(bounded(handler))
+        # The body has its time limit, and so has the write. A limit of both would answer while
+        # PostgreSQL still writes.
+        return guard.allow(Scope.RECORD)(_in_turn(handler))
 
     app.router.add_get(f"{_API}/failures", reads(reading.get_failures))
     app.router.add_get(_API + "/by-service/{service_name:[^/]+}", reads(reading.get_by_service))
@@ -96,8 +99,7 @@ def _guard(guard: Guard, dsn: str) -> Callable[[web.Application], AsyncIterator[
             await guard.learn(pool)
             watch = asyncio.create_task(guard.keep_learning(pool))
             yield
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            await stop(watch)
 
     return run
 
@@ -118,50 +120,25 @@ def _service(dsn: str, traces: Traces | None) -> Callable[[web.Application], Asy
     return run
 
 
-def _bounded(settings: Settings) -> Callable[[Handler], Handler]:
-    """Let handlers refuse at once what would only wait: all those together, beyond so many."""
-    in_flight = 0
-    limit = Limit(settings.request_timeout_seconds)
+def _in_turn(handler: Handler) -> Handler:
+    """Let a client read the responses that it has been sent before it gets another one."""
 
-    def bounded(handler: Handler) -> Handler:
-        async def handle(request: web.Request) -> web.StreamResponse:
-            nonlocal in_flight
-            if request.protocol.writing_paused:
-                # It has answers to take before it is given another one.
-                await request.writer.drain()
-            if in_flight >= settings.max_in_flight:
-                raise Unavailable(
-                    f"{settings.max_in_flight} requests are under way in this process",
-                    retry_after_seconds=1,
-                )
-            in_flight += 1
-            try:
-                return await limit.run(handler(request))
-            except Late as late:
-                raise _too_late(late, request) from None
-            finally:
-                in_flight -= 1
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if request.protocol.writing_paused:
+            await request.writer.drain()
+        return await handler(request)
 
-        return handle
-
-    return bounded
+    return handle
 
 
 def _in_time(settings: Settings, handler: Handler) -> Handler:
-    """Let a handler answer in the time of a request, the body included."""
+    """End a request that takes longer than `request_timeout_seconds`."""
     limit = Limit(settings.request_timeout_seconds)
 
     async def handle(request: web.Request) -> web.StreamResponse:
         try:
             return await limit.run(handler(request))
         except Late as late:
-            raise _too_late(late, request) from None
+            raise TimedOut(f"the request was not done within {late.seconds:g} seconds") from None
 
     return handle
-
-
-def _too_late(late: Late, request: web.Request) -> Problem:
-    """Return what it means to a client that its request ran into the limit, the body included."""
-    if not request.content.is_eof():
-        return BodyTooSlow(f"the body did not arrive within {late.seconds:g} seconds")
-    return TimedOut(f"the request was not done within {late.seconds:g} seconds")

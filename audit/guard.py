@@ -11,6 +11,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from audit.access import ANYONE, Identity, Scope, refused
+from audit.admission import CALLER, Caller
 from audit.errors import Problem, Unauthenticated, Unavailable
 from audit.handlers import IDENTITY
 from audit.keys import KEY_PREFIX, Key, Keys, read_keys
@@ -51,6 +52,7 @@ class Guard:
                 else:
                     identity = sent.identity
                 request[IDENTITY] = identity
+                CALLER.set(Caller(identity.number, request.raw_path))
                 identity.require(scope)
                 left = self._rates.take(identity.number)
                 response = await handler(request)

@@ -50,8 +50,10 @@ _LES: Final = (*(str(bound) for bound in _BOUNDS), "+Inf")
 #: Seconds, and how many observations were in each bucket.
 _HISTOGRAM_CELLS: Final = 1 + len(_LES)
 _SEAT_CELLS: Final = 65_536
-#: Cells of a seat that say how it is now: the pool, who waits for it, what is in use.
-_GAUGES: Final = (2, 3, 4)
+#: The queues for connections, one for each kind of work.
+LANES: Final = ("reading", "tallying", "writing")
+#: Cells of a seat that say how it is now: the pool, who waits for it, what is in use, the queues.
+_GAUGES: Final = tuple(range(2, 5 + len(LANES)))
 _CELL_BYTES: Final = 8
 
 
@@ -102,6 +104,11 @@ class Metrics:
         self._pool = self._take(1)
         self.waiting: Final = _Gauge(self._cells, self._take(1))
         self.in_use: Final = _Gauge(self._cells, self._take(1))
+        lengths = {lane: _Gauge(self._cells, self._take(1)) for lane in LANES}
+        self.queues: Final = {
+            lane: Queue(self._cells, length, self._take(1 + _HISTOGRAM_CELLS))
+            for lane, length in lengths.items()
+        }
         self._recorded, self._duplicate = self._take(1), self._take(1)
         names = (*statements.names(), TRANSACTION)
         self._statements = {name: self._take(1 + _HISTOGRAM_CELLS) for name in names}
@@ -113,6 +120,8 @@ class Metrics:
         self._cells[self._pool] = 0
         self.waiting.clear()
         self.in_use.clear()
+        for length in lengths.values():
+            length.clear()
         if not self._cells[self._folded_at]:
             self.folded()
 
@@ -129,7 +138,7 @@ class Metrics:
         """Count a request that is answered; what is not known is `unmatched` or `other`."""
         start = self._requests.get(route) or self._requests[UNMATCHED]
         at = _METHOD_AT.get(method, _OTHER_METHOD) + _STATUS_AT.get(status, _OTHER_STATUS)
-        self._observe(start, seconds)
+        _observe(self._cells, start, seconds)
         self._cells[start + _HISTOGRAM_CELLS + at] += 1
 
     def refused(self, status: int) -> None:
@@ -139,13 +148,9 @@ class Metrics:
     def statement(self, name: str, seconds: float, *, failed: bool) -> None:
         """Count a statement that has run."""
         start = self._statements[name]
-        self._observe(start, seconds)
+        _observe(self._cells, start, seconds)
         if failed:
             self._cells[start + _HISTOGRAM_CELLS] += 1
-
-    def _observe(self, start: int, seconds: float) -> None:
-        self._cells[start] += seconds
-        self._cells[start + 1 + bisect_left(_BOUNDS, seconds)] += 1
 
     def pool(self, connections: int) -> None:
         """Note how many connections the pool may have."""
@@ -241,6 +246,7 @@ class Metrics:
             "Who waits for a connection.",
             value=total[self.waiting.at],
         )
+        yield from self._queued(total)
         yield CounterMetricFamily(
             "task_audit_worker_restarts", "Workers that ended and were replaced.", value=total[0]
         )
@@ -249,6 +255,60 @@ class Metrics:
             "Since a fold of this server last found nothing left to fold.",
             value=max(0.0, time.time() - max(row[self._folded_at] for row in rows)),
         )
+
+    def _queued(self, total: Sequence[float]) -> Iterator[Metric]:
+        lengths = GaugeMetricFamily(
+            "task_audit_queue_length",
+            "Requests that wait in the queue of a kind of work.",
+            labels=("queue",),
+        )
+        waits = HistogramMetricFamily(
+            "task_audit_queue_wait_seconds",
+            "How long requests waited in a queue, refused ones apart; 0: a slot was free.",
+            labels=("queue",),
+        )
+        refused = CounterMetricFamily(
+            "task_audit_queue_refused",
+            "Requests refused with 503 because their expected wait was over --queue-seconds.",
+            labels=("queue",),
+        )
+        for lane, queue in self.queues.items():
+            lengths.add_metric((lane,), total[queue.waiting.at])
+            _add_histogram(waits, lane, total[queue.at : queue.at + _HISTOGRAM_CELLS])
+            refused.add_metric((lane,), total[queue.at + _HISTOGRAM_CELLS])
+        yield from (lengths, waits, refused)
+
+
+class Queue:
+    """What is counted of one queue."""
+
+    def __init__(self, cells: memoryview[float], waiting: _Gauge, at: int) -> None:
+        self.waiting = waiting
+        self.at = at
+        self._cells = cells
+
+    @property
+    def length(self) -> float:
+        """How many requests of this worker wait."""
+        return self._cells[self.waiting.at]
+
+    @property
+    def refusals(self) -> float:
+        """How many requests were refused."""
+        return self._cells[self.at + _HISTOGRAM_CELLS]
+
+    def waited(self, seconds: float) -> None:
+        """Count a request that got its slot."""
+        _observe(self._cells, self.at, seconds)
+
+    def refused(self) -> None:
+        """Count a request that was refused."""
+        self._cells[self.at + _HISTOGRAM_CELLS] += 1
+
+
+def _observe(cells: memoryview[float], start: int, seconds: float) -> None:
+    cells[start] += seconds
+    cells[start + 1 + bisect_left(_BOUNDS, seconds)] += 1
 
 
 class _Gauge:

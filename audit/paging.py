@@ -7,13 +7,12 @@ is remembered here decides how fast an answer is, never what it says.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import asyncpg
 
@@ -27,7 +26,13 @@ from audit.tallies import BEGINNING, Place, Tallies, Tally, start_of_day
 if TYPE_CHECKING:
     from audit.database import Connection
 
-    Connect = Callable[[], AbstractAsyncContextManager[Connection]]
+    class Connect(Protocol):
+        """Waits in the queue of tallies for a connection; `again` for a portion but the first."""
+
+        def __call__(  # noqa: D102 - the class says it
+            self, *, again: bool
+        ) -> AbstractAsyncContextManager[Connection]: ...
+
 
 _ATTEMPTS: Final = 5
 #: So long a page is sought first where it was.
@@ -94,15 +99,8 @@ class Found:
 class Pager:
     """Remembers of the questions asked lately where their pages lay, and what matched by day."""
 
-    def __init__(
-        self, portion: int = _PORTION, *, tallies_at_once: int = 1, most_tallying: int = 32
-    ) -> None:
-        """Of `most_tallying` requests that wait for tallies, some are tallied `at_once`."""
+    def __init__(self, portion: int = _PORTION) -> None:
         self._portion = portion
-        self._most_tallying = most_tallying
-        #: The other connections are for questions that take milliseconds.
-        self._turns = asyncio.Semaphore(tallies_at_once)
-        self._tallying = 0
         self._places = _Places()
         self._tallies = Tallies()
 
@@ -183,23 +181,15 @@ class Pager:
 
         No connection is held between two portions, nor by those who wait for the same tally.
         """
-        if self._tallying >= self._most_tallying:
-            raise Unavailable(
-                "other filters that take long are being tallied", retry_after_seconds=1
-            )
-        self._tallying += 1
-        try:
-            async with self._tallies.turn(question.tally_name):
-                await self._tally(connect, question)
-        finally:
-            self._tallying -= 1
+        async with self._tallies.turn(question.tally_name):
+            await self._tally(connect, question)
 
     async def _tally(self, connect: Connect, question: Question) -> None:
-        for _ in range(_MOST_PORTIONS):
+        for portion in range(_MOST_PORTIONS):
             known = self._tallies.find(question.tally_name)
             if known is not None and known.is_whole:
                 return
-            async with self._turns, connect() as connection:
+            async with connect(again=portion > 0) as connection:
                 until = known.since if known else question.query.until
                 at = await fetch_row(connection, statements.LOCATE_PORTION, until, self._portion)
                 since = at["since"]

@@ -180,7 +180,9 @@ def _url(listener: socket.socket) -> str:
 
 async def _prepare(settings: Settings, dsn: str, listener: socket.socket) -> Started:
     """Check the schema and the keys; record demo tasks if asked for."""
-    async with open_pool(settings.model_copy(update={"pool_size": 1}), dsn) as pool:
+    # The demo tasks are recorded in one transaction, which no client waits for.
+    settings = settings.model_copy(update={"pool_size": 1, "write_timeout_seconds": 600})
+    async with open_pool(settings, dsn) as pool:
         await require_current(pool)
         is_guarded = settings.jwt_issuer is not None or not (await read_keys(pool)).are_none
         host = listener.getsockname()[0]

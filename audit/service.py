@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -15,6 +17,7 @@ from uuid import UUID
 import asyncpg
 
 from audit import cursor, models, statements
+from audit.admission import Admission
 from audit.cursor import Cursor
 from audit.database import (
     StaleSchema,
@@ -144,11 +147,10 @@ class AuditService:
         self._fold_pace = FoldPace(settings.max_fold_cells)
         self._max_page_bytes = settings.max_page_bytes
         self._waiting = Limit(settings.acquire_timeout_seconds)
-        self._pager = Pager(
-            tallies_at_once=max(1, pool.get_max_size() // 4),
-            # The other half is for questions that take milliseconds.
-            most_tallying=max(1, settings.max_in_flight // 2),
-        )
+        self._write_seconds = settings.write_timeout_seconds
+        self._statement_seconds = settings.statement_timeout_seconds
+        self._queues = Admission(pool.get_max_size(), settings.queue_seconds, self._metrics)
+        self._pager = Pager()
 
     @classmethod
     @asynccontextmanager
@@ -309,8 +311,11 @@ class AuditService:
         server: str | None = None,
     ) -> tuple[Found, datetime | None]:
         """Return the page, and what its `days` count back from."""
-        for _ in range(_ATTEMPTS):
-            async with self._connection() as connection:
+        for attempt in range(_ATTEMPTS):
+            async with (
+                self._queues.reading.slot(again=attempt > 0),
+                self._connection() as connection,
+            ):
                 if server and server_of(connection) != server:
                     raise Unavailable(
                         "the service has moved to another database server", retry_after_seconds=1
@@ -321,7 +326,7 @@ class AuditService:
                 found = await self._pager.find(connection, question)
             if found is not None:
                 return found, clock
-            await self._pager.tally(self._connection, question)
+            await self._pager.tally(self._tallying, question)
         raise Unavailable("other servers answer all the time", retry_after_seconds=1)
 
     async def read_tokens(self) -> AsyncGenerator[Token, None]:
@@ -340,7 +345,7 @@ class AuditService:
             TaskNotFound: no task has this id.
         """
         task_id = models.task_id_of(task_id)
-        async with self._connection() as connection:
+        async with self._queues.reading.slot(), self._connection() as connection:
             row = await connection.fetchrow(statements.GET_TASK, task_id, project_id)
         if row is None:
             raise TaskNotFound(f"no task has the id {task_id}")
@@ -360,37 +365,76 @@ class AuditService:
 
     async def record_batches(self, batches: Sequence[TaskBatch]) -> Recorded:
         """Record batches that are judged already, all in one transaction; like `record`."""
-        for attempt in range(_ATTEMPTS):
-            try:
-                return await self._record_once(batches)
-            except StaleSchema:
-                if attempt:
-                    raise
-            except asyncpg.CheckViolationError as refused:
-                # Only a missing partition has no name of a constraint.
-                if refused.constraint_name is not None:
-                    raise
-                await self._make_partitions(batches)
-            except (asyncpg.DeadlockDetectedError, asyncpg.UniqueViolationError):
-                # Another transaction records the same ids, in another order or by plain SQL.
-                continue
+        async with self._queues.writing.slot(question=hash(tuple(b.text for b in batches))):
+            deadline = time.monotonic() + self._write_seconds
+            for attempt in range(_ATTEMPTS):
+                try:
+                    return await self._record_once(batches, deadline)
+                except StaleSchema:
+                    if attempt:
+                        raise
+                except asyncpg.CheckViolationError as refused:
+                    # Only a missing partition has no name of a constraint.
+                    if refused.constraint_name is not None:
+                        raise
+                    await self._make_partitions(batches)
+                    deadline = time.monotonic() + self._write_seconds
+                except (asyncpg.DeadlockDetectedError, asyncpg.UniqueViolationError):
+                    # Another transaction records the same ids, in another order or by plain SQL.
+                    continue
         raise Unavailable("others record the same tasks at this moment", retry_after_seconds=1)
 
-    async def _record_once(self, batches: Sequence[TaskBatch]) -> Recorded:
+    async def _record_once(self, batches: Sequence[TaskBatch], deadline: float) -> Recorded:
         recorded = 0
         task_ids: list[str] = []
-        async with self._connection() as connection, connection.transaction():
-            for batch in batches:
-                row = await fetch_row(connection, statements.RECORD_TASKS, batch.text)
-                if row["too_late"]:
-                    raise _too_late(json.loads(row["too_late"]), batch)
-                if row["known_ids"]:
-                    await self._refuse_conflicts(connection, row)
-                recorded += row["recorded"]
-                task_ids += json.loads(row["task_ids"] or "[]")
+        is_committing = False
+        try:
+            async with self._connection() as connection, connection.transaction():
+                for batch in batches:
+                    await self._limit_next(connection, deadline)
+                    row = await fetch_row(connection, statements.RECORD_TASKS, batch.text)
+                    if row["too_late"]:
+                        raise _too_late(json.loads(row["too_late"]), batch)
+                    if row["known_ids"]:
+                        await self._refuse_conflicts(connection, row)
+                    recorded += row["recorded"]
+                    task_ids += json.loads(row["task_ids"] or "[]")
+                is_committing = True
+        except (TimedOut, Unavailable) as failure:
+            problem = self._of_write(failure, is_sent=is_committing)
+            raise problem from failure.__cause__
         duplicates = len(task_ids) - recorded
         self._metrics.recorded(recorded, duplicates)
         return Recorded(recorded, duplicates, task_ids)
+
+    async def _limit_next(self, connection: Connection, deadline: float) -> None:
+        """Have PostgreSQL end the next statement of a transaction at the deadline."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimedOut("")
+        if left < self._statement_seconds:
+            await connection.execute(f"SET LOCAL statement_timeout = {math.ceil(left * 1000)}")
+
+    def _of_write(self, failure: Problem, *, is_sent: bool) -> Problem:
+        """Return what a failure of the database means to a client that sent a change.
+
+        `is_sent` says whether the statement that commits was sent.
+        """
+        if is_sent and not _is_answer(failure.__cause__):
+            return Unavailable(
+                "the database did not confirm the change, which may be made or not;"
+                " send the request again, with the same task_id",
+                retry_after_seconds=1,
+            )
+        if isinstance(failure, TimedOut):
+            seconds = min(self._write_seconds, self._statement_seconds)
+            return TimedOut(
+                f"the database did not finish within {seconds:g} seconds"
+                " (write_timeout_seconds, statement_timeout_seconds) and undid the change;"
+                " nothing is recorded"
+            )
+        failure.detail += "; nothing is recorded"
+        return failure
 
     @staticmethod
     async def _refuse_conflicts(connection: Connection, row: asyncpg.Record) -> None:
@@ -463,26 +507,38 @@ class AuditService:
         The task must have one of the entity tags of `match` and none of `none_match`; "*" is any.
         """
         task_id = models.task_id_of(task_id)
-        for _ in range(_ATTEMPTS):
-            try:
-                async with self._connection() as connection:
-                    row = await connection.fetchrow(
-                        statements.UPDATE_TASK, task_id, change, project_id, match, none_match
+        values = (task_id, change, project_id, match, none_match)
+        async with self._queues.writing.slot(question=(task_id, change)):
+            for _ in range(_ATTEMPTS):
+                row = await self._update_once(*values)
+                if row is None:
+                    raise TaskNotFound(f"no task has the id {task_id}")
+                if not row["is_matched"]:
+                    raise PreconditionFailed(
+                        f"{task_id}: its ETag is {row['etag']}; read the task, and send the change"
+                        " that it still needs"
                     )
-            except asyncpg.PostgresError as refused:
-                if refused.sqlstate not in _FORBIDDEN_CHANGE:
-                    raise
-                raise Conflict(f"{task_id}: {_FORBIDDEN_CHANGE[refused.sqlstate]}") from refused
-            if row is None:
-                raise TaskNotFound(f"no task has the id {task_id}")
-            if not row["is_matched"]:
-                raise PreconditionFailed(
-                    f"{task_id}: its ETag is {row['etag']}; read the task, and send the change"
-                    " that it still needs"
-                )
-            if row["is_done"]:
-                return TaskDocument(row["document"], row["etag"])
+                if row["is_done"]:
+                    return TaskDocument(row["document"], row["etag"])
         raise Unavailable("others change the same task at this moment", retry_after_seconds=1)
+
+    async def _update_once(self, task_id: UUID, *values: object) -> asyncpg.Record | None:
+        """Run the statement that changes a task, within the time of a write."""
+        is_sent = False
+        try:
+            async with self._connection() as connection, AsyncExitStack() as stack:
+                if self._write_seconds < self._statement_seconds:
+                    await stack.enter_async_context(connection.transaction())
+                    await self._limit_next(connection, time.monotonic() + self._write_seconds)
+                is_sent = True
+                return await connection.fetchrow(statements.UPDATE_TASK, task_id, *values)
+        except (TimedOut, Unavailable) as failure:
+            problem = self._of_write(failure, is_sent=is_sent)
+            raise problem from failure.__cause__
+        except asyncpg.PostgresError as refused:
+            if refused.sqlstate not in _FORBIDDEN_CHANGE:
+                raise
+            raise Conflict(f"{task_id}: {_FORBIDDEN_CHANGE[refused.sqlstate]}") from refused
 
     # --- counting ---------------------------------------------------------------------------------
 
@@ -541,8 +597,27 @@ class AuditService:
             row = await fetch_row(connection, statements.REBUILD_COUNTS)
         return int(row["counted"])
 
+    def is_queued(self, task: asyncio.Task[Any]) -> bool:
+        """Return whether a task that records or updates still waits for its turn to begin."""
+        return self._queues.writing.holds_back(task)
+
+    @asynccontextmanager
+    async def _tallying(self, *, again: bool) -> AsyncIterator[Connection]:
+        async with self._queues.tallying.slot(again=again), self._connection() as connection:
+            yield connection
+
     def _connection(self) -> AbstractAsyncContextManager[Connection]:
         return acquired(self._pool, self._waiting, self._metrics)
+
+
+def _is_answer(failure: BaseException | None) -> bool:
+    """Return whether PostgreSQL answered a statement with an error, so that it is undone."""
+    if isinstance(failure, asyncpg.QueryCanceledError):
+        return True
+    is_end = isinstance(
+        failure, asyncpg.PostgresConnectionError | asyncpg.OperatorInterventionError
+    )
+    return isinstance(failure, asyncpg.PostgresError) and not is_end
 
 
 async def _clock(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 import platformdirs
@@ -18,6 +19,11 @@ Partition = Literal["month", "week", "day"]
 LogFormat = Literal["text", "json"]
 #: A task that is acknowledged must survive a crash: `off` and `local` are not among them.
 SynchronousCommit = Literal["on", "remote_apply"]
+
+_MOST_WORKERS_BY_DEFAULT: Final = 8
+_POOL_BY_DEFAULT: Final = 12
+#: PostgreSQL keeps three of its 100 for superusers, and one is for the command line.
+_CONNECTIONS_OF_POSTGRESQL: Final = 96
 
 
 def _supported_dsn(dsn: SecretStr | None) -> SecretStr | None:
@@ -60,6 +66,20 @@ def _networks(listed: str | None) -> str | None:
     return listed
 
 
+def _usable_cores() -> int:
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this platform
+        cores = os.cpu_count() or 1
+    return min(cores, _MOST_WORKERS_BY_DEFAULT)
+
+
+def _fitting_pool(given: dict[str, Any]) -> int:
+    """Return a pool for each of the workers, and of one more while a worker is replaced."""
+    workers: int = given.get("workers", 1)
+    return max(4, min(_POOL_BY_DEFAULT, _CONNECTIONS_OF_POSTGRESQL // (workers + 1) - 1))
+
+
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.ASCII)
 
 
@@ -78,8 +98,8 @@ class Settings(BaseSettings):
     """Address to listen on."""
     insecure: bool = False
     """Answer on any address, and not only on a loopback one, while there are no keys."""
-    rate_per_second: float = Field(default=1000, ge=0, le=1_000_000, allow_inf_nan=False)
-    """Requests a second for each key, over all workers; one more is refused with 429; 0: any."""
+    rate_per_second: float = Field(default=0, ge=0, le=1_000_000, allow_inf_nan=False)
+    """Requests a second for each key, over all workers; others get 429; 0: no rate limit."""
     jwt_issuer: str | None = None
     """Issuer (`iss`) of JSON Web Tokens that are taken as keys; without it, none are."""
     jwt_audience: str | None = None
@@ -94,8 +114,8 @@ class Settings(BaseSettings):
     """Claim that holds the only project_id that a token is for, or *; unset: it is for all."""
     port: int = Field(default=8080, ge=0, le=65535)
     """Port to listen on; 0: any that is free."""
-    workers: int = Field(default=1, ge=1, le=64)
-    """Processes that share the listening socket."""
+    workers: int = Field(default_factory=_usable_cores, ge=1, le=64)
+    """Processes that share the listening socket; unset: one for each usable core, at most 8."""
     dsn: Annotated[SecretStr | None, AfterValidator(_supported_dsn)] = None
     """PostgreSQL, postgresql://user:password@host:port/database; without it, an embedded one."""
     synchronous_commit: SynchronousCommit = "on"
@@ -109,17 +129,22 @@ class Settings(BaseSettings):
     """Bring the schema up to date before serving; unset: only on the embedded database."""
     partition: Partition = "month"
     """Range of time of new partitions: month, week or day."""
-    pool_size: int = Field(default=8, ge=1, le=1000)
-    """Connections to PostgreSQL, for each worker."""
+    pool_size: int = Field(default_factory=_fitting_pool, ge=1, le=1000)
+    """Connections to PostgreSQL for each worker; unset: 12, or fewer if 7 or more workers share
+    the 100 that PostgreSQL allows by default."""
+    queue_seconds: float = Field(default=2, gt=0, le=3600)
+    """How long a request may wait for its turn in the database; one that would wait longer is
+    refused at once with 503 and the time to come back (Retry-After)."""
     acquire_timeout_seconds: float = Field(default=5, gt=0, le=3600)
-    """How long a request waits for a free connection before it is refused with 503."""
+    """How long it may take to get a connection to PostgreSQL; a request then gets 503."""
     statement_timeout_seconds: float = Field(default=10, gt=0, le=3600)
     """How long a statement may run before it is refused with 504."""
+    write_timeout_seconds: float = Field(default=15, gt=0, le=3600)
+    """How long the statements of one POST or PATCH may run together. PostgreSQL then ends them,
+    nothing is recorded, and the client gets 504."""
     answers_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
     """Memory of each worker for answers to send again while no task changes; 0: none, no ETags."""
-    max_in_flight: int = Field(default=64, ge=1)
-    """Requests under way in one worker; one more is refused with 503."""
-    max_connections: int = Field(default=800, ge=1)
+    max_connections: int = Field(default=2000, ge=1)
     """Connections of clients to one worker; one more is refused with 503."""
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
     """Longest body of a POST or PATCH."""

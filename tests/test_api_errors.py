@@ -729,22 +729,8 @@ def held(dsn: str) -> Iterator[None]:
         yield
 
 
-async def test_more_requests_at_once_than_allowed_are_refused(dsn: str) -> None:
-    async with serving(dsn, max_in_flight=1) as client:
-        with held(dsn):
-            first = asyncio.create_task(send(client, "GET", f"{API}/query"))
-            await asyncio.sleep(0.1)
-            second = await send(client, "GET", f"{API}/query")
-            assert (await problem(second))["status"] == 503
-            assert int(second.headers["Retry-After"]) >= 1
-            assert (await send(client, "GET", "/healthz")).status == 200
-
-        assert (await first).status == 200
-        assert (await send(client, "GET", f"{API}/query")).status == 200
-
-
-async def test_without_a_free_connection_a_request_is_refused_in_time(dsn: str) -> None:
-    async with serving(dsn, acquire_timeout_seconds=0.2) as client:
+async def test_a_request_whose_turn_does_not_come_is_refused_in_time(dsn: str) -> None:
+    async with serving(dsn, queue_seconds=0.2) as client:
         await send(client, "GET", ONE)
         with held(dsn):
             first = asyncio.create_task(send(client, "GET", ONE))

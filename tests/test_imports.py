@@ -27,7 +27,7 @@ LAYERS = [
     {"service", "keys"},
     {"folding", "paging", "upkeep"},
     {"migrate", "embedded", "demo"},
-    {"database"},
+    {"admission", "database"},
     {"connecting"},
     {"logs"},
     {"models", "cursor", "metrics", "settings", "tallies", "rates", "access", "tracing"},

@@ -148,7 +148,9 @@ async def test_tasks_are_counted_by_what_came_of_them(client: Client) -> None:
     assert 2 == value(series, "task_audit_tasks_total", result="duplicate")
 
 
-async def test_the_pool_tells_who_uses_it_and_who_waits(dsn: str, client: Client) -> None:
+async def test_the_pool_and_its_queues_tell_who_uses_them_and_who_waits(
+    dsn: str, client: Client
+) -> None:
     with psycopg.connect(dsn) as other:
         other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
         paths = [f"{API}/tasks/00000000-0000-0000-0000-{i:012}" for i in range(7)]
@@ -158,15 +160,18 @@ async def test_the_pool_tells_who_uses_it_and_who_waits(dsn: str, client: Client
             while True:
                 await asyncio.sleep(0.02)
                 busy = parsed(metrics.told("", None)[0].decode())
-                if value(busy, "task_audit_pool_in_use") == 4:
+                if value(busy, "task_audit_queue_length", queue="reading") == 5:
                     break
         other.rollback()
     await asyncio.gather(*asking)
     idle = parsed(metrics.told("", None)[0].decode())
 
     assert 4 == value(busy, "task_audit_pool_connections")
-    assert value(busy, "task_audit_pool_waiting") >= 3
-    assert 0 == value(idle, "task_audit_pool_waiting")
+    assert value(busy, "task_audit_pool_in_use") >= 1
+    assert 0 == value(busy, "task_audit_pool_waiting")
+    assert 0 == value(idle, "task_audit_queue_length", queue="reading")
+    assert 7 == value(idle, "task_audit_queue_wait_seconds_count", queue="reading")
+    assert 0 == value(idle, "task_audit_queue_refused_total", queue="reading")
 
 
 def test_a_database_that_is_gone_leaves_the_rest(dsn: str) -> None:
@@ -298,10 +303,10 @@ def test_a_worker_tells_what_all_have_counted_and_a_new_one_goes_on() -> None:
         worker.pool(8)
         for _ in range(number):
             worker.request("/a", "GET", 200, 0.1)
-    with workers[1].waiting, workers[2].in_use:
+    with workers[1].waiting, workers[2].in_use, workers[2].queues["writing"].waiting:
         busy = parsed(workers[0].told("", None)[0].decode())
         places[2].restarted()
-        new = Metrics(["/a"], places[2])  # what was in use there is so no more
+        new = Metrics(["/a"], places[2])  # nobody uses or waits for anything there now
     new.pool(8)
     new.request("/a", "GET", 200, 0.1)
     later = parsed(new.told("", None)[0].decode())
@@ -314,6 +319,7 @@ def test_a_worker_tells_what_all_have_counted_and_a_new_one_goes_on() -> None:
     assert (1, 1) == tuple(
         value(busy, f"task_audit_pool_{state}") for state in ("waiting", "in_use")
     )
+    assert 1 == value(busy, "task_audit_queue_length", queue="writing")
     assert 1 == value(later, "task_audit_worker_restarts_total")
 
 
@@ -380,8 +386,12 @@ def leave(url: str) -> None:
         urllib.request.urlopen(url, timeout=0.5)
 
 
+def one_worker(dsn: str) -> tuple[str, ...]:
+    return ("--dsn", dsn, "--workers", "1", "--pool-size", "1")
+
+
 def test_a_scrape_waits_for_nobody_long(dsn: str) -> None:
-    with serving("--dsn", dsn, "--pool-size", "1") as (_, url), psycopg.connect(dsn) as other:
+    with serving(*one_worker(dsn)) as (_, url), psycopg.connect(dsn) as other:
         other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
         asking = threading.Thread(target=fetch, args=(f"{url}{API}/query",))
         asking.start()

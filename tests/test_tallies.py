@@ -242,7 +242,7 @@ async def test_what_changes_between_two_portions_is_tallied(service: AuditServic
     connect, written = service._connection, 0
 
     @asynccontextmanager
-    async def busy() -> AsyncIterator[Any]:
+    async def busy(*, again: bool) -> AsyncIterator[Any]:
         nonlocal written
         async with connect() as connection:
             yield connection
@@ -267,7 +267,7 @@ async def test_an_interrupted_tally_goes_on_where_it_was(service: AuditService) 
     connect, left = service._connection, 2
 
     @asynccontextmanager
-    async def failing() -> AsyncIterator[Any]:
+    async def failing(*, again: bool) -> AsyncIterator[Any]:
         nonlocal left
         if not left:
             raise Unavailable("gone")

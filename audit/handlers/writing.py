@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Collection, Coroutine
 from typing import Any, TypeVar
 
 from aiohttp import web
 
-from audit.errors import BodyTooLarge, Invalid, Malformed, UnsupportedMedia
-from audit.handlers import ACCEPT_PATCH, IDENTITY, ROWS, SERVICE, SETTINGS
+from audit.errors import BodyTooLarge, BodyTooSlow, Invalid, Malformed, UnsupportedMedia
+from audit.handlers import ACCEPT_PATCH, BODY_LIMIT, IDENTITY, ROWS, SERVICE, SETTINGS
 from audit.handlers.reading import (
     match_of,
     none_match_of,
@@ -17,8 +17,10 @@ from audit.handlers.reading import (
     task_id_of,
     task_response,
 )
+from audit.limits import Late
 from audit.models import NoParams, TaskBatch, parse_change, parse_lines, parse_query, parse_tasks
 from audit.responses import Whole, json_response
+from audit.service import AuditService
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -33,10 +35,12 @@ async def record(request: web.Request) -> Whole:
     """Record a task, an array of tasks, or NDJSON: all of it, or nothing."""
     parse_query(NoParams, query_params(request))
     if _content_type(request, (JSON, NDJSON)) == NDJSON:
-        batches = await _read_lines(request)
+        batches = await _in_time(request, _read_lines(request))
     else:
-        batches = [parse_tasks(await _read(request), request[IDENTITY].project_id)]
-    result = await _to_its_end(request.app[SERVICE].record_batches(batches))
+        body = await _in_time(request, _read(request))
+        batches = [parse_tasks(body, request[IDENTITY].project_id)]
+    service = request.app[SERVICE]
+    result = await _to_its_end(service, service.record_batches(batches))
     request[ROWS] = len(result.ids_as_text)
     return json_response(result.to_json(), 201 if result.recorded else 200)
 
@@ -45,27 +49,42 @@ async def update(request: web.Request) -> Whole:
     """Move an open task on and fill in what is known."""
     task_id = task_id_of(request)
     _content_type(request, ACCEPT_PATCH.split(", "))
-    change = parse_change(await _read(request))
+    change = parse_change(await _in_time(request, _read(request)))
     project_id = request[IDENTITY].project_id
+    service = request.app[SERVICE]
     document = await _to_its_end(
-        request.app[SERVICE].update_judged(
+        service,
+        service.update_judged(
             task_id,
             change,
             project_id=project_id,
             match=match_of(request),
             none_match=none_match_of(request),
-        )
+        ),
     )
     request[ROWS] = 1
     return task_response(document)
 
 
-async def _to_its_end(write: Coroutine[Any, Any, _Result]) -> _Result:
-    """A client that leaves, or a time limit, must not undo what may be committed already."""
+async def _in_time(request: web.Request, reading: Awaitable[_Result]) -> _Result:
+    """Receive a body within the time of a request."""
+    try:
+        return await request.app[BODY_LIMIT].run(reading)
+    except Late as late:
+        raise BodyTooSlow(f"the body did not arrive within {late.seconds:g} seconds") from None
+
+
+async def _to_its_end(service: AuditService, write: Coroutine[Any, Any, _Result]) -> _Result:
+    """Let a write that has begun run to its end if its client leaves: it may be committed."""
     writing = asyncio.create_task(write)
     _writing.add(writing)
     writing.add_done_callback(_written)
-    return await asyncio.shield(writing)
+    try:
+        return await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        if service.is_queued(writing):
+            writing.cancel()
+        raise
 
 
 def _written(writing: asyncio.Task[Any]) -> None:
