@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -20,6 +22,7 @@ from audit.handlers import (
     BODY_LIMIT,
     DRAINING,
     METRICS,
+    PARSER,
     POOL,
     SERVICE,
     SETTINGS,
@@ -39,6 +42,8 @@ from audit.upkeep import upkeep
 from audit.watching import tracing, watching
 
 _API = "/api/v1/audit"
+#: A fifth of Python's default.
+_SWITCH_SECONDS = 0.001
 
 
 def create_app(
@@ -53,11 +58,13 @@ def create_app(
     `rates` are those that all workers share, `seat` is where this one counts for all of them;
     None: there is no other. `traces` are closed with it.
     """
-    app = web.Application()
+    # aiohttp accepts compressed bodies that are cut off; `coding` decodes them.
+    app = web.Application(handler_args={"auto_decompress": False})
     app[SETTINGS] = settings
     app[DRAINING] = asyncio.Event()
     app[BODY_LIMIT] = Limit(settings.request_timeout_seconds)
     guard = Guard(settings, rates or Rates(settings.rate_per_second))
+    app.cleanup_ctx.append(_parser)
     app.cleanup_ctx.append(_guard(guard, dsn))
     app.cleanup_ctx.append(_service(dsn, traces))
 
@@ -88,6 +95,18 @@ def create_app(
         app.middlewares.append(cors(frozenset(settings.cors_origin.split(","))))
     app.middlewares.append(problems)
     return app
+
+
+async def _parser(app: web.Application) -> AsyncIterator[None]:
+    """One thread: more of them would only take the interpreter from the event loop.
+
+    While it runs, the event loop waits for the interpreter up to five times in a request.
+    """
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="parser") as app[PARSER]:
+        yield
+    sys.setswitchinterval(interval)
 
 
 def _guard(guard: Guard, dsn: str) -> Callable[[web.Application], AsyncIterator[None]]:

@@ -504,7 +504,7 @@ def record(
 
         async def work(target: Target, tally: Tally) -> None:
             for name, source in sources:
-                await record_file(source, name, target, tally.add)
+                await record_file(source, name, target, tally.add, settings)
 
         total = sum(size for size in sizes if size) if None not in sizes else None
         _record(work, total, settings, url, key)

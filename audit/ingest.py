@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import re
+import itertools
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
-from pydantic_core import from_json
-
-from audit import models
+from audit import jsontext, models
 from audit.database import open_pool, require_current
 from audit.errors import Invalid, Malformed, Problem, TimedOut, Unavailable
-from audit.models import TaskBatch
+from audit.jsontext import Reader
+from audit.models import TaskBatch, TaskCollector
 from audit.service import AuditService, Recorded
 from audit.settings import Settings
 
-Lines = list[tuple[int, bytes]]
-
 _BATCH = models.MAX_TASKS_IN_ARRAY
 _BATCH_BYTES = 8 * 1024 * 1024
+_PIECE_BYTES = 64 * 1024
 _AT_ONCE = 2
-_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class Refused(Problem):
@@ -39,7 +35,11 @@ class Target(Protocol):
 
 
 async def record_file(
-    source: IO[bytes], name: str, target: Target, advance: Callable[[int, Recorded], None]
+    source: IO[bytes],
+    name: str,
+    target: Target,
+    advance: Callable[[int, Recorded], None],
+    settings: Settings = models.DEFAULTS,
 ) -> None:
     """Record every task of a file of NDJSON or JSON.
 
@@ -54,7 +54,7 @@ async def record_file(
     try:
         # To read a pipe is to wait for it: what was read before must be recorded by then.
         at_once = _AT_ONCE if source.seekable() else 1
-        await send_all(_judged(source), target, advance, at_once=at_once)
+        await send_all(_batches(source, settings), target, advance, at_once=at_once)
     except (Unavailable, TimedOut):
         raise
     except Problem as problem:
@@ -89,90 +89,73 @@ async def send_all(
         raise
 
 
-def _judged(source: IO[bytes]) -> Iterator[tuple[TaskBatch, int]]:
-    """Yield batches, each with the bytes that it took in the file."""
-    for lines, size in _batches(source):
-        batch = models.parse_lines(lines)
-        _require_ids(lines)
-        yield batch, size
-
-
-def _require_ids(lines: Lines) -> None:
-    for number, line in lines:
-        if not from_json(line).get("task_id"):
-            raise Invalid(
-                f"line {number}: task_id is missing; without it a second run would record the"
-                " task twice"
-            )
-
-
-def _batches(source: IO[bytes]) -> Iterator[tuple[Lines, int]]:
-    """Yield lines of tasks with their numbers, and the bytes that they took in the file."""
-    batch: Lines = []
+def _batches(source: IO[bytes], settings: Settings) -> Iterator[tuple[TaskBatch, int]]:
+    """Yield batches of validated tasks, each with the bytes that it took in the file."""
+    tasks = TaskCollector(settings)
     size = 0
-    for number, line, length in _tasks(source):
-        if line.strip():
-            batch.append((number, line))
+    for label, text, value, length in _tasks(source, settings):
         size += length
-        if len(batch) >= _BATCH or size >= _BATCH_BYTES:
-            if batch:
+        if text:
+            if isinstance(value, dict) and not value.get("task_id"):
+                raise Invalid(
+                    f"{label}task_id is missing; without it a second run would record the task"
+                    " twice"
+                )
+            tasks.add(label, text, value)
+        if len(tasks) >= _BATCH or size >= _BATCH_BYTES:
+            if batch := tasks.batch():
                 yield batch, size
-            batch, size = [], 0
-    if batch:
+            tasks, size = TaskCollector(settings), 0
+    if batch := tasks.batch():
         yield batch, size
 
 
-def _tasks(source: IO[bytes]) -> Iterator[tuple[int, bytes, int]]:
-    """Yield the number, text and length of each task: by lines, or by members of an array."""
-    number, first = 1, source.readline()
-    while first and not first.strip():
-        number, first = number + 1, source.readline()
-    if first.lstrip()[:1] != b"[" and _is_json(first):
-        yield number, first, len(first)
-        for following, line in enumerate(source, number + 1):
-            yield following, line, len(line)
+def _tasks(source: IO[bytes], settings: Settings) -> Iterator[tuple[str, str, Any, int]]:
+    """Yield label, text, value and length of each line, or of each element of an array."""
+    reader = Reader(settings)
+    number, line = 1, _first_line(source, settings)
+    while line and not line.strip():
+        number, line = number + 1, source.readline()
+    if not line:
         return
+    if line.lstrip()[:1] != b"[" and _is_json(reader, line):
+        while line:
+            label = f"line {number}: "
+            text = jsontext.line_text(line.strip(), label)
+            yield label, text, reader.read(text, label) if text else None, len(line)
+            number, line = number + 1, source.readline()
+        return
+    pieces = itertools.chain(
+        [b"\n" * (number - 1) + line], iter(lambda: source.read(_PIECE_BYTES), b"")
+    )
     try:
-        text = "\n" * (number - 1) + (first + source.read()).decode()
-        yield from _members(text)
-    except (ValueError, RecursionError) as broken:
-        raise Malformed(f"neither NDJSON nor JSON: {broken}") from None
+        for label, text, value in reader.elements(jsontext.texts(pieces), _by_line):
+            yield label, text, value, len(text.encode())
+    except Malformed as broken:
+        raise Malformed(f"neither NDJSON nor JSON: {broken.detail}") from None
 
 
-def _is_json(line: bytes) -> bool:
+def _by_line(_position: int | None, line: int) -> str:
+    return f"line {line}: "
+
+
+def _first_line(source: IO[bytes], settings: Settings) -> bytes:
+    """Return the first line; of a long one that begins an array, no more than its beginning."""
+    line = source.readline(settings.max_task_bytes)
+    line = b"".join(jsontext.without_mark([line]))
+    if line.lstrip()[:1] == b"[" or line.endswith(b"\n"):
+        return line
+    return line + source.readline()
+
+
+def _is_json(reader: Reader, line: bytes) -> bool:
     try:
-        from_json(line)
-    except ValueError:
+        reader.read(jsontext.line_text(line.strip(), ""))
+    except Malformed:
         return False
+    except Invalid:
+        return True
     return True
-
-
-def _members(text: str) -> Iterator[tuple[int, bytes, int]]:
-    """Yield the members of a JSON array, or the one object, as they are written."""
-    decoder = json.JSONDecoder()
-    place = _skip(text, 0)
-    is_array = text[place : place + 1] == "["
-    if is_array:
-        place = _skip(text, place + 1)
-    number, counted = 1, 0
-    while place < len(text) and text[place] != "]":
-        number, counted = number + text.count("\n", counted, place), place
-        _, end = decoder.raw_decode(text, place)
-        member = text[place:end].replace("\n", " ").encode()
-        yield number, member, len(member)
-        place = _skip(text, end)
-        if is_array and text[place : place + 1] == ",":
-            place = _skip(text, place + 1)
-        elif not is_array or text[place : place + 1] != "]":
-            break
-    rest = text[place + is_array :].strip()
-    if (is_array and text[place : place + 1] != "]") or rest:
-        raise ValueError(f"unexpected text after the task of line {number}")
-
-
-def _skip(text: str, place: int) -> int:
-    space = _SPACE.match(text, place)
-    return space.end() if space else place
 
 
 class DatabaseTarget:

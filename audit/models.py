@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Annotated, Any, Final, Self, TypeVar
 from uuid import UUID
@@ -27,10 +26,16 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import CoreSchema, core_schema, from_json
+from pydantic_core import CoreSchema, core_schema
 
-from audit.errors import Conflict, FieldError, Forbidden, Invalid, Malformed
+from audit import jsontext
+from audit.errors import Conflict, FieldError, Forbidden, Invalid, Malformed, Problem
+from audit.jsontext import Reader
+from audit.settings import Settings
 from audit.states import State
+
+#: The limits where no settings are at hand.
+DEFAULTS: Final = Settings.model_construct()
 
 MAX_TASKS_IN_ARRAY: Final = 1000
 MAX_OFFSET: Final = 2**63 - 1
@@ -40,12 +45,19 @@ DEFAULT_FAILURE_DAYS: Final = 7
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _RFC3339 = re.compile(
-    r"\d{4}-\d\d-\d\d[Tt ]([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?"
-    r"([Zz]|[+-](0\d|1[0-5]):[0-5]\d)",
+    r"\d{4}-\d\d-\d\d[Tt ]([01]\d|2[0-3]):[0-5]\d:([0-5]\d|60)(\.\d{1,9})?"
+    r"([Zz]|[+-]([01]\d|2[0-3]):?[0-5]\d)",
     re.ASCII,
+)
+#: The times that PostgreSQL reads as this module does. It rounds more decimals instead of cutting
+#: them, and knows no offsets of 16 hours.
+_PLAIN_TIME = re.compile(
+    r".{10}[Tt ]..:..:[0-5]\d(\.\d{1,6})?([Zz]|[+-](0\d|1[0-5]):?\d\d)", re.ASCII
 )
 _WHOLE = re.compile(r"-?[0-9]{1,20}", re.ASCII)
 _LONGEST_NAME = 255
+_SPACE: Final = " \t\r\n"
+_MOST_SERVICES = 100
 _STATES: Final[Mapping[str, State]] = {state: state for state in State}
 _FIRST_CREATED_AT = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -58,17 +70,28 @@ def _uuid(value: object) -> object:
 
 def _timestamp(value: object) -> datetime:
     if isinstance(value, str):
-        if not _RFC3339.fullmatch(value):
+        match = _RFC3339.fullmatch(value)
+        if not match:
             hint = "; write its + as %2B in a URL" if " " in value[19:] else ""
             raise ValueError(
-                "must be an RFC 3339 time with an offset and at most six decimals, "
+                "must be an RFC 3339 time with an offset and at most nine decimals, "
                 f"such as 2026-11-23T08:00:00.25Z{hint}"
             )
-        value = datetime.fromisoformat(value.upper())
-    elif not isinstance(value, datetime) or value.utcoffset() is None:
+        # It cuts the decimals after the sixth.
+        if match[2] != "60":
+            return _in_utc(datetime.fromisoformat(value.upper()))
+        before = _in_utc(datetime.fromisoformat(f"{value[:17]}59{value[19:]}".upper()))
+        if (before.hour, before.minute) != (23, 59):
+            raise ValueError("the second 60 is a leap second, which only 23:59 in UTC can have")
+        return _in_utc(before, timedelta(seconds=1))
+    if not isinstance(value, datetime) or value.utcoffset() is None:
         raise ValueError("must be a time with an offset")
+    return _in_utc(value)
+
+
+def _in_utc(value: datetime, later: timedelta = timedelta()) -> datetime:
     try:
-        return value.astimezone(UTC)
+        return value.astimezone(UTC) + later
     except OverflowError:
         raise ValueError("must be in the years 1 to 9999, in UTC") from None
 
@@ -77,6 +100,13 @@ def _not_before_2000(value: datetime) -> datetime:
     if value < _FIRST_CREATED_AT:
         raise ValueError("must not be before 2000-01-01T00:00:00Z")
     return value
+
+
+def _at_most_a_hundred(names: object) -> object:
+    """Before each name is validated: an error for each of a million would take all memory."""
+    if isinstance(names, list) and len(names) > _MOST_SERVICES:
+        raise ValueError(f"must have at most {_MOST_SERVICES} names, not {len(names)}")
+    return names
 
 
 def _no_duplicates(names: Sequence[str]) -> Sequence[str]:
@@ -115,20 +145,16 @@ class _Whole:
 
 def _json_object(value: object) -> str:
     """JSON text of an object, as it was given."""
-    if isinstance(value, Mapping):
-        try:
-            value = json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as unfit:
-            raise ValueError(f"must be a JSON object: {unfit}") from None
-    if not isinstance(value, str):
-        raise ValueError("must be a JSON object")
-    refuse_nul(value.encode())
+    reader = Reader(DEFAULTS)
     try:
-        parsed = from_json(value, allow_inf_nan=False)
-    except ValueError:
-        raise Malformed("outcome is not JSON") from None
-    if not isinstance(parsed, dict):
-        raise ValueError("must be a JSON object")
+        if isinstance(value, Mapping):
+            return reader.write(dict(value))[0]
+        if not isinstance(value, str) or not isinstance(reader.read(value.strip(_SPACE)), dict):
+            raise ValueError("must be a JSON object")
+    except Malformed as refused:
+        raise Malformed(f"outcome: {refused.detail}") from None
+    except Invalid as refused:
+        raise ValueError(refused.detail) from None
     return value
 
 
@@ -151,7 +177,8 @@ Name = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=_L
 RequestText = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=65_536)]
 Services = Annotated[
     list[Name],
-    Field(max_length=100, json_schema_extra={"uniqueItems": True}),
+    Field(max_length=_MOST_SERVICES, json_schema_extra={"uniqueItems": True}),
+    BeforeValidator(_at_most_a_hundred),
     AfterValidator(_no_duplicates),
 ]
 JsonObject = dict[str, Any]
@@ -297,21 +324,22 @@ class AuditQuery(TaskQuery):
 
 
 Params = TypeVar("Params", bound=NoParams)
+_Validated = TypeVar("_Validated", bound=BaseModel)
+#: A batch is encoded for its statement at once, on the event loop.
+_BATCH_CHARACTERS: Final = 4 * 1024 * 1024
 
 # --- what may be recorded -------------------------------------------------------------------------
 
 
-class TaskChange(_Model):
-    """What an open task may still take on."""
+class _TaskFields(_Model):
+    """The members that a task may be recorded with, and that may change while it is open."""
 
-    status: Status = State.PENDING
-    """Moves forwards only: pending, approved, executing, then one of the terminal states. A new
-    task is `pending` if no status is given."""
     approved_at: Timestamp | None = None
-    """Set by the server at the transition if it is not given."""
+    """Set by the server at the transition if it is not given. Decimals after the sixth are cut."""
     completed_at: Timestamp | None = None
-    """Set by the server at the transition to a terminal state if it is not given."""
-    services_touched: Services = Field(default_factory=list)
+    """Set by the server at the transition to a terminal state if it is not given. Decimals after
+    the sixth are cut."""
+    services_touched: Services | None = None
     """Names of services, without duplicates; the order is kept."""
     outcome: Outcome | None = None
     """Its member `action_type` is the intent of the task: text of at most 255 characters."""
@@ -322,128 +350,252 @@ class TaskChange(_Model):
     suggestions: list[Any] | None = None
 
 
-class NewTask(TaskChange):
-    """A task as it is first recorded."""
+class TaskChange(_TaskFields):
+    """What an open task may still take on. null clears a member."""
 
+    status: Status = State.PENDING
+    """Moves forwards only: pending, approved, executing, then one of the terminal states."""
+
+
+class NewTask(_TaskFields):
+    """A task as it is first recorded. null means that a member is not given."""
+
+    status: Status | None = None
+    """A new task is `pending` if no status is given."""
     task_id: TaskId | None = None
     """The idempotency key; made by the server if it is not given."""
     project_id: TaskId | None = None
     request_text: RequestText
     created_by: Name | None = None
     created_at: CreatedAt | None = None
-    """From 2000-01-01 to 24 hours ahead of the database's clock, which is the default."""
+    """From 2000-01-01 to 24 hours ahead of the database's clock, which is the default. Decimals
+    after the sixth are cut."""
 
 
-_FIXED: Final = (*(set(NewTask.model_fields) - set(TaskChange.model_fields)), "recorded_at")
-_ONE_OR_MANY: TypeAdapter[list[NewTask]] = TypeAdapter(
-    Annotated[list[NewTask], Field(max_length=MAX_TASKS_IN_ARRAY)]
-)
-_MANY: TypeAdapter[list[NewTask]] = TypeAdapter(list[NewTask])
+_FIXED: Final = frozenset(NewTask.model_fields) - set(TaskChange.model_fields) | {"recorded_at"}
+_IDS: Final = ("task_id", "project_id")
+_TIMES: Final = ("created_at", "approved_at", "completed_at")
 
 
 @dataclass(frozen=True, slots=True)
 class TaskBatch:
-    """Tasks that are judged and ready to be recorded.
+    """Tasks that are validated and ready to be recorded.
 
     `text` is a JSON array of them, as it was sent: what was a number of thirty digits still is.
-    `labels` stand before a member's name in errors, one for each task.
+    Only a time that PostgreSQL would read in another way is written anew.
+    `labels` stand before a member's name in errors, one for each task; `times` are the
+    `created_at` of each, None where it is not given.
     """
 
     text: str
     labels: Sequence[str]
+    times: Sequence[datetime | None]
+
+    def __len__(self) -> int:
+        """How many tasks there are."""
+        return len(self.labels)
 
 
-def parse_tasks(body: bytes, project_id: UUID | None = None) -> TaskBatch:
-    """Judge a JSON object or an array of 1 to 1,000 of them; all of one project, if it is given.
+def parse_tasks(
+    body: Iterable[bytes], project_id: UUID | None = None, settings: Settings = DEFAULTS
+) -> list[TaskBatch]:
+    """Validate a JSON object or an array of 1 to 1,000 of them, which comes in pieces.
+
+    With a `project_id`, every task must be of this project.
 
     Raises:
         Malformed: it is not JSON, or has a NUL character.
         Forbidden: a task is of another project.
-        Invalid: it names every member that is wrong, those of an array as `3.status`.
+        Invalid: it names the members that are wrong, those of an array as `3.status`.
     """
-    refuse_nul(body)
-    with judging():
-        if body.lstrip(b" \t\r\n")[:1] != b"[":
-            one = NewTask.model_validate_json(body)
-            _hold_to_project([one], [""], project_id)
-            return TaskBatch(f"[{body.decode()}]", ("",))
-        tasks = _ONE_OR_MANY.validate_json(body)
-    if not tasks:
-        raise Invalid("the array is empty", errors=[{"field": "", "detail": "must hold a task"}])
-    labels = [f"{position}." for position in range(len(tasks))]
-    _hold_to_project(tasks, labels, project_id)
-    return TaskBatch(body.decode(), labels)
+    tasks = TaskCollector(settings, project_id)
+    for element in Reader(settings).elements(jsontext.texts(body)):
+        if len(tasks) == MAX_TASKS_IN_ARRAY:
+            raise Invalid(f"the array has over {MAX_TASKS_IN_ARRAY} tasks; send it in parts")
+        tasks.add(element.label, element.text, element.value)
+    tasks.require_any("the array")
+    return tasks.batches()
 
 
-def parse_lines(lines: Sequence[tuple[int, bytes]], project_id: UUID | None = None) -> TaskBatch:
-    """Judge lines of NDJSON, each with its number; errors name the line as `line 4: status`.
+def parse_lines(
+    body: Iterable[bytes], project_id: UUID | None = None, settings: Settings = DEFAULTS
+) -> list[TaskBatch]:
+    """Validate NDJSON that comes in pieces; errors name the line as `line 4: status`.
 
     Raises:
         Malformed: a line is not JSON, or has a NUL character.
         Forbidden: a task is of another project than the one given.
-        Invalid: a line is not a task.
+        Invalid: a line is not a task, or there are too many.
     """
-    labels = [f"line {number}: " for number, _ in lines]
-    errors: list[FieldError] = []
-    tasks: list[NewTask] = []
-    # Each by itself: joined first, two lines that are not JSON could make up two tasks.
-    for (_, line), label in zip(lines, labels, strict=True):
-        refuse_nul(line, label)
-        try:
-            tasks.append(NewTask.model_validate_json(line))
-        except ValidationError as refused:
-            errors += _problem(refused, label).errors or []
-    if errors:
-        raise Invalid(_summary(errors), errors=errors)
-    _hold_to_project(tasks, labels, project_id)
-    return TaskBatch(f"[{b','.join(line for _, line in lines).decode()}]", labels)
+    tasks = TaskCollector(settings, project_id)
+    for number, line in jsontext.lines(body):
+        if number > settings.max_lines_per_request:
+            most = settings.max_lines_per_request
+            raise Invalid(f"the body has over {most} lines (max_lines_per_request)")
+        if line:
+            tasks.add_line(number, line)
+    tasks.require_any("the body")
+    return tasks.batches()
 
 
-def _hold_to_project(
-    tasks: Sequence[NewTask], labels: Sequence[str], project_id: UUID | None
-) -> None:
-    if project_id is None:
-        return
-    errors: list[FieldError] = [
-        {"field": f"{label}project_id", "detail": f"must be {project_id}, which the key is for"}
-        for task, label in zip(tasks, labels, strict=True)
-        if task.project_id != project_id
-    ]
-    if errors:
-        raise Forbidden(_summary(errors), errors=errors)
-
-
-def batch_of(tasks: Iterable[NewTask | Mapping[str, Any]]) -> TaskBatch:
-    """Judge tasks given as Python objects.
+def batch_of(
+    tasks: Iterable[NewTask | Mapping[str, Any]], settings: Settings = DEFAULTS
+) -> TaskBatch:
+    """Validate tasks given as Python objects.
 
     Raises:
-        Invalid: it names every member that is wrong.
+        Malformed: a text has a NUL character.
+        Invalid: it names the members that are wrong, or that JSON cannot say.
     """
-    with judging():
-        judged = _MANY.validate_python(list(tasks))
-    text = _MANY.dump_json(judged, exclude_unset=True).decode()
-    return TaskBatch(text, [f"{position}." for position in range(len(judged))])
+    reader = Reader(settings)
+    checked = TaskCollector(settings)
+    for position, task in enumerate(tasks):
+        label = f"{position}."
+        try:
+            checked.add(label, *_written(task, reader, label))
+        except Invalid as refused:
+            checked.errors.include(refused)
+    return checked.batch()
 
 
-def parse_change(body: bytes) -> str:
-    """Judge a JSON object of what changes; return it as it was sent.
+def parse_change(body: Iterable[bytes], settings: Settings = DEFAULTS) -> str:
+    """Validate a JSON object of what changes; return it as it was sent.
 
     Raises:
         Malformed: it is not JSON, or has a NUL character.
         Conflict: it has a member that never changes.
-        Invalid: it names every member that is wrong.
+        Invalid: it names the members that are wrong.
     """
-    refuse_nul(body)
-    with judging():
-        given = _CHANGE.validate_json(body)
-        fixed = sorted(given.keys() & set(_FIXED))
-        if fixed:
-            raise Conflict(f"these may not change once a task is recorded: {', '.join(fixed)}")
-        TaskChange.model_validate_json(body)
-    return body.decode()
+    text = "".join(jsontext.texts(body)).strip(_SPACE)
+    given = Reader(settings).read(text)
+    errors = _Errors(settings)
+    if not isinstance(given, dict):
+        raise jsontext.refused("", _NO_OBJECT)
+    fixed = sorted(given.keys() & _FIXED)
+    if fixed:
+        raise Conflict(f"these may not change once a task is recorded: {', '.join(fixed)}")
+    errors.validate(TaskChange, given)
+    errors.check()
+    text = _for_postgresql(text, given)
+    if "services_touched" in given and given["services_touched"] is None:
+        text = jsontext.replaced(text, {"services_touched": []})
+    return text
 
 
-_CHANGE: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+def change_of(change: Mapping[str, Any], settings: Settings = DEFAULTS) -> str:
+    """Validate a change given as Python objects; like `parse_change`."""
+    text, _ = _written(change, Reader(settings), "")
+    return parse_change([text.encode()], settings)
+
+
+_NO_OBJECT: Final = "must be a JSON object"
+
+
+class TaskCollector:
+    """Validates tasks one by one, and collects their texts, or what is wrong with them."""
+
+    def __init__(self, settings: Settings, project_id: UUID | None = None) -> None:
+        self.errors = _Errors(settings)
+        self._foreign = _Errors(settings)
+        self._reader = Reader(settings)
+        self._project_id = project_id
+        self._most = settings.max_tasks_per_request
+        self._texts: list[str] = []
+        self._labels: list[str] = []
+        self._times: list[datetime | None] = []
+
+    def __len__(self) -> int:
+        """How many tasks are valid so far."""
+        return len(self._texts)
+
+    def require_any(self, what: str) -> None:
+        """Raise Invalid if there was no task in `what`, neither good nor bad."""
+        if not self._texts and not self.errors.total:
+            errors: list[FieldError] = [{"field": "", "detail": "must hold a task"}]
+            raise Invalid(f"{what} is empty", errors=errors)
+
+    def add_line(self, number: int, line: bytes) -> None:
+        """Validate a task that stands on a line by itself."""
+        label = f"line {number}: "
+        text = jsontext.line_text(line, label)
+        try:
+            value = self._reader.read(text, label)
+        except Invalid as refused:
+            self.errors.include(refused)
+        else:
+            self.add(label, text, value)
+
+    def add(self, label: str, text: str, value: Any) -> None:
+        """Validate a task that was read from a text."""
+        task = self.errors.validate(NewTask, value, label)
+        if task is None:
+            return
+        if self._project_id is not None and task.project_id != self._project_id:
+            detail = f"must be {self._project_id}, which the key is for"
+            self._foreign.add(f"{label}project_id", detail)
+        if len(self._texts) == self._most:
+            raise Invalid(f"the body has over {self._most} tasks (max_tasks_per_request)")
+        self._texts.append(_for_postgresql(text, value))
+        self._labels.append(label)
+        self._times.append(task.created_at)
+
+    def batch(self) -> TaskBatch:
+        """Return all tasks together.
+
+        Raises:
+            Invalid, Forbidden: a task was not valid.
+        """
+        self.errors.check()
+        self._foreign.check(Forbidden)
+        return self._part(0, len(self._texts))
+
+    def batches(self) -> list[TaskBatch]:
+        """Return the tasks in parts that a statement each can record; like `batch`."""
+        whole = self.batch()
+        if len(self._texts) <= MAX_TASKS_IN_ARRAY and len(whole.text) <= _BATCH_CHARACTERS:
+            return [whole]
+        parts = []
+        start = size = 0
+        for end, text in enumerate(self._texts):
+            if end - start == MAX_TASKS_IN_ARRAY or (size and size + len(text) > _BATCH_CHARACTERS):
+                parts.append(self._part(start, end))
+                start, size = end, 0
+            size += len(text)
+        return [*parts, self._part(start, len(self._texts))]
+
+    def _part(self, start: int, end: int) -> TaskBatch:
+        return TaskBatch(
+            f"[{','.join(self._texts[start:end])}]", self._labels[start:end], self._times[start:end]
+        )
+
+
+def _written(task: object, reader: Reader, label: str) -> tuple[str, Any]:
+    """Return the JSON text and value of a task or a change; ids and times may be objects."""
+    if isinstance(task, NewTask):
+        task = {name: getattr(task, name) for name in task.model_fields_set}
+    if not isinstance(task, Mapping):
+        raise jsontext.refused(label, _NO_OBJECT)
+    given = dict(task)
+    for name in _IDS:
+        if isinstance(given.get(name), UUID):
+            given[name] = str(given[name])
+    for name in _TIMES:
+        if isinstance(given.get(name), datetime):
+            try:
+                given[name] = _timestamp(given[name]).isoformat()
+            except ValueError as refused:
+                raise jsontext.refused(label, str(refused), name) from None
+    return reader.write(given, label)
+
+
+def _for_postgresql(text: str, value: Mapping[str, Any]) -> str:
+    """Return the text of an object, with the times that PostgreSQL would read in another way."""
+    times = {}
+    for name in _TIMES:
+        time = value.get(name)
+        if time is not None and not _PLAIN_TIME.fullmatch(time):
+            times[name] = _timestamp(time).isoformat()
+    return jsontext.replaced(text, times) if times else text
 
 
 # --- what an answer holds -------------------------------------------------------------------------
@@ -555,15 +707,63 @@ class TaskDocument:
 
 # --- how a refusal is told ------------------------------------------------------------------------
 
-#: Millions, in a body of unknown members, would take all memory.
-_MOST_ERRORS = 10_000
-_NUL_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+#: The name of an unknown member may be as long as a task.
+_LONGEST_PLACE = 200
 
 
-def refuse_nul(text: bytes, label: str = "") -> None:
-    """Raise Malformed if JSON text has a NUL character, which PostgreSQL cannot store."""
-    if b"\0" in text or (b"\\u0000" in text and _NUL_ESCAPE.search(text)):
-        raise Malformed(f"{label}a NUL character is not allowed in JSON text")
+class _Errors:
+    """Counts what is wrong with the values of a request, and lists the first."""
+
+    def __init__(self, settings: Settings = DEFAULTS) -> None:
+        self._most = settings.max_errors
+        self._listed: list[FieldError] = []
+        self.total = 0
+
+    def add(self, field: str, detail: str) -> None:
+        """Note one more."""
+        self.total += 1
+        if len(self._listed) < self._most:
+            if len(field) > _LONGEST_PLACE:
+                field = f"{field[:_LONGEST_PLACE]}…"
+            self._listed.append({"field": field, "detail": detail})
+
+    def include(self, refused: Invalid) -> None:
+        """Note those of a task that was refused as a whole."""
+        for error in refused.errors or []:
+            self.add(**error)
+
+    def validate(self, model: type[_Validated], value: Any, label: str = "") -> _Validated | None:
+        """Return the value as a model, or None where it is wrong."""
+        if not isinstance(value, dict):
+            self.add(jsontext.place(label), _NO_OBJECT)
+            return None
+        known = model.model_fields
+        is_known = value.keys() <= known.keys()
+        if not is_known:
+            # pydantic would make an object of each, of which there may be a hundred thousand.
+            for name in value:
+                if name not in known:
+                    self.add(label + name, "unknown")
+            value = {name: value[name] for name in known if name in value}
+        try:
+            validated = model.model_validate(value)
+        except ValidationError as refused:
+            if self._is_full:
+                self.total += refused.error_count()
+                return None
+            for error in _errors(refused):
+                self.add(jsontext.place(label, error["field"]), error["detail"])
+            return None
+        return validated if is_known else None
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._listed) == self._most
+
+    def check(self, problem: type[Problem] = Invalid) -> None:
+        """Raise a problem if there was any error."""
+        if self.total:
+            raise problem(_summary(self._listed, self.total), errors=self._listed)
 
 
 @contextmanager
@@ -611,30 +811,33 @@ def task_id_of(value: UUID | str) -> UUID:
 
 
 def _problem(
-    refused: ValidationError, label: str = "", unknown: str = "unknown", depth: int | None = None
+    refused: ValidationError, unknown: str = "unknown", depth: int | None = None
 ) -> Invalid:
-    """Name each value refused by its place, of which at most `depth` parts are told."""
-    if refused.error_count() > _MOST_ERRORS:
-        raise Invalid(
-            f"{label}{refused.error_count()} values are wrong: too many to name"
-        ) from None
+    errors = _errors(refused, unknown, depth)
+    listed = errors[: DEFAULTS.max_errors]
+    return Invalid(_summary(listed, len(errors)), errors=listed)
+
+
+def _errors(
+    refused: ValidationError, unknown: str = "unknown", depth: int | None = None
+) -> list[FieldError]:
+    """Name each value that was refused by its place, by at most `depth` parts of it."""
     errors: list[FieldError] = []
     for error in refused.errors(include_url=False, include_input=False):
-        if error["type"] == "json_invalid":
-            raise Malformed(f"{label}not JSON: {error['ctx']['error']}") from None
         field = ".".join(str(part) for part in error["loc"][:depth])
         detail = error["msg"].removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
             detail = unknown
         if not error["loc"] and ": " in detail:
             field, _, detail = detail.partition(": ")
-        place = label + field if field else label.rstrip(": ")
-        errors.append({"field": place, "detail": detail})
-    return Invalid(_summary(errors), errors=errors)
+        errors.append({"field": field, "detail": detail})
+    return errors
 
 
-def _summary(errors: Sequence[FieldError]) -> str:
-    field, detail = errors[0]["field"], errors[0]["detail"]
+def _summary(listed: Sequence[FieldError], total: int) -> str:
+    field, detail = listed[0]["field"], listed[0]["detail"]
     first = f"{field}: {detail}" if field else detail
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return first + more
+    if total == 1:
+        return first
+    shown = "" if total == len(listed) else f"; the first {len(listed)} are listed"
+    return f"{first} (and {total - 1} more{shown})"

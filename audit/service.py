@@ -140,6 +140,7 @@ class AuditService:
     ) -> None:
         """Without `settings`, every setting has its default; the environment is not read."""
         settings = settings or Settings.model_construct()
+        self._settings = settings
         self._pool = pool
         self._metrics = metrics or Metrics()
         self._partition = settings.partition
@@ -361,7 +362,7 @@ class AuditService:
         Raises:
             Conflict: an id is recorded with other content.
         """
-        return await self.record_batches([models.batch_of(tasks)])
+        return await self.record_batches([models.batch_of(tasks, self._settings)])
 
     async def record_batches(self, batches: Sequence[TaskBatch]) -> Recorded:
         """Record batches that are judged already, all in one transaction; like `record`."""
@@ -446,8 +447,7 @@ class AuditService:
             raise Conflict(f"recorded with other content: {', '.join(conflicts[:10])}{more}")
 
     async def _make_partitions(self, batches: Sequence[TaskBatch]) -> None:
-        asked = [task.get("created_at") for batch in batches for task in json.loads(batch.text)]
-        times = [time and datetime.fromisoformat(time.upper()) for time in asked]
+        times = [time for batch in batches for time in batch.times]
         await self._make_in_portions(statements.MAKE_PARTITIONS, times)
 
     async def make_coming_partitions(self) -> None:
@@ -489,7 +489,7 @@ class AuditService:
         """
         return await self.update_judged(
             task_id,
-            models.parse_change(json.dumps(change, default=str).encode()),
+            models.change_of(change, self._settings),
             match=None if if_match is None else [if_match],
         )
 

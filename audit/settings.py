@@ -147,7 +147,21 @@ class Settings(BaseSettings):
     max_connections: int = Field(default=2000, ge=1)
     """Connections of clients to one worker; one more is refused with 503."""
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
-    """Longest body of a POST or PATCH."""
+    """Longest body of a POST or PATCH, as sent and after its Content-Encoding is undone."""
+    max_expansion: int = Field(default=100, ge=1)
+    """How many times its size a compressed body may expand to; 1 MiB is always allowed."""
+    max_lines_per_request: int = Field(default=200_000, ge=1)
+    """Lines of an NDJSON body, blank ones included."""
+    max_tasks_per_request: int = Field(default=100_000, ge=1)
+    """Tasks of an NDJSON body. A JSON array may contain 1,000 at most."""
+    max_task_bytes: int = Field(default=1024 * 1024, ge=1024)
+    """Longest JSON text of a task or of a change to one, with its numbers written out."""
+    max_number_digits: int = Field(default=1000, ge=20, le=4000)
+    """Most digits of a number in JSON, when it is written out: 1e9 has ten."""
+    max_nesting: int = Field(default=64, ge=2, le=180)
+    """Most levels of objects and arrays in a task; the task itself is the first."""
+    max_errors: int = Field(default=20, ge=1, le=10_000)
+    """Most errors that a response lists; it names the total number too."""
     cors_origin: Annotated[str | None, AfterValidator(_origins)] = None
     """Origins whose pages may call the service, with commas between them; unset: none."""
     max_page_bytes: int = Field(default=32 * 1024 * 1024, ge=1024, le=512 * 1024 * 1024)

@@ -316,8 +316,7 @@ async def test_tasks_of_a_month_without_a_partition_may_come_all_at_once(client:
         ("task_id", "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF", 201),
         ("suggestions", [], 201),
         ("error_message", "", 201),
-        *((name, None, 201) for name in WHOLE if name not in
-          {"request_text", "status", "services_touched"}),
+        *((name, None, 201) for name in WHOLE if name != "request_text"),
     ],
     ids=lambda value: str(value)[:40].encode("ascii", "replace").decode(),
 )  # fmt: skip
@@ -334,8 +333,8 @@ WRONG: dict[str, list[Any]] = {
     "project_id": [True, "", "7d9f1c9e-0c3f-7d0e-9a63-6b6f0b7c2d11 "],
     "request_text": [None, 1, ["a"], {}],
     "created_by": [1, ["a"], {}],
-    "status": [None, 1, "done", "Pending", "", [], {}, [["pending"]]],
-    "services_touched": [None, "a", {}, [1], [None], [["a"]]],
+    "status": [1, "done", "Pending", "", [], {}, [["pending"]]],
+    "services_touched": ["a", {}, [1], [None], [["a"]]],
     "outcome": [[], "{}", 1, True],
     "estimated_resources": [[], "{}", 1],
     "actual_resources": [[], "{}", 1],
@@ -349,7 +348,7 @@ WRONG: dict[str, list[Any]] = {
 WRONG_TIMES = [
     1_700_000_000, 1.5, True, {}, "", "now", "1700000000", "2026-01-01", "2026-01-01T00:00Z",
     "2026-01-01T00:00:00", "2026-02-30T00:00:00Z", "2026-01-01T24:00:00Z", "2026-01-01T00:00:60Z",
-    "2026-01-01T00:00:00+16:00", "2026-01-01T00:00:00+00:60", "2026-01-01T00:00:00.1234567Z",
+    "2026-01-01T00:00:00+24:00", "2026-01-01T00:00:00+00:60", "2026-01-01T00:00:00.0123456789Z",
     "0000-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "٢٠٢٦-01-01T00:00:00Z", "infinity",
     "2026-01-01T00:00:00 Z", " 2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z\n",
 ]  # fmt: skip
@@ -684,9 +683,9 @@ async def test_null_clears_what_may_be_null(client: Client) -> None:
     names = "outcome estimated_resources actual_resources external_ai_used error_message"
     change = dict.fromkeys([*names.split(), "suggestions", "approved_at", "completed_at"])
 
-    status, shown = await patch(client, task_id, change)
+    status, shown = await patch(client, task_id, {**change, "services_touched": None})
 
-    assert (200, before | change) == (status, shown)
+    assert (200, before | change | {"services_touched": []}) == (status, shown)
 
 
 @pytest.mark.parametrize(
@@ -765,7 +764,6 @@ async def test_a_field_that_may_not_change_is_refused_by_name(client: Client, fi
         ({"status": None}, "status"),
         ({"status": "done"}, "status"),
         ({"status": []}, "status"),
-        ({"services_touched": None}, "services_touched"),
         ({"services_touched": ["a", "a"]}, "services_touched"),
         ({"services_touched": [str(n) for n in range(101)]}, "services_touched"),
         ({"outcome": []}, "outcome"),

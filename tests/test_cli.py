@@ -321,6 +321,8 @@ def test_any_form_of_file_is_recorded(dsn: str, tmp_path: Path) -> None:
         "pretty-array": f"\n{json.dumps([task(), task()], indent=4)}\n",
         "object": json.dumps(task()),
         "pretty-object": json.dumps(task(), indent=4),
+        "byte-order-mark": "\ufeff" + lines(task()),
+        "byte-order-mark-of-an-array": "\ufeff" + json.dumps([task()]),
         "empty": "",
         "empty-array": "[]\n",
     }
@@ -328,10 +330,10 @@ def test_any_form_of_file_is_recorded(dsn: str, tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
     names = [str(tmp_path / name) for name in files]
 
-    assert (0, "recorded 14, duplicates 0\n", "") == audit(
+    assert (0, "recorded 16, duplicates 0\n", "") == audit(
         "record", *names, "-", "--dsn", dsn, given=lines(task(), task())
     )
-    assert 14 == count(dsn)
+    assert 16 == count(dsn)
 
 
 def test_tasks_are_recorded_through_a_service(dsn: str, history: Path) -> None:
@@ -340,7 +342,10 @@ def test_tasks_are_recorded_through_a_service(dsn: str, history: Path) -> None:
 
         assert (0, "recorded 2,500, duplicates 0\n", "") == audit(*command)
         assert (0, "recorded 0, duplicates 2,500\n", "") == audit(*command)
-    assert 2500 == count(dsn)
+        assert 2500 == count(dsn)
+        nanoseconds = lines(task(created_at="2026-10-02T10:00:00.123456789+0000"))
+        for result in ("recorded 1, duplicates 0\n", "recorded 0, duplicates 1\n"):
+            assert (0, result, "") == audit("record", "-", "--url", url, given=nanoseconds)
 
 
 def test_a_service_that_is_just_starting_is_waited_for(dsn: str, history: Path) -> None:
@@ -377,9 +382,10 @@ def test_a_bad_line_is_named_and_the_batches_before_it_stay(
         (lines(task(), {"request_text": "x"}), "line 2: task_id is missing"),
         (lines(task(), task(task_id=None)), "line 2"),
         ("[\n" + lines(task()) + ",\n" + lines({**task(), "status": 7}) + "]", "line 4: status"),
-        ("[" * 100_000, "neither NDJSON nor JSON"),
+        ("[" * 100_000, "line 1: is nested over 64 levels deep (max_nesting)"),
+        ("[" + lines(task()) + ",]", "line 2: not JSON"),
     ],
-    ids=["first line", "later line", "no id", "null id", "in an array", "too deep"],
+    ids=["first line", "later line", "no id", "null id", "in an array", "too deep", "last comma"],
 )
 def test_what_is_not_a_task_with_an_id_is_refused(dsn: str, text: str, part: str) -> None:
     assert is_told(audit("record", "-", "--dsn", dsn, given=text), 65, "-: ", part)

@@ -30,7 +30,9 @@ LAYERS = [
     {"admission", "database"},
     {"connecting"},
     {"logs"},
-    {"models", "cursor", "metrics", "settings", "tallies", "rates", "access", "tracing"},
+    {"models", "cursor", "metrics", "tallies", "rates", "access", "tracing"},
+    {"coding", "jsontext"},
+    {"settings"},
     {"addresses", "dsn", "errors", "limits", "responses", "states", "statements"},
 ]
 #: Within a line: writing reads a task's id and parameters as reading does.

@@ -170,12 +170,12 @@ def test_examples_of_bodies_are_taken_by_the_service() -> None:
     changes = DOCUMENT["paths"][API + "/tasks/{task_id}"]["patch"]["requestBody"]["content"]
 
     for example in sent["application/json"]["examples"].values():
-        assert parse_tasks(json.dumps(example["value"]).encode()).labels
+        assert parse_tasks([json.dumps(example["value"]).encode()])
     for example in sent["application/x-ndjson"]["examples"].values():
-        lines = example["value"].encode().splitlines()
-        assert len(parse_lines(list(enumerate(lines, start=1))).labels) == len(lines)
+        (batch,) = parse_lines([example["value"].encode()])
+        assert len(batch.labels) == len(example["value"].splitlines())
     for example in changes["application/json"]["examples"].values():
-        assert parse_change(json.dumps(example["value"]).encode())
+        assert parse_change([json.dumps(example["value"]).encode()])
 
 
 def test_json_and_ndjson_show_the_same_tasks() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -33,4 +34,6 @@ REASON: Final = web.RequestKey("reason", str)
 BODY_LIMIT: Final = web.AppKey("body_limit", Limit)
 #: Set when the process is to end: each answer is the last of its connection.
 DRAINING: Final = web.AppKey("draining", asyncio.Event)
+#: Parses large bodies, one after the other.
+PARSER: Final = web.AppKey("parser", ThreadPoolExecutor)
 POOL: Final[web.AppKey[Pool]] = web.AppKey("pool")

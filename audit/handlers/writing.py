@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Collection, Coroutine
+import gc
+import threading
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from aiohttp import web
 
-from audit.errors import BodyTooLarge, BodyTooSlow, Invalid, Malformed, UnsupportedMedia
-from audit.handlers import ACCEPT_PATCH, BODY_LIMIT, IDENTITY, ROWS, SERVICE, SETTINGS
+from audit.coding import coding_of, decode, too_large
+from audit.errors import BodyTooSlow, Malformed, TimedOut, UnsupportedMedia
+from audit.handlers import ACCEPT_PATCH, BODY_LIMIT, IDENTITY, PARSER, ROWS, SERVICE, SETTINGS
 from audit.handlers.reading import (
     match_of,
     none_match_of,
@@ -18,14 +22,15 @@ from audit.handlers.reading import (
     task_response,
 )
 from audit.limits import Late
-from audit.models import NoParams, TaskBatch, parse_change, parse_lines, parse_query, parse_tasks
+from audit.models import NoParams, parse_change, parse_lines, parse_query, parse_tasks
 from audit.responses import Whole, json_response
 from audit.service import AuditService
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
-_CODINGS = ("identity", "gzip", "deflate")
-_LINES_IN_BATCH = 1000
+#: What is parsed in a few milliseconds.
+_SMALL_BYTES = 64 * 1024
+_SMALL_LINES = 1000
 _writing: set[asyncio.Task[Any]] = set()
 
 _Result = TypeVar("_Result")
@@ -34,11 +39,13 @@ _Result = TypeVar("_Result")
 async def record(request: web.Request) -> Whole:
     """Record a task, an array of tasks, or NDJSON: all of it, or nothing."""
     parse_query(NoParams, query_params(request))
-    if _content_type(request, (JSON, NDJSON)) == NDJSON:
-        batches = await _in_time(request, _read_lines(request))
-    else:
-        body = await _in_time(request, _read(request))
-        batches = [parse_tasks(body, request[IDENTITY].project_id)]
+    is_lines = _content_type(request, (JSON, NDJSON)) == NDJSON
+    parse = partial(
+        parse_lines if is_lines else parse_tasks,
+        project_id=request[IDENTITY].project_id,
+        settings=request.app[SETTINGS],
+    )
+    batches = await _parsed(request, await _in_time(request, _read(request)), parse)
     service = request.app[SERVICE]
     result = await _to_its_end(service, service.record_batches(batches))
     request[ROWS] = len(result.ids_as_text)
@@ -49,7 +56,8 @@ async def update(request: web.Request) -> Whole:
     """Move an open task on and fill in what is known."""
     task_id = task_id_of(request)
     _content_type(request, ACCEPT_PATCH.split(", "))
-    change = parse_change(await _in_time(request, _read(request)))
+    parse = partial(parse_change, settings=request.app[SETTINGS])
+    change = await _parsed(request, await _in_time(request, _read(request)), parse)
     project_id = request[IDENTITY].project_id
     service = request.app[SERVICE]
     document = await _to_its_end(
@@ -100,59 +108,73 @@ def _content_type(request: web.Request, allowed: Collection[str]) -> str:
         raise UnsupportedMedia(
             f"the content type is {given}; send {' or '.join(allowed)}", headers=accepted
         )
-    coding = request.headers.get("Content-Encoding", "identity")
-    if coding.lower() not in _CODINGS:
-        raise UnsupportedMedia(f"the content encoding is {coding}; send {' or '.join(_CODINGS)}")
+    coding_of(request.headers.getall("Content-Encoding", ()))
     return request.content_type
 
 
 async def _read(request: web.Request) -> bytes:
-    return b"".join([chunk async for chunk in _chunks(request)])
-
-
-async def _read_lines(request: web.Request) -> list[TaskBatch]:
-    """Judge NDJSON while it arrives; lines of white space are passed over."""
-    project_id = request[IDENTITY].project_id
-    batches: list[TaskBatch] = []
-    lines: list[tuple[int, bytes]] = []
-    number = 1
-    pieces: list[bytes] = []
-    async for chunk in _chunks(request):
-        first, *others = chunk.split(b"\n")
-        pieces.append(first)
-        for other in others:
-            _add_line(lines, number, pieces)
-            number += 1
-            pieces = [other]
-        while len(lines) >= _LINES_IN_BATCH:
-            batches.append(parse_lines(lines[:_LINES_IN_BATCH], project_id))
-            del lines[:_LINES_IN_BATCH]
-    _add_line(lines, number, pieces)
-    if lines:
-        batches.append(parse_lines(lines, project_id))
-    if not batches:
-        raise Invalid("the body is empty", errors=[{"field": "", "detail": "must hold a task"}])
-    return batches
-
-
-def _add_line(lines: list[tuple[int, bytes]], number: int, pieces: list[bytes]) -> None:
-    line = b"".join(pieces)
-    if line.strip():
-        lines.append((number, line))
-
-
-async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
-    """Yield the body as it arrives, within the limit of its size."""
+    """Return the body as it was sent, within the limit of its size."""
     settings = request.app[SETTINGS]
-    left = settings.max_body_bytes
-    too_large = BodyTooLarge(f"the body is over {settings.max_body_bytes} bytes; send it in parts")
-    if (request.content_length or 0) > left:
-        raise too_large
+    if (request.content_length or 0) > settings.max_body_bytes:
+        raise too_large(settings)
+    chunks: list[bytes] = []
+    size = 0
     try:
         async for chunk in request.content.iter_any():
-            left -= len(chunk)
-            if left < 0:
-                raise too_large
-            yield chunk
+            size += len(chunk)
+            if size > settings.max_body_bytes:
+                raise too_large(settings)
+            chunks.append(chunk)
     except web.RequestPayloadError:
-        raise Malformed("the body breaks off, or is not what its Content-Encoding says") from None
+        raise Malformed("the body breaks off") from None
+    return b"".join(chunks)
+
+
+async def _parsed(
+    request: web.Request, body: bytes, parse: Callable[[Iterator[bytes]], _Result]
+) -> _Result:
+    """Parse a body. A large one is parsed in a thread, so that the event loop goes on meanwhile."""
+    coding = coding_of(request.headers.getall("Content-Encoding", ()))
+    pieces = decode(body, coding, request.app[SETTINGS])
+    is_small = len(body) <= _SMALL_BYTES and body.count(b"\n") <= _SMALL_LINES
+    if is_small and coding == "identity":
+        return parse(pieces)
+    abandoned = threading.Event()
+    parsing = asyncio.get_running_loop().run_in_executor(
+        request.app[PARSER], _without_collections, parse, _unless(abandoned, pieces)
+    )
+    try:
+        return await request.app[BODY_LIMIT].run(parsing)
+    except Late as late:
+        raise TimedOut(f"the body was not parsed within {late.seconds:g} seconds") from None
+    finally:
+        abandoned.set()
+
+
+def _without_collections(
+    parse: Callable[[Iterator[bytes]], _Result], pieces: Iterator[bytes]
+) -> _Result:
+    """Parse while Python does not look for cycles of objects.
+
+    The values of a task have none. To look through those of a large one would stop the event loop
+    for a second.
+    """
+    if not gc.isenabled():
+        return parse(pieces)
+    gc.disable()
+    try:
+        return parse(pieces)
+    finally:
+        gc.enable()
+
+
+def _unless(abandoned: threading.Event, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the pieces until nobody waits for them any more."""
+    for piece in pieces:
+        if abandoned.is_set():
+            raise _Abandoned
+        yield piece
+
+
+class _Abandoned(Exception):
+    """The client has left, or its request ran into a time limit."""
