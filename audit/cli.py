@@ -302,7 +302,7 @@ ApiKey = Annotated[
         show_default=False,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs, instead of text.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Partition = Annotated[Literal["month", "week", "day"] | None, _option("partition", "--partition")]
 
 
@@ -322,7 +322,7 @@ def _root(
 
 
 def serve(**given: Any) -> None:
-    """Serve the API until Ctrl-C; without a --dsn, on an embedded PostgreSQL."""
+    """Serve the API until Ctrl-C. Without --dsn, run an embedded PostgreSQL for it."""
     settings = _settings(**given)
     try:
         from audit import logs
@@ -404,30 +404,30 @@ def migrate(
         bool, typer.Option("--status", help="Only show which migrations are applied.")
     ] = False,
     to: Annotated[
-        str | None, typer.Option("--to", help="Name of the last migration to have applied.")
+        str | None, typer.Option("--to", help="Stop after this migration, given by its name.")
     ] = None,
     rollback: Annotated[
         bool,
-        typer.Option("--rollback", help="Roll back the last migration, or all after --to."),
+        typer.Option("--rollback", help="Roll back the last migration, or every one after --to."),
     ] = False,
     grant_to: Annotated[
         list[str] | None,
         typer.Option(
             "--grant-to",
             metavar="ROLE",
-            help="Then let this role do what the service does, and nothing else. Repeatable;"
-            " give it with every migration.",
+            help="Afterwards grant this role the rights to serve, and revoke all others."
+            " Repeatable. Give it each time you migrate.",
         ),
     ] = None,
     grant_read_to: Annotated[
         list[str] | None,
-        typer.Option("--grant-read-to", metavar="ROLE", help="The same for a role that reads."),
+        typer.Option("--grant-read-to", metavar="ROLE", help="The same, for reading alone."),
     ] = None,
     as_json: Json = False,
     dsn: Dsn = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Bring the schema up to date, or back. Safe to start twice, and to start again."""
+    """Apply the migrations that are missing, or roll some back. Safe to run twice."""
     from audit import migrate as migrations
 
     if as_json and not status:
@@ -494,7 +494,7 @@ def record(
     data_dir: DataDir = None,
     partition: Partition = None,
 ) -> None:
-    """Record files of tasks, each with its task_id. Run again, it records nothing twice."""
+    """Record tasks from files. Each task needs a task_id, so a second run adds no duplicates."""
     from audit.ingest import record_file
 
     settings = _settings(dsn=dsn, data_dir=data_dir, partition=partition)
@@ -512,10 +512,10 @@ def record(
 
 @app.command()
 def demo(
-    tasks: Annotated[
-        int, typer.Option("--tasks", min=1, help="How many tasks to make up.")
-    ] = 100_000,
-    days: Annotated[int, typer.Option("--days", min=1, max=3650, help="Over how many days.")] = 365,
+    tasks: Annotated[int, typer.Option("--tasks", min=1, help="Number of tasks.")] = 100_000,
+    days: Annotated[
+        int, typer.Option("--days", min=1, max=3650, help="Days that they span.")
+    ] = 365,
     seed: Annotated[int, typer.Option("--seed", help="The same seed makes the same tasks.")] = 1,
     until: Annotated[
         str | None,
@@ -534,7 +534,7 @@ def demo(
     data_dir: DataDir = None,
     partition: Partition = None,
 ) -> None:
-    """Make up a lifelike history: skewed services, daily and weekly rhythm, bursts of failures."""
+    """Record a realistic made-up history: busy and rare services, quiet nights, failures."""
     import itertools
 
     from audit.demo import generate
@@ -565,16 +565,20 @@ def demo(
 @app.command()
 def counts(
     check: Annotated[
-        bool, typer.Option("--check", help="Recount all tasks and show every count that differs.")
+        bool, typer.Option("--check", help="Recount all tasks and show every count that is wrong.")
     ] = False,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Count all tasks anew, while others record.")
+        bool,
+        typer.Option(
+            "--rebuild",
+            help="Count all tasks anew; recording goes on.",
+        ),
     ] = False,
     as_json: Json = False,
     dsn: Dsn = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Check or rebuild the counts that totals come from. Exits with 65 where they differ."""
+    """Check or rebuild the counts that totals are read from. Exits with 65 if they are wrong."""
     from audit.service import AuditService
 
     if check == rebuild:
@@ -604,31 +608,30 @@ def counts(
         raise typer.Exit(_EX_DATA)
 
 
-keys_app = typer.Typer(
-    help="Make, list and revoke the keys that programs send.", rich_markup_mode=None
-)
+keys_app = typer.Typer(help="Create, list and revoke API keys.", rich_markup_mode=None)
 app.add_typer(keys_app, name="keys")
 
 
 @keys_app.command("create")
 def create_key(
-    name: Annotated[str, typer.Option("--name", help="Who it is for; never used twice.")],
-    scope: Annotated[
-        list[Scope], typer.Option("--scope", help="What it may do; may be given several times.")
+    name: Annotated[
+        str,
+        typer.Option("--name", help="Name of the key, never used again."),
     ],
+    scope: Annotated[list[Scope], typer.Option("--scope", help="What the key allows. Repeatable.")],
     expires: Annotated[
         str,
-        typer.Option("--expires", help="Days, such as 90d; an RFC 3339 time; or never."),
+        typer.Option("--expires", help="Days such as 90d, an RFC 3339 time, or never."),
     ] = "90d",
     project_id: Annotated[
         UUID | None,
-        typer.Option("--project-id", help="The only project whose tasks it sees and records."),
+        typer.Option("--project-id", help="Limit the key to the tasks of this project."),
     ] = None,
     as_json: Json = False,
     dsn: Dsn = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Make a key and print it, this once: only its SHA-256 is kept."""
+    """Create a key and print it. It cannot be shown again: only its SHA-256 is stored."""
     from audit.keys import create_key as create
     from audit.keys import revoke_key as revoke
 
@@ -656,7 +659,7 @@ def create_key(
 
 @keys_app.command("list")
 def list_keys(as_json: Json = False, dsn: Dsn = None, data_dir: DataDir = None) -> None:
-    """List all keys ever made; the keys themselves are not kept."""
+    """List all keys, with revoked and expired ones. The secret part is not stored."""
     from audit.keys import list_keys as read
 
     keys = _with_pool(read, _settings(dsn=dsn, data_dir=data_dir))
@@ -691,11 +694,11 @@ def list_keys(as_json: Json = False, dsn: Dsn = None, data_dir: DataDir = None) 
 
 @keys_app.command("revoke")
 def revoke_key(
-    name: Annotated[str, typer.Argument(help="As `audit keys list` shows it.")],
+    name: Annotated[str, typer.Argument(help="Name of the key, as `audit keys list` shows it.")],
     dsn: Dsn = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Have a key refused, in every worker within 5 seconds. Safe to do twice."""
+    """Revoke a key. Every worker refuses it within 5 seconds. Safe to run twice."""
     from audit.keys import revoke_key as revoke
 
     async def work(pool: Pool) -> datetime:
