@@ -13,12 +13,14 @@ from aiohttp.typedefs import Handler
 from audit.access import Scope
 from audit.addresses import networks_of
 from audit.answers import Answers
+from audit.buffers import Incoming
 from audit.cors import cors
 from audit.database import open_pool
 from audit.errors import TimedOut
 from audit.guard import Guard
 from audit.handlers import (
     ANSWERS,
+    BODY,
     BODY_LIMIT,
     DRAINING,
     METRICS,
@@ -68,13 +70,15 @@ def create_app(
     app.cleanup_ctx.append(_guard(guard, dsn))
     app.cleanup_ctx.append(_service(dsn, traces))
 
+    incoming = Incoming(settings.max_bodies_bytes)
+
     def reads(handler: Handler) -> Handler:
         return guard.allow(Scope.READ)(_in_turn(_in_time(settings, handler)))
 
     def records(handler: Handler) -> Handler:
         # The body has its time limit, and so has the write. A limit of both would answer while
         # PostgreSQL still writes.
-        return guard.allow(Scope.RECORD)(_in_turn(handler))
+        return guard.allow(Scope.RECORD)(_in_turn(_with_room(incoming, handler)))
 
     app.router.add_get(f"{_API}/failures", reads(reading.get_failures))
     app.router.add_get(_API + "/by-service/{service_name:[^/]+}", reads(reading.get_by_service))
@@ -146,6 +150,17 @@ def _in_turn(handler: Handler) -> Handler:
         if request.protocol.writing_paused:
             await request.writer.drain()
         return await handler(request)
+
+    return handle
+
+
+def _with_room(incoming: Incoming, handler: Handler) -> Handler:
+    """Count the body of a request until it is recorded."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        with incoming.body() as body:
+            request[BODY] = body
+            return await handler(request)
 
     return handle
 

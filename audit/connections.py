@@ -10,6 +10,7 @@ from weakref import WeakSet
 
 from aiohttp import web
 
+from audit.buffers import Unread
 from audit.errors import Unavailable
 from audit.problems import MAX_HEADER_BYTES, MAX_HEADERS, MAX_URL_BYTES, bytes_of
 
@@ -21,6 +22,7 @@ class Connections:
     """Makes the protocol of each connection; `most` may be open, one more is told 503.
 
     `refused` is told the status of what is refused before it is read as a request.
+    The responses that clients have not read yet take `most_unread_bytes` in memory at most.
     A client that does not take an answer within `answer_seconds` is cut off, and one that sends
     nothing, or only parts of a head, for `idle_seconds`.
     """
@@ -33,8 +35,10 @@ class Connections:
         most: int,
         answer_seconds: float,
         idle_seconds: float,
+        most_unread_bytes: int,
     ) -> None:
         self._server = server
+        self._unread = Unread(most_unread_bytes)
         self._refused = refused
         self._most = most
         self._answer_seconds = answer_seconds
@@ -61,6 +65,7 @@ class Connections:
         connection.answer_seconds = self._answer_seconds
         connection.lost = self._lost
         connection.refused = self._refused
+        connection.unread = self._unread
         self._open.add(connection)
         return connection
 
@@ -79,11 +84,12 @@ class Connections:
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("__weakref__", "_cut", "answer_seconds", "lost", "refused")
+    __slots__ = ("__weakref__", "_cut", "answer_seconds", "lost", "refused", "unread")
 
     answer_seconds: float
     lost: Callable[[_Connection], None]
     refused: Callable[[int], None]
+    unread: Unread
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)

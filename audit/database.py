@@ -313,7 +313,7 @@ def _connecting() -> Iterator[None]:
     """Whatever goes wrong before there is a session, we are not let in."""
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError) as failure:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as failure:
         raise _silent() from failure
 
 

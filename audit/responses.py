@@ -10,9 +10,15 @@ import time
 from collections.abc import Mapping
 from email.utils import formatdate
 from functools import lru_cache
+from typing import Final
 
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
+
+from audit.buffers import Unread
+
+#: From here on, a body counts as memory while its client reads it.
+_LARGE_BYTES: Final = 64 * 1024
 
 
 class Whole(web.StreamResponse):
@@ -35,7 +41,15 @@ class Whole(web.StreamResponse):
         self._complete_headers(is_old=version.minor == 0)
         status_line = f"HTTP/{version.major}.{version.minor} {self.status} {self.reason}"
         await writer.write_headers(status_line, self.headers)
-        await writer.write_eof(b"" if request.method == "HEAD" else self.body or b"")
+        body = b"" if request.method == "HEAD" else self.body or b""
+        unread: Unread | None = getattr(request.protocol, "unread", None)
+        if unread is None or len(body) < _LARGE_BYTES:
+            await writer.write_eof(body)
+        else:
+            # With the head in the same write, aiohttp would copy the body.
+            writer.send_headers()
+            with unread.response(request.transport, body):
+                await writer.write_eof(body)
         self._eof_sent = True
         return writer
 

@@ -146,6 +146,12 @@ class Settings(BaseSettings):
     """Memory of each worker for answers to send again while no task changes; 0: none, no ETags."""
     max_connections: int = Field(default=2000, ge=1)
     """Connections of clients to one worker; one more is refused with 503."""
+    max_unread_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
+    """Memory of each worker for responses that clients have not read yet. Over it, those who have
+    been reading for the longest are cut off."""
+    max_bodies_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
+    """Memory of each worker for the bodies of all requests, beyond 64 KiB of each; a request whose
+    body does not fit gets 503."""
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
     """Longest body of a POST or PATCH, as sent and after its Content-Encoding is undone."""
     max_expansion: int = Field(default=100, ge=1)

@@ -94,6 +94,7 @@ async def _serve(
             most=settings.max_connections,
             answer_seconds=settings.request_timeout_seconds,
             idle_seconds=settings.idle_timeout_seconds,
+            most_unread_bytes=settings.max_unread_bytes,
         )
         server = await loop.create_server(connections, sock=listener, backlog=BACKLOG)
         ready()

@@ -33,7 +33,9 @@ LAYERS = [
     {"models", "cursor", "metrics", "tallies", "rates", "access", "tracing"},
     {"coding", "jsontext"},
     {"settings"},
-    {"addresses", "dsn", "errors", "limits", "responses", "states", "statements"},
+    {"responses"},
+    {"buffers"},
+    {"addresses", "dsn", "errors", "limits", "states", "statements"},
 ]
 #: Within a line: writing reads a task's id and parameters as reading does.
 SIDEWAYS = {("handlers.writing", "handlers.reading")}

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from audit.access import Identity
 from audit.answers import Answers
+from audit.buffers import Body
 from audit.limits import Limit
 from audit.metrics import Metrics
 from audit.service import AuditService
@@ -30,6 +31,8 @@ REQUEST_ID: Final = web.RequestKey("request_id", str)
 ROWS: Final = web.RequestKey("rows", int)
 #: Why it was refused with 401 or 403.
 REASON: Final = web.RequestKey("reason", str)
+#: The body of the request, as far as it has arrived.
+BODY: Final = web.RequestKey("body", Body)
 #: How long a client may take to send a body.
 BODY_LIMIT: Final = web.AppKey("body_limit", Limit)
 #: Set when the process is to end: each answer is the last of its connection.

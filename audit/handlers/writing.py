@@ -13,7 +13,7 @@ from aiohttp import web
 
 from audit.coding import coding_of, decode, too_large
 from audit.errors import BodyTooSlow, Malformed, TimedOut, UnsupportedMedia
-from audit.handlers import ACCEPT_PATCH, BODY_LIMIT, IDENTITY, PARSER, ROWS, SERVICE, SETTINGS
+from audit.handlers import ACCEPT_PATCH, BODY, BODY_LIMIT, IDENTITY, PARSER, ROWS, SERVICE, SETTINGS
 from audit.handlers.reading import (
     match_of,
     none_match_of,
@@ -46,6 +46,7 @@ async def record(request: web.Request) -> Whole:
         settings=request.app[SETTINGS],
     )
     batches = await _parsed(request, await _in_time(request, _read(request)), parse)
+    request[BODY].add(sum(len(batch.text) for batch in batches))
     service = request.app[SERVICE]
     result = await _to_its_end(service, service.record_batches(batches))
     request[ROWS] = len(result.ids_as_text)
@@ -125,6 +126,7 @@ async def _read(request: web.Request) -> bytes:
             if size > settings.max_body_bytes:
                 raise too_large(settings)
             chunks.append(chunk)
+            request[BODY].add(len(chunk))
     except web.RequestPayloadError:
         raise Malformed("the body breaks off") from None
     return b"".join(chunks)
