@@ -455,6 +455,7 @@ def batch_of(
             checked.add(label, *_written(task, reader, label))
         except Invalid as refused:
             checked.errors.include(refused)
+    checked.require_any("the list")
     return checked.batch()
 
 

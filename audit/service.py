@@ -362,6 +362,8 @@ class AuditService:
         Raises:
             Conflict: an id is recorded with other content.
         """
+        if isinstance(tasks, str | bytes | Mapping | NewTask) or not isinstance(tasks, Iterable):
+            raise Invalid("tasks: must be a list of tasks")
         return await self.record_batches([models.batch_of(tasks, self._settings)])
 
     async def record_batches(self, batches: Sequence[TaskBatch]) -> Recorded:
