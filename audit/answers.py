@@ -113,7 +113,7 @@ class Answers:
 def _judged(parse: Callable[[], TaskQuery]) -> TaskQuery:
     query = parse()
     if query.cursor:
-        cursor.decode(query.cursor, query.fingerprint)
+        cursor.decode(query.cursor, query.fingerprint, has_clock=query.days is not None)
     return query
 
 

@@ -49,8 +49,11 @@ class Cursor:
         return base64.urlsafe_b64encode(payload + _checksum(payload, filters)).decode().rstrip("=")
 
 
-def decode(token: str, filters: bytes) -> Cursor:
+def decode(token: str, filters: bytes, *, has_clock: bool) -> Cursor:
     """Return what `encode` was given with the same filters.
+
+    `has_clock` says whether the filters count back from a clock. A token for them must carry one,
+    or its pages would have different windows; a token for others must not.
 
     Raises:
         Invalid: the token is none of ours, or was given for other filters.
@@ -74,7 +77,8 @@ def decode(token: str, filters: bytes) -> Cursor:
     ):
         raise refused
     _, clock, created_at, task_id, total = _LAYOUT.unpack(payload)
-    if not (0 <= clock < _LAST and 0 <= created_at < _LAST and total >= 0):
+    is_in_range = 0 <= clock < _LAST and 0 <= created_at < _LAST and total >= 0
+    if not is_in_range or has_clock != (clock > 0):
         raise refused
     return Cursor(
         clock=_EPOCH + clock * _MICROSECOND if clock else None,

@@ -13,7 +13,7 @@ import asyncpg
 
 from audit import dsn as dsns
 from audit import statements
-from audit.connecting import Servers, Session
+from audit.connecting import Servers, Session, UnsuitableDatabase
 from audit.errors import Invalid, Malformed, Problem, TimedOut, Unavailable
 from audit.limits import Late, Limit
 from audit.metrics import TRANSACTION, Metrics
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 #: What the network may take beside the statement's own time, which the server keeps.
 _NETWORK_SECONDS = 2
+_MIGRATIONS_SECONDS = 5
 #: Connections on their way back to the pool whose users have left.
 _returning: set[asyncio.Future[None]] = set()
 #: On a standby, its recovery goes first; elsewhere, another transaction.
@@ -389,7 +390,14 @@ class SchemaNotCurrent(Unavailable):
 
 
 async def require_current(pool: Pool) -> None:
-    """Raise SchemaNotCurrent if the database lacks migrations."""
+    """Check that the database can store all texts, and has every migration.
+
+    Raises:
+        UnsuitableDatabase: its encoding is not UTF8.
+        SchemaNotCurrent: it lacks migrations.
+    """
+    async with acquired(pool, Limit(_MIGRATIONS_SECONDS)) as connection:
+        require_utf8(connection.get_settings().server_encoding)
     pending = await pending_migrations(pool)
     if pending:
         raise SchemaNotCurrent(
@@ -398,7 +406,16 @@ async def require_current(pool: Pool) -> None:
         )
 
 
-async def pending_migrations(pool: Pool, timeout_seconds: float = 5) -> list[str]:
+def require_utf8(encoding: str | None) -> None:
+    """Raise UnsuitableDatabase if it is the encoding of a database that cannot store all texts."""
+    if encoding != "UTF8":
+        raise UnsuitableDatabase(
+            f"the encoding of the database is {encoding}; it must be UTF8:"
+            " CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8'"
+        )
+
+
+async def pending_migrations(pool: Pool, timeout_seconds: float = _MIGRATIONS_SECONDS) -> list[str]:
     """Return the migrations that the database lacks, in their order.
 
     Raises:

@@ -26,7 +26,7 @@ from yoyo.migrations import MigrationList, default_migration_table
 
 from audit import dsn as dsns
 from audit import statements
-from audit.database import open_pool
+from audit.database import open_pool, require_utf8
 from audit.dsn import Dsn
 from audit.errors import Invalid, Unavailable
 from audit.settings import Settings
@@ -40,6 +40,8 @@ _SETTINGS = {
     "synchronous_commit": "on",
 }
 _CONNECT_SECONDS = "10"
+
+_AS_OWNER = "run as the owner of the database"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +140,28 @@ def _backend(text: str) -> Iterator[tuple[DatabaseBackend, MigrationList]]:
                 statements.BEGIN_SESSION, [list(_SETTINGS), list(_SETTINGS.values())]
             )
             _require_session(text, backend.connection)
+            require_utf8(backend.connection.info.parameter_status("server_encoding"))
+            _require_owner(backend.connection)
             backend.init_database()
             backend.execute(statements.LOCK_MIGRATIONS)
             backend.break_lock()
             yield backend, migrations
     except psycopg.Error as failure:
+        if isinstance(failure, psycopg.errors.InsufficientPrivilege):
+            raise Unavailable(
+                f"the database refuses: {failure.diag.message_primary}: {_AS_OWNER}"
+            ) from None
         if refusal := failure.diag.message_primary:
             raise Unavailable(f"the database refuses: {refusal}") from None
         raise Unavailable("the database does not answer") from failure
+
+
+def _require_owner(connection: psycopg.Connection) -> None:
+    """Refuse a role that could not make yoyo's tables, which does not say so."""
+    row = psycopg.RawCursor(connection).execute(statements.CHECK_OWNER).fetchone()
+    if row is not None and not row[0]:
+        schema = f"schema {row[1]}" if row[1] else "any schema of the search_path"
+        raise Unavailable(f"the database refuses: permission denied for {schema}: {_AS_OWNER}")
 
 
 def _require_session(text: str, connection: psycopg.Connection) -> None:

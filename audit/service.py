@@ -288,7 +288,11 @@ class AuditService:
         Raises:
             Unavailable: also if the connection pool has moved to another server since.
         """
-        position = cursor.decode(query.cursor, query.fingerprint) if query.cursor else None
+        position = None
+        if query.cursor:
+            position = cursor.decode(
+                query.cursor, query.fingerprint, has_clock=query.days is not None
+            )
         clock = position.clock if position else clock
         found, clock = await self._find(query, query.limit, clock, position, server)
         row, following = found.row, None

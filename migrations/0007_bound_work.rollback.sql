@@ -94,6 +94,7 @@ BEGIN
 END
 $$;
 
+DROP FUNCTION text_of_equal_numbers;
 DROP FUNCTION created_at_of;
 DROP FUNCTION make_task_partitions;
 

@@ -456,3 +456,25 @@ BEGIN
     END LOOP;
 END
 $$;
+
+-- The text of a JSON value, the same for values whose numbers are equal: 1 for 1.0, 1.5 for 1.50.
+--
+-- jsonb keeps the fractional zeros of a number, and nothing else of its spelling. Most texts stay
+-- as they are. In the others only numbers are changed, not what strings contain.
+CREATE FUNCTION text_of_equal_numbers(value jsonb) RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    written text := value::text;
+BEGIN
+    IF written LIKE '%.%' AND written ~ '\.[0-9]*0[],}]' THEN
+        RETURN regexp_replace(
+            written,
+            '("(?:[^"\\]|\\.)*")|(\.[0-9]*[1-9])0+(?![0-9])|\.0+(?![0-9])',
+            '\1\2',
+            'g'
+        );
+    END IF;
+    RETURN written;
+END
+$$;

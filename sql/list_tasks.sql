@@ -199,7 +199,8 @@ SELECT
         WHEN $14 IS NULL
             THEN concat_ws(
                 ' ', pg_postmaster_start_time(),
-                CASE WHEN NOT pg_is_in_recovery() THEN pg_last_wal_replay_lsn() END
+                CASE WHEN NOT pg_is_in_recovery() THEN pg_last_wal_replay_lsn() END,
+                current_database(), 'tasks'::regclass::oid
             )
     END AS server
 FROM parts

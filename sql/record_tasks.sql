@@ -28,22 +28,35 @@ WITH sent AS MATERIALIZED (
         batch.external_ai_used,
         batch.error_message,
         batch.suggestions,
-        sha256(convert_to(jsonb_build_array(
-            batch.project_id,
-            batch.request_text,
-            batch.created_by,
-            COALESCE(batch.status, 'pending'),
-            extract(EPOCH FROM batch.created_at),
-            extract(EPOCH FROM batch.approved_at),
-            extract(EPOCH FROM batch.completed_at),
-            COALESCE(batch.services_touched, '{}'),
-            batch.outcome,
-            batch.estimated_resources,
-            batch.actual_resources,
-            batch.external_ai_used,
-            batch.error_message,
-            batch.suggestions
-        )::text, 'UTF8')) AS digest
+        -- The text of one array of all members, in which equal numbers are spelled equally.
+        sha256(convert_to(
+            left(
+                jsonb_build_array(
+                    batch.project_id,
+                    batch.request_text,
+                    batch.created_by,
+                    COALESCE(batch.status, 'pending'),
+                    extract(EPOCH FROM batch.created_at),
+                    extract(EPOCH FROM batch.approved_at),
+                    extract(EPOCH FROM batch.completed_at),
+                    COALESCE(batch.services_touched, '{}')
+                )::text,
+                -1
+            )
+            || ', '
+            || substr(
+                text_of_equal_numbers(jsonb_build_array(
+                    batch.outcome,
+                    batch.estimated_resources,
+                    batch.actual_resources,
+                    batch.external_ai_used,
+                    batch.error_message,
+                    batch.suggestions
+                )),
+                2
+            ),
+            'UTF8'
+        )) AS digest
     FROM json_array_elements($1::json) WITH ORDINALITY AS item (task, position)
     CROSS JOIN
         LATERAL json_to_record(item.task) AS batch (
