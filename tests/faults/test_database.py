@@ -92,11 +92,15 @@ async def test_an_embedded_postgresql_that_dies_is_started_again(
     assert set(load.failures) <= {503, 504}
 
 
+def one_worker(dsn: str) -> tuple[str, ...]:
+    return ("--dsn", dsn, "--workers", "1", "--pool-size", "4")
+
+
 @pytest.mark.faults
 async def test_no_connection_is_left_for_us(tmp_path: Path, figure: Figure) -> None:
     with embedded.running(tmp_path, options={"max_connections": "12"}) as dsn:
         migrate.apply(dsn)
-        async with running("--dsn", dsn, "--pool-size", "4") as (_, url), Load(url) as load:
+        async with running(*one_worker(dsn)) as (_, url), Load(url) as load:
             await load.until_success()
             with contextlib.ExitStack() as stack:
                 first = stack.enter_context(psycopg.connect(dsn, autocommit=True))
@@ -115,8 +119,7 @@ async def test_no_connection_is_left_for_us(tmp_path: Path, figure: Figure) -> N
 
 
 async def test_a_lock_held_by_ddl(dsn: str, figure: Figure) -> None:
-    options = ("--dsn", dsn, "--statement-timeout-seconds", "0.5", "--pool-size", "4",
-               "--acquire-timeout-seconds", "0.5")  # fmt: skip
+    options = (*one_worker(dsn), "--statement-timeout-seconds", "0.5", "--queue-seconds", "0.3")
     async with running(*options) as (_, url), Load(url) as load, aiohttp.ClientSession() as session:
         await load.until_success()
         with psycopg.connect(dsn) as other:
@@ -188,7 +191,7 @@ async def test_a_full_disk_refuses_records_and_answers_questions(
 
     figure(f"{len(acknowledged)} acknowledged, {len(kept)} kept; then {set(statuses)}, reads 200")
     assert {201, 503} == set(statuses)
-    assert "the database has no room left" == told["detail"]
+    assert "the database has no room left; nothing is recorded" == told["detail"]
     assert kept == acknowledged
     assert (len(kept), 200, 201) == (page["total"], found, again)
 

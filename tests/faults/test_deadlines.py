@@ -33,7 +33,7 @@ async def behind_a_proxy(dsn: str) -> AsyncIterator[tuple[Proxy, str]]:
         Proxy(dsn) as proxy,
         running("--dsn", proxy.dsn, "--request-timeout-seconds", "1.5",
                 "--statement-timeout-seconds", "1", "--acquire-timeout-seconds", "1",
-                "--pool-size", "8") as (_, url),
+                "--queue-seconds", "0.5", "--workers", "1", "--pool-size", "8") as (_, url),
     ):  # fmt: skip
         yield proxy, url
 
@@ -69,14 +69,19 @@ async def test_a_stalled_network_ends_each_request_in_time(
             await asyncio.to_thread(other.execute, "LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
             path = f"{url}{API}/tasks/7d9f1c9e-0c3f-4d0e-9a63-6b6f0b7c2d11"
             asking = [asyncio.create_task(session.get(path)) for _ in range(8)]
-            # Each connection of the pool is one again.
-            await until(lambda: execute(dsn, SESSIONS)[0][0] == 8 + FOR_KEYS)
+            # Each connection for reading is one again.
+            await until(lambda: waiting(dsn) >= 3)
         await asyncio.gather(*asking)
 
-    figure(f"slowest {slowest:.2f} s of 1.5; first success {seconds:.2f} s after; {load.failures}")
+    figure(
+        f"slowest answer to a question {max(waits):.2f} s of 1.5, to all {slowest:.2f};"
+        f" first success {seconds:.2f} s after; {load.failures}"
+    )
     assert set(load.failures) <= {503, 504}
     assert sum(load.failures.values()) >= 6
-    assert slowest < 2
+    assert max(waits) < 2
+    # A write is answered when it has ended: its turn, a statement, and 2 seconds for the network.
+    assert slowest < 6
     assert later <= {200, 201}
     assert load.acknowledged <= recorded(dsn)
     assert execute(dsn, "SELECT count(*) FROM task_keys")[0][0] == len(recorded(dsn))
@@ -87,7 +92,7 @@ async def test_cancelled_requests_leak_nothing(dsn: str, figure: Figure) -> None
     requests = 5000
     head = "GET /api/v1/audit/query?days={}&offset={} HTTP/1.1\r\nHost: a\r\n\r\n"
 
-    async with running("--dsn", dsn, "--pool-size", "4") as (process, url):
+    async with running("--dsn", dsn, "--workers", "1", "--pool-size", "4") as (process, url):
         host, port = url.removeprefix("http://").split(":")
         gate = asyncio.Semaphore(50)
 
@@ -246,7 +251,7 @@ async def test_connections_over_the_limit_are_told_so(dsn: str) -> None:
             told.append(read_all(client))
         return told
 
-    async with running("--dsn", dsn, "--max-connections", "3") as (_, url):
+    async with running("--dsn", dsn, "--workers", "1", "--max-connections", "3") as (_, url):
         told = await asyncio.to_thread(crowd, url)
 
     head, _, body = told[0].partition(b"\r\n\r\n")
