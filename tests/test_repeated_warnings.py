@@ -153,7 +153,7 @@ def test_a_database_that_is_down_is_logged_once_and_its_return_too(tmp_path: Pat
     with (
         embedded.started(tmp_path / "data", options=FAST) as server,
         output.open("wb") as errors,
-        serving("--migrate", log=errors, AUDIT_DSN=server.dsn) as (_, url, _),
+        serving("--migrate", "--workers", "1", log=errors, AUDIT_DSN=server.dsn) as (_, url, _),
     ):
         assert eventually(lambda: fetch(f"{url}/readyz") == 200)
         server.stop()
