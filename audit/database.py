@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import asyncpg
 
-from audit import dsn as dsns
 from audit import statements
 from audit.connecting import Servers, Session, UnsuitableDatabase
+from audit.dsn import Dsn, parse
 from audit.errors import Invalid, Malformed, Problem, TimedOut, Unavailable
 from audit.limits import Late, Limit
 from audit.metrics import TRANSACTION, Metrics
@@ -176,10 +176,7 @@ async def open_pool(
     """
     metrics = metrics or Metrics()
     limit = Limit(settings.statement_timeout_seconds + _NETWORK_SECONDS)
-    try:
-        address = dsns.parse(dsn)
-    except ValueError as refused:
-        raise Invalid(f"dsn: {refused}") from None
+    address = read_dsn(dsn)
     servers = Servers(
         address, _session_settings(settings), seconds=settings.acquire_timeout_seconds
     )
@@ -215,6 +212,18 @@ async def open_pool(
         with suppress(OSError, asyncpg.InterfaceError):
             async with asyncio.timeout(settings.statement_timeout_seconds):
                 await pool.close()  # it waits for statements under way
+
+
+def read_dsn(text: str) -> Dsn:
+    """Return what a DSN means.
+
+    Raises:
+        Invalid: it cannot be read, or has a parameter that is not supported.
+    """
+    try:
+        return parse(text)
+    except ValueError as refused:
+        raise Invalid(f"dsn: {refused}") from None
 
 
 def _session_settings(settings: Settings) -> dict[str, str]:

@@ -150,6 +150,9 @@ def parse(text: str) -> Dsn:
     effective = {**_from_environment(), **given}
     for name, value in effective.items():
         _require_supported(name, value, variable=None if name in given else _VARIABLES.get(name))
+    if "host" in given and "hostaddr" not in given and effective.get("hostaddr"):
+        # libpq would connect there instead.
+        raise ValueError("PGHOSTADDR: must not be set if the DSN names a host")
     hosts = _hosts(effective)
     found = {name: value for name, value in effective.items() if name not in _HARMLESS}
     found["user"] = found.get("user") or _user()

@@ -97,7 +97,7 @@ def used(
     Raises:
         Unavailable: there is no cluster and `create` is false, or PostgreSQL does not start.
     """
-    data_dir = data_dir.resolve()
+    data_dir = _absolute(data_dir)
     deadline = time.monotonic() + _START_SECONDS
     with contextlib.ExitStack() as stack:
         while True:
@@ -139,7 +139,7 @@ def started(
         Busy: another process uses the data.
         Unavailable: there is no cluster and `create` is false, or PostgreSQL does not start.
     """
-    data_dir = data_dir.resolve()
+    data_dir = _absolute(data_dir)
     cluster = data_dir / "postgresql"
     if not create and not any(_exists(path) for path in (cluster, data_dir / _LOCK)):
         raise _nothing_there(data_dir)
@@ -179,6 +179,15 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError as failure:
         raise _unusable(path.parent, failure) from None
+
+
+def _absolute(data_dir: Path) -> Path:
+    try:
+        return data_dir.expanduser().resolve()
+    except (RuntimeError, OSError):
+        raise Unavailable(
+            f"no home folder is known for {data_dir}; give another --data-dir, or a --dsn"
+        ) from None
 
 
 def _nothing_there(data_dir: Path) -> Unavailable:

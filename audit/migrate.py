@@ -24,9 +24,8 @@ from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 from yoyo.migrations import MigrationList, default_migration_table
 
-from audit import dsn as dsns
 from audit import statements
-from audit.database import open_pool, require_utf8
+from audit.database import open_pool, read_dsn, require_utf8
 from audit.dsn import Dsn
 from audit.errors import Invalid, Unavailable
 from audit.settings import Settings
@@ -133,7 +132,7 @@ def _backend(text: str) -> Iterator[tuple[DatabaseBackend, MigrationList]]:
     migrations = yoyo.read_migrations(str(statements.folder("migrations")))
     try:
         with PostgresqlPsycopgBackend(
-            _yoyo_uri(dsns.parse(text)), default_migration_table
+            _yoyo_uri(read_dsn(text)), default_migration_table
         ) as backend:
             # Not as startup options: PgBouncer refuses those.
             psycopg.RawCursor(backend.connection).execute(

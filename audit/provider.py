@@ -31,6 +31,10 @@ _MOST_BYTES: Final = 1024 * 1024
 #: A key that is not known may have just been made: so often that is looked at.
 _LOOK_AGAIN_SECONDS: Final = 10
 _MOST_TOKENS: Final = 1000
+#: RFC 7517 says that keys should have ids of their own. A token is tried with so many of one id.
+_MOST_OF_ONE_ID: Final = 8
+#: By id; those without one are under None.
+KeySet = dict[str | None, list[jwt.PyJWK]]
 _REASONS: Final[dict[type[jwt.PyJWTError], str]] = {
     jwt.ExpiredSignatureError: "it has expired",
     jwt.ImmatureSignatureError: "it is not good yet",
@@ -48,7 +52,7 @@ class Provider:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._keys: dict[str | None, jwt.PyJWK] | None = None
+        self._keys: KeySet | None = None
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
         self._refreshing = Recurring("the keys of the issuer cannot be read")
@@ -95,27 +99,35 @@ class Provider:
             header = jwt.get_unverified_header(token)
         except (jwt.PyJWTError, UnicodeError):
             raise refused("the token is neither a key nor a JSON Web Token") from None
-        key = await self._key(header.get("kid"))
-        algorithm = header.get("alg")
-        if _ALGORITHMS.get(str(algorithm)) != key.key_type:
+        algorithm = str(header.get("alg"))
+        keys = [
+            key
+            for key in await self._keys_of(header.get("kid"))
+            if key.key_type == _ALGORITHMS.get(algorithm)
+        ]
+        if not keys:
             raise refused(f"the token is signed by {algorithm}, which its key is not for")
-        try:
-            claims: dict[str, Any] = jwt.decode(
-                token,
-                key,
-                algorithms=[str(algorithm)],
-                issuer=self._settings.jwt_issuer,
-                audience=self._settings.jwt_audience,
-                leeway=_LEEWAY_SECONDS,
-                options={"require": ["exp", "iss", "aud", "sub"]},
-            )
-        except jwt.PyJWTError as failure:
-            raise refused(
-                f"the token is not good here: {_REASONS.get(type(failure), 'it is broken')}"
-            ) from None
-        return claims
+        reason = "it is broken"
+        for key in keys:
+            try:
+                claims: dict[str, Any] = jwt.decode(
+                    token,
+                    key,
+                    algorithms=[algorithm],
+                    issuer=self._settings.jwt_issuer,
+                    audience=self._settings.jwt_audience,
+                    leeway=_LEEWAY_SECONDS,
+                    options={"require": ["exp", "iss", "aud", "sub"]},
+                )
+            except jwt.PyJWTError as failure:
+                reason = _REASONS.get(type(failure), "it is broken")
+                if not isinstance(failure, jwt.InvalidSignatureError):
+                    break  # the signature is right, and another key cannot make it so
+            else:
+                return claims
+        raise refused(f"the token is not good here: {reason}")
 
-    async def _key(self, kid: str | None) -> jwt.PyJWK:
+    async def _keys_of(self, kid: str | None) -> list[jwt.PyJWK]:
         if self._keys is None or kid not in self._keys:
             await self.refresh(not_within_seconds=_LOOK_AGAIN_SECONDS)
         if self._keys is None:
@@ -151,21 +163,32 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def _key_set(text: bytes) -> dict[str | None, jwt.PyJWK]:
-    """Return the public keys that we can use, by their id. A key without one is known as None."""
+def _key_set(text: bytes) -> KeySet:
+    """Return the public keys that we can use.
+
+    Different keys may have the same id, although RFC 7517 advises against it: an issuer may offer
+    a key of another kind as an alternative. None of them is dropped in favour of another.
+    """
     read = json.loads(text)
     if not isinstance(read, dict) or not isinstance(read.get("keys"), list):
         raise ValueError("this is no JSON Web Key Set")
-    keys: dict[str | None, jwt.PyJWK] = {}
+    keys: KeySet = {}
+    read_already = []
     for one in read["keys"]:
-        if not isinstance(one, dict) or one.get("use", "sig") != "sig":
+        if not isinstance(one, dict) or one.get("use", "sig") != "sig" or one in read_already:
+            continue
+        read_already.append(one)
+        kid = one.get("kid")
+        if not isinstance(kid, str | None):
             continue
         try:
             key = jwt.PyJWK(one)
         except jwt.PyJWTError:
             continue  # of a kind that we have no use for
         if key.key_type in _ALGORITHMS.values():
-            keys[one.get("kid")] = key
+            keys.setdefault(kid, []).append(key)
+            if len(keys[kid]) > _MOST_OF_ONE_ID:
+                raise ValueError(f"more than {_MOST_OF_ONE_ID} keys have the id {kid!r}")
     if not keys:
         raise ValueError("it has no key that could sign a token")
     return keys

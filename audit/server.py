@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_address
+from typing import cast
 
 from audit import demo, embedded, migrate, models, tracing
 from audit.access import Insecure
@@ -154,18 +155,31 @@ def _reap_adopted() -> None:
 
 @contextmanager
 def _listening(settings: Settings) -> Iterator[socket.socket]:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    host = settings.host.removeprefix("[").removesuffix("]")
     try:
+        family, address = _address(host, settings.port)
         listener = socket.create_server(
-            (settings.host, settings.port), family=family, backlog=BACKLOG
+            address,
+            family=family,
+            backlog=BACKLOG,
+            # Otherwise it depends on the system whether :: takes IPv4 too.
+            dualstack_ipv6=address[0] == "::" and socket.has_dualstack_ipv6(),
         )
-    except OSError as failure:
+    except (OSError, UnicodeError) as failure:
+        reason = getattr(failure, "strerror", None) or "this is not a host name"
         raise Unavailable(
-            f"cannot listen on {settings.host} port {settings.port}: {failure.strerror};"
+            f"cannot listen on {settings.host} port {settings.port}: {reason};"
             " give another --host or --port"
         ) from None
     with listener:
         yield listener
+
+
+def _address(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
+    """Return what a host name or address means: its first IPv4 address, or else its first IPv6."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, *_, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+    return family, cast("tuple[str, int]", address)
 
 
 def _url(listener: socket.socket) -> str:

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import AfterValidator, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from audit.addresses import networks_of
 from audit.dsn import parse
 
+log = logging.getLogger("audit")
+
+_PREFIX: Final = "AUDIT_"
+#: Kubernetes sets AUDIT_PORT to this for every container beside a Service named `audit`.
+_SERVICE_LINK: Final = re.compile(r"(?:tcp|udp|sctp)://\S+:[0-9]+")
+_ALIKE: Final = 0.8
 Partition = Literal["month", "week", "day"]
 LogFormat = Literal["text", "json"]
 #: A task that is acknowledged must survive a crash: `off` and `local` are not among them.
@@ -24,6 +38,14 @@ _MOST_WORKERS_BY_DEFAULT: Final = 8
 _POOL_BY_DEFAULT: Final = 12
 #: PostgreSQL keeps three of its 100 for superusers, and one is for the command line.
 _CONNECTIONS_OF_POSTGRESQL: Final = 96
+
+
+def _data_dir() -> Path:
+    try:
+        return Path(platformdirs.user_data_dir("task-audit", appauthor=False))
+    except RuntimeError:
+        # There is no home folder. Only the embedded PostgreSQL needs one, and says so.
+        return Path("~/.local/share/task-audit")
 
 
 def _supported_dsn(dsn: SecretStr | None) -> SecretStr | None:
@@ -87,7 +109,7 @@ class Settings(BaseSettings):
     """Given values come before variables of the environment, and those before the defaults."""
 
     model_config = SettingsConfigDict(
-        env_prefix="AUDIT_",
+        env_prefix=_PREFIX,
         env_ignore_empty=True,
         frozen=True,
         extra="forbid",
@@ -95,7 +117,7 @@ class Settings(BaseSettings):
     )
 
     host: str = Field(default="127.0.0.1", min_length=1)
-    """Address to listen on."""
+    """Address to listen on; 0.0.0.0 for all of IPv4, :: for all of IPv6 and IPv4."""
     insecure: bool = False
     """Answer on any address, and not only on a loopback one, while there are no keys."""
     rate_per_second: float = Field(default=0, ge=0, le=1_000_000, allow_inf_nan=False)
@@ -121,7 +143,7 @@ class Settings(BaseSettings):
     synchronous_commit: SynchronousCommit = "on"
     """When a write is acknowledged: on, once it is durable, on synchronous standbys too if there
     are any; remote_apply, once queries on those standbys see it."""
-    data_dir: Path = Path(platformdirs.user_data_dir("task-audit", appauthor=False))
+    data_dir: Path = _data_dir()
     """Where the embedded PostgreSQL keeps its data."""
     demo: bool = False
     """Record 20,000 demo tasks of the last 90 days if the history is empty."""
@@ -189,6 +211,20 @@ class Settings(BaseSettings):
     traces: bool = False
     """Send traces by OpenTelemetry, as OTEL_… variables say; needs task-audit[otel]."""
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take the given values and the environment, without what others set there."""
+        assert isinstance(env_settings, EnvSettingsSource)  # noqa: S101 - pydantic's default
+        env_settings.env_vars = dict(_meant_for_us(env_settings.env_vars, cls))
+        return init_settings, env_settings
+
     @model_validator(mode="after")
     def _issuer_is_whole(self) -> Self:
         needed = {"jwt_audience": self.jwt_audience, "jwt_jwks": self.jwt_jwks}
@@ -196,3 +232,29 @@ class Settings(BaseSettings):
         if self.jwt_issuer is not None and missing:
             raise ValueError(f"jwt_issuer: needs {' and '.join(missing)} too")
         return self
+
+
+def _meant_for_us(
+    variables: Mapping[str, str | None], settings: type[BaseSettings]
+) -> Iterator[tuple[str, str | None]]:
+    """Yield the variables, and log those that look like ours and have no effect."""
+    known = [f"{_PREFIX}{field.upper()}" for field in settings.model_fields]
+    for variable, value in variables.items():
+        name = variable.upper()
+        if name in known and value and _SERVICE_LINK.fullmatch(value):
+            log.warning(
+                "%s=%s is ignored: Kubernetes sets it for a Service of that name; to choose a"
+                " port, set it for the container or give --port",
+                name,
+                value,
+            )
+            continue
+        if name.startswith(_PREFIX) and name not in known:
+            end = name.removeprefix(_PREFIX).lower()
+            for meant in get_close_matches(end, settings.model_fields, n=1, cutoff=_ALIKE):
+                log.warning(
+                    "%s is not a setting and has no effect; is it %s?",
+                    name,
+                    f"{_PREFIX}{meant.upper()}",
+                )
+        yield variable, value

@@ -239,6 +239,36 @@ async def test_keys_are_rotated(make: Made, key_set: Path, monkeypatch: pytest.M
         await checks.check(given)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+async def test_keys_of_one_id_are_all_tried(make: Made, key_set: Path, order: int) -> None:
+    other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    keys = [
+        public("RS256", RSA, "same"),
+        public("RS256", other, "same"),
+        public("ES256", SIGNERS["ES256"], "same"),
+        public("RS256", RSA, "same"),
+        {**public("RS256", RSA, "same"), "kid": ["no", "text"]},
+    ]
+    write(key_set, json.dumps({"keys": keys[::order]}))
+    checking = make()
+
+    for algorithm, key in [("RS256", RSA), ("RS256", other), ("ES256", SIGNERS["ES256"])]:
+        signed = jwt.encode(claims(), key, algorithm, headers={"kid": "same"})
+        assert "ada" == (await checking.check(signed)).name
+    stranger = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    with pytest.raises(Unauthenticated, match="its signature is wrong"):
+        await checking.check(jwt.encode(claims(), stranger, "RS256", headers={"kid": "same"}))
+    with pytest.raises(Unauthenticated, match="it has expired"):
+        await checking.check(token(kid="same", exp=1))
+
+
+async def test_a_set_with_too_many_keys_of_one_id_is_not_used(make: Made, key_set: Path) -> None:
+    keys = [public("EdDSA", ed25519.Ed25519PrivateKey.generate(), "same") for _ in range(9)]
+    write(key_set, json.dumps({"keys": keys}))
+    with pytest.raises(Unavailable):
+        await make().check(token("EdDSA", kid="same"))
+
+
 async def test_unknown_keys_do_not_have_the_set_read_again_and_again(
     make: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
