@@ -39,8 +39,9 @@ from audit.service import AuditService, Token
 _VERSION: Final = version("task-audit")
 #: What an answer takes besides its question and body: the parsed query, mostly.
 _OVERHEAD_BYTES: Final = 3072
-#: A question is kept as text and, parsed, once more; decoded text may be wider.
-_BYTES_OF_A_CHARACTER: Final = 5
+#: A question is kept as text and, parsed, once more, where decoded text may be wider; and twice in
+#: the links of its pages.
+_BYTES_OF_A_CHARACTER: Final = 7
 _GZIP: Final = zlib.MAX_WBITS | 16
 _FASTEST: Final = 1
 #: From here on, to compress takes long enough that other requests should go on meanwhile.
@@ -72,7 +73,7 @@ class Answers:
         """
         known = self._kept.get(question)
         query = known.query if known else _judged(parse)
-        is_moving = query.days is not None and query.cursor is None
+        is_moving = query.span is not None and query.cursor is None
         if not self._most_bytes and not is_moving:
             return Answer(self._service, question, query)
         token = await self._tokens.next()
@@ -113,7 +114,7 @@ class Answers:
 def _judged(parse: Callable[[], TaskQuery]) -> TaskQuery:
     query = parse()
     if query.cursor:
-        cursor.decode(query.cursor, query.fingerprint, has_clock=query.days is not None)
+        cursor.decode(query.cursor, query.fingerprint, has_clock=query.span is not None)
     return query
 
 
@@ -138,6 +139,11 @@ class Answer:
         self.counted = 0
         #: How many tasks the body has; None: it is not made yet.
         self.rows: int | None = None
+        #: Of the page, once the body is made.
+        self.total: int | None = None
+        self.next_cursor: str | None = None
+        #: Its header fields, once they are made: the same for all who ask.
+        self.head: dict[str, str] | None = None
         self._service = service
         self._clock = clock
         self._server = server
@@ -168,7 +174,7 @@ class Answer:
 
     async def _make(self) -> bytes:
         page = await self._service.list_tasks(self.query, clock=self._clock, server=self._server)
-        self.rows = page.rows
+        self.rows, self.total, self.next_cursor = page.rows, page.total, page.next_cursor
         self._page = page.to_json()
         self._weigh(self)
         return self._page

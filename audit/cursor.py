@@ -1,9 +1,9 @@
 """Where a crawl stands, as an opaque token.
 
 A token is URL-safe base64 of: version, microseconds of the window's clock (0: none), microseconds
-of the last task's `created_at`, its id, the total of the first page, and a checksum over all of it
-and the filters. The checksum tells tokens that are not ours, or are of other filters; it is no
-secret: what a token says is only what its bearer may ask anyway.
+of the last task's `created_at`, its id, the total of the first page (-1: none), and a checksum over
+all of it and the filters. The checksum tells tokens that are not ours, or are of other filters; it
+is no secret: what a token says is only what its bearer may ask anyway.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from audit.errors import Invalid
 _VERSION = 1
 _LAYOUT = struct.Struct(">Bqq16sq")
 _CHECKSUM_BYTES = 8
+_NO_TOTAL = -1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 #: No task is of a later time; one that someone made up could be of any.
@@ -35,7 +36,8 @@ class Cursor:
     """What `days` count back from; None without them."""
     created_at: datetime
     task_id: UUID
-    total: int
+    total: int | None
+    """Of the first page; None: it was not asked for."""
 
     def encode(self, filters: bytes) -> str:
         """Return the token; `filters` are what it is bound to."""
@@ -44,7 +46,7 @@ class Cursor:
             (self.clock - _EPOCH) // _MICROSECOND if self.clock else 0,
             (self.created_at - _EPOCH) // _MICROSECOND,
             self.task_id.bytes,
-            self.total,
+            _NO_TOTAL if self.total is None else self.total,
         )
         return base64.urlsafe_b64encode(payload + _checksum(payload, filters)).decode().rstrip("=")
 
@@ -77,14 +79,14 @@ def decode(token: str, filters: bytes, *, has_clock: bool) -> Cursor:
     ):
         raise refused
     _, clock, created_at, task_id, total = _LAYOUT.unpack(payload)
-    is_in_range = 0 <= clock < _LAST and 0 <= created_at < _LAST and total >= 0
+    is_in_range = 0 <= clock < _LAST and 0 <= created_at < _LAST and total >= _NO_TOTAL
     if not is_in_range or has_clock != (clock > 0):
         raise refused
     return Cursor(
         clock=_EPOCH + clock * _MICROSECOND if clock else None,
         created_at=_EPOCH + created_at * _MICROSECOND,
         task_id=UUID(bytes=task_id),
-        total=total,
+        total=None if total == _NO_TOTAL else total,
     )
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Annotated, Any, Final, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from uuid import UUID
 
 from pydantic import (
@@ -55,6 +55,8 @@ _PLAIN_TIME = re.compile(
     r".{10}[Tt ]..:..:[0-5]\d(\.\d{1,6})?([Zz]|[+-](0\d|1[0-5]):?\d\d)", re.ASCII
 )
 _WHOLE = re.compile(r"-?[0-9]{1,20}", re.ASCII)
+_SPAN = re.compile(r"([0-9]{1,6})([mhdw])", re.ASCII)
+_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _LONGEST_NAME = 255
 _SPACE: Final = " \t\r\n"
 _MOST_SERVICES = 100
@@ -141,6 +143,34 @@ class _Whole:
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         return {"type": "integer", "minimum": self.lowest, "maximum": self.highest}
+
+
+@dataclass(frozen=True)
+class _Last:
+    """A span of time such as `15m`, `24h`, `7d` or `8w`."""
+
+    highest_days: int
+
+    def judge(self, value: object) -> timedelta:
+        found = _SPAN.fullmatch(value) if isinstance(value, str) else None
+        span = timedelta(**{_UNITS[found[2]]: int(found[1])}) if found else timedelta()
+        if not timedelta() < span <= timedelta(days=self.highest_days):
+            raise ValueError(
+                f"must be a span such as 15m, 24h, 7d or 8w, and at most {self.highest_days}d"
+            )
+        return span
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.judge)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        return {"type": "string", "pattern": "^[0-9]{1,6}[mhdw]$"}
+
+
+def _total(value: object) -> object:
+    if value not in ("exact", "none"):
+        raise ValueError("must be exact or none")
+    return value
 
 
 def _json_object(value: object) -> str:
@@ -237,6 +267,9 @@ class TaskQuery(NoParams):
     """Matches `outcome.action_type` exactly. Given several times: any of them."""
     days: Annotated[int, _Whole(1, 365)] | None = None
     """Tasks created in the last `days` times 24 hours. Not together with `since` or `until`."""
+    last: Annotated[timedelta, _Last(365)] | None = None
+    """Tasks created in a last span, like `days`: `15m`, `24h`, `7d` or `8w`, at most `365d`. Not
+    together with `days`, `since` or `until`."""
     since: Timestamp | None = None
     """Tasks created at or after this RFC 3339 time."""
     until: Timestamp | None = None
@@ -251,6 +284,8 @@ class TaskQuery(NoParams):
     """Tasks in a page, at most; 100 if not given."""
     offset: Annotated[int, _Whole(0, MAX_OFFSET)] | None = None
     """Matching tasks to skip; 0 if not given. Not together with `cursor`."""
+    total: Annotated[Literal["exact", "none"], BeforeValidator(_total)] = "exact"
+    """`none` leaves `total` null and spares the counting; `exact` if not given."""
     cursor: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
     """The `next_cursor` of a page: continue after it, with the same filters."""
 
@@ -258,6 +293,8 @@ class TaskQuery(NoParams):
     def _agree(self) -> Self:
         if self.days is not None and (self.since or self.until):
             raise ValueError("days: not together with since or until")
+        if self.last is not None and (self.days is not None or self.since or self.until):
+            raise ValueError("last: not together with days, since or until")
         if self.since and self.until and self.since > self.until:
             raise ValueError("until: must not be before since")
         if self.cursor is not None and self.offset is not None:
@@ -268,6 +305,11 @@ class TaskQuery(NoParams):
     def statuses(self) -> tuple[State, ...]:
         """The states asked for; empty: any."""
         return ()
+
+    @property
+    def span(self) -> timedelta | None:
+        """How far the window reaches back from the clock; None: it does not move."""
+        return self.last if self.days is None else timedelta(days=self.days)
 
     @property
     def is_counted(self) -> bool:
@@ -282,7 +324,7 @@ class TaskQuery(NoParams):
             sorted(set(self.statuses)),
             sorted(set(self.service)),
             sorted(set(self.intent)),
-            self.days,
+            self.span,
             self.since,
             self.until,
             self.created_by,
@@ -296,12 +338,15 @@ class FailuresQuery(TaskQuery):
     """What `/failures` takes."""
 
     days: Annotated[int, _Whole(1, 90)] | None = None
-    """Tasks created in the last `days` times 24 hours; 7 if no `since` or `until` is given."""
+    """Tasks created in the last `days` times 24 hours; 7 if no other limit of time is given."""
+    last: Annotated[timedelta, _Last(90)] | None = None
+    """Tasks created in a last span, like `days`: `15m`, `24h`, `7d` or `8w`, at most `90d`. Not
+    together with `days`, `since` or `until`."""
 
     @model_validator(mode="before")
     @classmethod
     def _last_week(cls, given: dict[str, Any]) -> dict[str, Any]:
-        if given.get("days") is None and not given.get("since") and not given.get("until"):
+        if given.get("days") is None and not any(map(given.get, ("last", "since", "until"))):
             return {**given, "days": DEFAULT_FAILURE_DAYS}
         return given
 
@@ -639,8 +684,9 @@ class TaskPageBody(_Answer):
     """A page of a list, newest first: by `created_at`, then by `task_id`, both descending."""
 
     tasks: list[TaskSummary]
-    total: int
-    """All tasks that match all the filters, in the same snapshot as the page."""
+    total: int | None
+    """All tasks that match all the filters, in the same snapshot as the page. null with
+    `total=none`."""
     limit: int
     offset: int | None
     """null in the answer to a cursor."""
@@ -667,7 +713,8 @@ class TaskPage:
     """One page of a list. `tasks_json` is a JSON array as PostgreSQL wrote it."""
 
     tasks_json: str = field(repr=False)
-    total: int
+    total: int | None
+    """None: it was not asked for."""
     limit: int
     offset: int | None
     next_cursor: str | None
@@ -682,9 +729,10 @@ class TaskPage:
     def to_json(self) -> bytes:
         """Return the body of the answer, shaped like `TaskPageBody`."""
         offset = "null" if self.offset is None else self.offset
+        total = "null" if self.total is None else self.total
         cursor = "null" if self.next_cursor is None else f'"{self.next_cursor}"'
         return (
-            f'{{"tasks":{self.tasks_json},"total":{self.total},"limit":{self.limit},'
+            f'{{"tasks":{self.tasks_json},"total":{total},"limit":{self.limit},'
             f'"offset":{offset},"next_cursor":{cursor}}}'
         ).encode()
 

@@ -366,7 +366,7 @@ def _page_or_problem() -> dict[str, Any]:
     )
     kept = ("ETag", "Cache-Control", "Vary")
     return {
-        "200": _answer("A page of tasks", page, *kept),
+        "200": _answer("A page of tasks", page, *kept, "Link", "X-Total-Count"),
         "304": _answer("The page is still as it was under one of the ETags sent", None, *kept),
         **_problems(*_ASKING),
     }
@@ -721,6 +721,20 @@ def _headers() -> dict[str, Any]:
             "description": "The page may be compressed, and another key may see another one.",
             "required": True,
             "schema": {"const": "Accept-Encoding, Authorization"},
+        },
+        "Link": {
+            "description": (
+                "Where the first page is, and the next one if tasks follow (RFC 8288), relative to"
+                " this page. Left out if the URL is so long that proxies would refuse the header."
+            ),
+            "schema": {
+                "type": "string",
+                "examples": [f'<./query>; rel="first", <./query?cursor={_CURSOR}>; rel="next"'],
+            },
+        },
+        "X-Total-Count": {
+            "description": "The `total` of the page; left out with `total=none`.",
+            "schema": {"type": "integer", "minimum": 0, "examples": [4256]},
         },
         "WWW-Authenticate": {
             "description": "What to send, and what was wrong with what was sent (RFC 6750).",

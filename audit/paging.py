@@ -65,7 +65,7 @@ class Question:
     @property
     def cut_day(self) -> datetime | None:
         """The day of which `days` cuts off more each second; None: it does not."""
-        return start_of_day(self.since) if self.since and self.query.days else None
+        return start_of_day(self.since) if self.since and self.query.span else None
 
     @property
     def tally_name(self) -> Hashable:
@@ -91,7 +91,8 @@ class Question:
 class Found:
     """A page and its total."""
 
-    total: int
+    total: int | None
+    """None: it is not known, and not asked for."""
     row: asyncpg.Record
     """As `list_tasks` gave it."""
 
@@ -115,8 +116,26 @@ class Pager:
         return found
 
     async def _find(self, connection: Connection, question: Question) -> Found | None:
-        found = await self._counted(connection, question) if question.query.is_counted else None
-        return found or await self._tallied(connection, question)
+        if question.query.is_counted:
+            found = await self._counted(connection, question)
+            if found:
+                return found
+        if question.query.total == "none":
+            return await self._uncounted(connection, question)
+        return await self._tallied(connection, question)
+
+    async def _uncounted(self, connection: Connection, question: Question) -> Found:
+        """Read the page without counting what matches: PostgreSQL alone decides where it looks."""
+        position = question.position
+        row = await fetch_row(
+            connection,
+            statements.LIST_TASKS,
+            *question.values(question.limit, question.offset),
+            *(None, None, None, None),
+            *(None, None, False),
+            *(None, None, None, None, question.max_bytes),
+        )
+        return Found(position.total if position else None, row)
 
     async def _counted(self, connection: Connection, question: Question) -> Found | None:
         """Go by the database's counts; None: they are of no use here."""
@@ -173,7 +192,8 @@ class Pager:
                 return None
             skipped = tally.at_or_after(place.page_until) if place.page_until else 0
             if skipped == place.skipped and _is_whole(question, row, tally.total, place):
-                return Found(position.total if position else tally.total, row)
+                known_total = position.total if position else None
+                return Found(tally.total if known_total is None else known_total, row)
         raise AssertionError("the last attempt looks everywhere")
 
     async def tally(self, connect: Connect, question: Question) -> None:

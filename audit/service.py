@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, TypeVar, Unpack
 from uuid import UUID
 
 import asyncpg
@@ -74,6 +74,7 @@ _FORBIDDEN_CHANGE = {
 class Filters(TypedDict, total=False):
     """Filters that every list takes; `TaskQuery` describes each. None means "not given"."""
 
+    last: str | None
     since: datetime | str | None
     until: datetime | str | None
     created_by: str | None
@@ -82,9 +83,10 @@ class Filters(TypedDict, total=False):
 
 
 class ListParams(Filters, total=False):
-    """The same, and where to continue."""
+    """The same, where to continue, and whether to count."""
 
     cursor: str | None
+    total: Literal["exact", "none"] | None
 
 
 OneOrMore = str | Sequence[str]
@@ -275,6 +277,7 @@ class AuditService:
         given = {"status": status, "service": service, "intent": intent, "days": days}
         query = _query(AuditQuery, **{**given, **filters})
         found, _ = await self._find(query, 0, None, None)
+        assert found.total is not None  # noqa: S101 - it is asked for
         return found.total
 
     async def list_tasks(
@@ -291,7 +294,7 @@ class AuditService:
         position = None
         if query.cursor:
             position = cursor.decode(
-                query.cursor, query.fingerprint, has_clock=query.days is not None
+                query.cursor, query.fingerprint, has_clock=query.span is not None
             )
         clock = position.clock if position else clock
         found, clock = await self._find(query, query.limit, clock, position, server)
@@ -300,7 +303,7 @@ class AuditService:
             following = Cursor(clock, row["last_at"], row["last_id"], found.total)
         return TaskPage(
             tasks_json=row["tasks"],
-            total=found.total,
+            total=found.total if query.total == "exact" else None,
             limit=query.limit,
             offset=None if position else query.offset or 0,
             next_cursor=following.encode(query.fingerprint) if following else None,
@@ -326,7 +329,7 @@ class AuditService:
                         "the service has moved to another database server", retry_after_seconds=1
                     )
                 clock = await _clock(connection, query, clock)
-                since = window_start(clock, query.days) if clock and query.days else query.since
+                since = window_start(clock, query.span) if clock and query.span else query.since
                 question = Question(query, since, position, limit, self._max_page_bytes)
                 found = await self._pager.find(connection, question)
             if found is not None:
@@ -630,14 +633,14 @@ async def _clock(
     connection: Connection, query: TaskQuery, clock: datetime | None
 ) -> datetime | None:
     """Return what `days` count back from, the database's clock if none is given; else None."""
-    if query.days is None:
+    if query.span is None:
         return None
     return clock or (await fetch_row(connection, statements.READ_TOKEN))["clock"]
 
 
-def window_start(clock: datetime, days: int) -> datetime:
-    """Return the first time that is later than `days` times 24 hours before `clock`."""
-    return clock - timedelta(days=days) + _MICROSECOND
+def window_start(clock: datetime, span: timedelta) -> datetime:
+    """Return the first time that is later than `span` before `clock`."""
+    return clock - span + _MICROSECOND
 
 
 def _query(model: type[Query], *, limit: object = 100, **given: object) -> Query:

@@ -14,7 +14,7 @@
 -- $12 offset     bigint         matching tasks to skip
 -- $13 total      bigint         as known already; NULL: count
 -- $14 counted    text           the service whose counts give the total, '': all tasks;
---                               NULL: the counts do not know the filter, tally the rows by day
+--                               NULL: the counts do not know the filter
 -- $15 since_edge timestamptz    count_edge of since; NULL: since is
 -- $16 until_edge timestamptz    count_bucket of until; NULL: until is
 -- $17 page_since timestamptz    the page is sought at or after it; NULL: unbounded
@@ -23,7 +23,7 @@
 -- $20 tallied    bigint         the fold of an earlier tally; NULL: there is none
 -- $21 edge_day   timestamptz    a day of it to tally anew in any case; NULL: none
 -- $22 tallied_to timestamptz    the first day of it; NULL: there is none
--- $23 tally_to   timestamptz    go on with the days before that, to this one
+-- $23 tally_to   timestamptz    go on with the days before that, to this one; NULL: no tally
 -- $24 max_bytes  bigint         the documents of the page together, each rounded up to 1 KiB
 --
 -- tasks: text, a JSON array. total: of all that match $1 to $8; NULL where it is for the caller to
@@ -35,7 +35,7 @@
 -- tally: text, a JSON object, from the start of a day, in seconds since 1970, to the tasks of it
 -- that match: of days between $23 and $22, and of later ones that changed since $20. fold: bigint,
 -- what the next tally may build on, as long as server is the same: text, its start and where its
--- last recovery ended. All three are NULL where $14 is not.
+-- last recovery ended. All three are NULL where $23 is.
 -- All is of one snapshot. $14 to $19 are places to look, from locate_page; literals, so that the
 -- planner touches only the partitions between them.
 -- matching is NOT MATERIALIZED: every use is planned for itself, from one text of the filter. One
@@ -163,13 +163,13 @@ SELECT
         least(count(*) FILTER (WHERE part = 0) - (count(*) > $24 / 1024)::int, $11)
     ] AS last_id,
     CASE
-        WHEN $14 IS NULL THEN (
+        WHEN $23::timestamptz IS NOT NULL THEN (
             SELECT COALESCE(json_object_agg(extract(EPOCH FROM day)::bigint, n), '{}')::text
             FROM (
                 SELECT bucket_of('day', created_at) AS day, count(*) AS n
                 FROM matching
                 WHERE
-                    created_at >= $23::timestamptz
+                    created_at >= $23
                     AND ($22::timestamptz IS NULL OR created_at < $22)
                 GROUP BY day
                 UNION ALL
@@ -192,11 +192,11 @@ SELECT
         )
     END AS tally,
     CASE
-        WHEN $14 IS NULL
+        WHEN $23 IS NOT NULL
             THEN (SELECT COALESCE(max(fold), 0) FROM task_day_changes)
     END AS fold,
     CASE
-        WHEN $14 IS NULL
+        WHEN $23 IS NOT NULL
             THEN concat_ws(
                 ' ', pg_postmaster_start_time(),
                 CASE WHEN NOT pg_is_in_recovery() THEN pg_last_wal_replay_lsn() END,

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
-from urllib.parse import parse_qsl, unquote_to_bytes
+from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode
 from uuid import UUID
 
 from aiohttp import hdrs, web
 
+from audit.answers import Answer
 from audit.errors import Forbidden, Malformed, PreconditionFailed
 from audit.handlers import ANSWERS, IDENTITY, ROWS, SERVICE
 from audit.models import (
@@ -29,6 +30,8 @@ _HEADERS: Final[dict[str, str]] = {
     hdrs.CACHE_CONTROL: "private, no-cache",
     hdrs.VARY: "Accept-Encoding, Authorization",
 }
+#: Common proxies take 4 KiB of header fields of an answer, all together.
+_LONGEST_LINKS: Final = 3000
 #: A shorter body goes into one packet as it is.
 _SHORT_BYTES: Final = 1024
 #: A task's answer is never compressed.
@@ -88,11 +91,44 @@ async def _list(
     body = await answer.body()
     if answer.rows is not None:
         request[ROWS] = answer.rows
-    headers[hdrs.CONTENT_TYPE] = "application/json"
+    if answer.head is None:
+        answer.head = _head(request, answer)
+    headers.update(answer.head)
     if len(body) > _SHORT_BYTES and _takes_gzip(request.headers.get(hdrs.ACCEPT_ENCODING, "")):
         body = await answer.gzip_body()
         headers[hdrs.CONTENT_ENCODING] = "gzip"
     return Whole(body, headers)
+
+
+def _head(request: web.Request, answer: Answer) -> dict[str, str]:
+    """Return the header fields that follow from a page that is made."""
+    head = {str(hdrs.CONTENT_TYPE): "application/json"}
+    if answer.total is not None:
+        head["X-Total-Count"] = str(answer.total)
+    links = _links(request, answer.next_cursor)
+    if len(links) <= _LONGEST_LINKS:
+        head[hdrs.LINK] = links
+    return head
+
+
+def _links(request: web.Request, next_cursor: str | None) -> str:
+    """Lead to the first page and to the next one (RFC 8288), relative to this one.
+
+    A proxy may serve the service under another name, scheme or prefix.
+    """
+    page = "./" + quote(_last_segment(request), safe="")
+    filters = [
+        (name, value)
+        for name, values in query_params(request).items()
+        for value in values
+        if name not in ("cursor", "offset")
+    ]
+    first = f"{page}?{urlencode(filters)}" if filters else page
+    links = f'<{first}>; rel="first"'
+    if next_cursor is not None:
+        following = urlencode([*filters, ("cursor", next_cursor)])
+        links += f', <{page}?{following}>; rel="next"'
+    return links
 
 
 def _is_held(request: web.Request, etag: str) -> bool:
