@@ -232,6 +232,9 @@ for as long as nothing changes. No answer is ever older than its request.
 for unknown routes (404) and methods (405, with `Allow`). A parameter or member that is unknown, out
 of bounds or repeated without being allowed to is an error, never ignored; `errors` names each.
 
+**Limits.** A task has at most 1 MiB, a number at most 1,000 digits when written out, and JSON is
+nested at most 64 levels deep. Each limit is a setting of the service, and an error names it.
+
 **Text.** No text may contain a NUL character (`\\u0000`), and all text is valid Unicode.
 
 **Compatibility.** Ignore members of answers that you do not know: later versions may add some.

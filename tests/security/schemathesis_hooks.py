@@ -17,7 +17,11 @@ import schemathesis
 NDJSON = "application/x-ndjson"
 OFFSET = re.compile(r"[+-]\d\d:\d\d$|[zZ]$")
 #: The first of those given stays.
-EXCLUSIVE = ("days", "since"), ("days", "until"), ("offset", "cursor")
+EXCLUSIVE = (
+    *(("days", "since"), ("days", "until"), ("days", "last")),
+    *(("since", "last"), ("until", "last")),
+    ("offset", "cursor"),
+)
 
 
 @schemathesis.serializer(NDJSON)
@@ -50,6 +54,8 @@ def follow_in_query(query: dict[str, Any]) -> None:
         query[name] = in_utc(str(query[name]))
     if "since" in query and "until" in query:
         query["since"], query["until"] = sorted((query["since"], query["until"]))
+    if "last" in query:
+        query["last"] = "7d"
     if "outcome" in query:
         query["outcome"] = json.dumps({"action_type": str(query["outcome"])})
 
@@ -62,7 +68,7 @@ def in_utc(time: str) -> str:
 def follow_in_task(task: dict[str, Any]) -> None:
     """Move times into those that can be recorded."""
     for name in ("created_at", "approved_at", "completed_at"):
-        if isinstance(task.get(name), str):
+        if isinstance(task.get(name), str) and task[name][:4] in {"0001", "9999"}:
             task[name] = in_utc(task[name])
     created_at = task.get("created_at")
     if isinstance(created_at, str) and not "2000" <= created_at[:4] <= "2025":
