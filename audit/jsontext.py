@@ -83,12 +83,12 @@ class Reader:
         self._nesting = settings.max_nesting
         #: How much longer the numbers of the text are when PostgreSQL writes them out.
         self._growth = 0
-        self._decoder = json.JSONDecoder(
+        self._read_from = json.JSONDecoder(
             object_pairs_hook=_object,
             parse_int=self._int,
             parse_float=self._float,
             parse_constant=_constant,
-        )
+        ).raw_decode
         self._encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
 
     def read(self, text: str, label: str = "") -> Any:
@@ -143,7 +143,7 @@ class Reader:
     def _next(
         self, window: _Window, position: int | None, name: Callable[[int | None, int], str]
     ) -> Element:
-        window.peek()
+        """Read the element that begins at the window's place."""
         label = name(position, window.line)
         while True:
             problem = None
@@ -174,7 +174,7 @@ class Reader:
         self._growth = 0
         try:
             try:
-                return self._decoder.raw_decode(text, at)
+                return self._read_from(text, at)
             except _Repeated:
                 raise refused(label, "is given twice", _repeated(text, at)) from None
         except RecursionError:

@@ -43,6 +43,7 @@ DEFAULT_FAILURE_DAYS: Final = 7
 
 # --- the kinds of value ---------------------------------------------------------------------------
 
+_OUT_OF_YEARS = "must be in the years 1 to 9999, in UTC"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _RFC3339 = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]([01]\d|2[0-3]):[0-5]\d:([0-5]\d|60)(\.\d{1,9})?"
@@ -79,23 +80,27 @@ def _timestamp(value: object) -> datetime:
                 "must be an RFC 3339 time with an offset and at most nine decimals, "
                 f"such as 2026-11-23T08:00:00.25Z{hint}"
             )
+        if match[2] == "60":
+            return _after_leap_second(value)
         # It cuts the decimals after the sixth.
-        if match[2] != "60":
-            return _in_utc(datetime.fromisoformat(value.upper()))
-        before = _in_utc(datetime.fromisoformat(f"{value[:17]}59{value[19:]}".upper()))
+        value = datetime.fromisoformat(value.upper())
+    elif not isinstance(value, datetime) or value.utcoffset() is None:
+        raise ValueError("must be a time with an offset")
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(_OUT_OF_YEARS) from None
+
+
+def _after_leap_second(value: str) -> datetime:
+    """Return the time that POSIX and PostgreSQL give to a leap second: that of the next second."""
+    try:
+        before = datetime.fromisoformat(f"{value[:17]}59{value[19:]}".upper()).astimezone(UTC)
         if (before.hour, before.minute) != (23, 59):
             raise ValueError("the second 60 is a leap second, which only 23:59 in UTC can have")
-        return _in_utc(before, timedelta(seconds=1))
-    if not isinstance(value, datetime) or value.utcoffset() is None:
-        raise ValueError("must be a time with an offset")
-    return _in_utc(value)
-
-
-def _in_utc(value: datetime, later: timedelta = timedelta()) -> datetime:
-    try:
-        return value.astimezone(UTC) + later
+        return before + timedelta(seconds=1)
     except OverflowError:
-        raise ValueError("must be in the years 1 to 9999, in UTC") from None
+        raise ValueError(_OUT_OF_YEARS) from None
 
 
 def _not_before_2000(value: datetime) -> datetime:
@@ -418,6 +423,9 @@ class NewTask(_TaskFields):
 
 
 _FIXED: Final = frozenset(NewTask.model_fields) - set(TaskChange.model_fields) | {"recorded_at"}
+_MEMBERS: Final[Mapping[type[BaseModel], frozenset[str]]] = {
+    model: frozenset(model.model_fields) for model in (NewTask, TaskChange)
+}
 _IDS: Final = ("task_id", "project_id")
 _TIMES: Final = ("created_at", "approved_at", "completed_at")
 
@@ -514,7 +522,7 @@ def parse_change(body: Iterable[bytes], settings: Settings = DEFAULTS) -> str:
     """
     text = "".join(jsontext.texts(body)).strip(_SPACE)
     given = Reader(settings).read(text)
-    errors = _Errors(settings)
+    errors = ErrorList(settings)
     if not isinstance(given, dict):
         raise jsontext.refused("", _NO_OBJECT)
     fixed = sorted(given.keys() & _FIXED)
@@ -541,8 +549,8 @@ class TaskCollector:
     """Validates tasks one by one, and collects their texts, or what is wrong with them."""
 
     def __init__(self, settings: Settings, project_id: UUID | None = None) -> None:
-        self.errors = _Errors(settings)
-        self._foreign = _Errors(settings)
+        self.errors = ErrorList(settings)
+        self._foreign = ErrorList(settings)
         self._reader = Reader(settings)
         self._project_id = project_id
         self._most = settings.max_tasks_per_request
@@ -591,15 +599,16 @@ class TaskCollector:
         Raises:
             Invalid, Forbidden: a task was not valid.
         """
+        self._check()
+        return self._part(0, len(self._texts))
+
+    def _check(self) -> None:
         self.errors.check()
         self._foreign.check(Forbidden)
-        return self._part(0, len(self._texts))
 
     def batches(self) -> list[TaskBatch]:
         """Return the tasks in parts that a statement each can record; like `batch`."""
-        whole = self.batch()
-        if len(self._texts) <= MAX_TASKS_IN_ARRAY and len(whole.text) <= _BATCH_CHARACTERS:
-            return [whole]
+        self._check()
         parts = []
         start = size = 0
         for end, text in enumerate(self._texts):
@@ -760,7 +769,7 @@ class TaskDocument:
 _LONGEST_PLACE = 200
 
 
-class _Errors:
+class ErrorList:
     """Counts what is wrong with the values of a request, and lists the first."""
 
     def __init__(self, settings: Settings = DEFAULTS) -> None:
@@ -786,8 +795,8 @@ class _Errors:
         if not isinstance(value, dict):
             self.add(jsontext.place(label), _NO_OBJECT)
             return None
-        known = model.model_fields
-        is_known = value.keys() <= known.keys()
+        known = _MEMBERS[model]
+        is_known = known.issuperset(value)
         if not is_known:
             # pydantic would make an object of each, of which there may be a hundred thousand.
             for name in value:
@@ -809,10 +818,14 @@ class _Errors:
     def _is_full(self) -> bool:
         return len(self._listed) == self._most
 
-    def check(self, problem: type[Problem] = Invalid) -> None:
+    def check(self, kind: type[Problem] = Invalid) -> None:
         """Raise a problem if there was any error."""
         if self.total:
-            raise problem(_summary(self._listed, self.total), errors=self._listed)
+            raise self.problem(kind)
+
+    def problem(self, kind: type[Problem] = Invalid) -> Problem:
+        """Return the problem that lists the first errors and names their number."""
+        return kind(_summary(self._listed, self.total), errors=self._listed)
 
 
 @contextmanager

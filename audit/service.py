@@ -29,7 +29,6 @@ from audit.database import (
 )
 from audit.errors import (
     Conflict,
-    FieldError,
     Invalid,
     PreconditionFailed,
     Problem,
@@ -42,6 +41,7 @@ from audit.limits import Late, Limit
 from audit.metrics import Deltas, Metrics
 from audit.models import (
     AuditQuery,
+    ErrorList,
     FailuresQuery,
     NewTask,
     TaskBatch,
@@ -404,7 +404,7 @@ class AuditService:
                     await self._limit_next(connection, deadline)
                     row = await fetch_row(connection, statements.RECORD_TASKS, batch.text)
                     if row["too_late"]:
-                        raise _too_late(json.loads(row["too_late"]), batch)
+                        raise self._too_late(json.loads(row["too_late"]), batch)
                     if row["known_ids"]:
                         await self._refuse_conflicts(connection, row)
                     recorded += row["recorded"]
@@ -445,6 +445,15 @@ class AuditService:
             )
         failure.detail += "; nothing is recorded"
         return failure
+
+    def _too_late(self, positions: Sequence[int], batch: TaskBatch) -> Problem:
+        errors = ErrorList(self._settings)
+        for position in positions:
+            errors.add(
+                f"{batch.labels[position]}created_at",
+                "must not be more than 24 hours ahead of the database's clock",
+            )
+        return errors.problem()
 
     @staticmethod
     async def _refuse_conflicts(connection: Connection, row: asyncpg.Record) -> None:
@@ -647,14 +656,3 @@ def _query(model: type[Query], *, limit: object = 100, **given: object) -> Query
     """Validate arguments by the rules of a URL. None means "not given", except as a `limit`."""
     given = {name: value for name, value in given.items() if value is not None}
     return models.parse_arguments(model, {**given, "limit": limit})
-
-
-def _too_late(positions: Sequence[int], batch: TaskBatch) -> Invalid:
-    errors: list[FieldError] = [
-        {
-            "field": f"{batch.labels[position]}created_at",
-            "detail": "must not be more than 24 hours ahead of the database's clock",
-        }
-        for position in positions
-    ]
-    return Invalid(f"{errors[0]['field']}: {errors[0]['detail']}", errors=errors)

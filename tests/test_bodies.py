@@ -280,3 +280,12 @@ async def test_large_bodies_are_recorded_in_the_order_sent(client: Client) -> No
         assert [one["task_id"] for one in given] == answer["task_ids"]
     shown = await (await client.get(f"{TASKS}/{sent[80]['task_id']}")).json()
     assert sent[80]["request_text"] == shown["request_text"]
+
+
+async def test_times_too_far_ahead_are_counted_and_the_first_are_listed(client: Client) -> None:
+    sent = lines(*(task(created_at="2999-01-01T00:00:00Z") for _ in range(30)))
+
+    status, problem = await post(client, sent)
+
+    assert (422, 20) == (status, len(problem["errors"]))
+    assert "(and 29 more; the first 20 are listed)" in problem["detail"]
