@@ -59,8 +59,9 @@ _GRACE_SECONDS: Final = 2.0
 #: for Retry-After would otherwise make it longer and longer.
 _LONGEST_PROMISE_SECONDS: Final = 10.0
 _LONGEST_RETRY_SECONDS: Final = 60
-#: The service time is a moving average over about this many pieces of work.
-_AVERAGED: Final = 64
+#: The service time is a moving average over about this long, and 16 pieces of work at least.
+_MEMORY_SECONDS: Final = 2.0
+_LEAST_KEPT: Final = 15 / 16
 #: Callers with promises before those whose promises have all expired are dropped.
 _MOST_PROMISED: Final = 1000
 
@@ -100,8 +101,10 @@ class Lane:
         self._waiting_tasks: set[asyncio.Task[Any] | None] = set()
         #: When each piece of work in a slot began.
         self._running: dict[object, float] = {}
-        self._done = 0
+        #: How many pieces of work the mean is of, the older ones counted less.
+        self._weight = 0.0
         self._mean_seconds = 0.0
+        self._ended_at = time.monotonic()
         self._promises: dict[int | None, _Promises] = {}
 
     @asynccontextmanager
@@ -187,26 +190,36 @@ class Lane:
     # --- the expected wait ------------------------------------------------------------------------
 
     def _average(self, seconds: float) -> None:
-        self._done = min(self._done + 1, _AVERAGED)
-        self._mean_seconds += (seconds - self._mean_seconds) / self._done
+        """Let a piece of work that has ended count for the mean, and the earlier ones less."""
+        now = time.monotonic()
+        kept = max(math.exp((self._ended_at - now) / _MEMORY_SECONDS), _LEAST_KEPT)
+        self._ended_at = now
+        self._weight = self._weight * kept + 1
+        self._mean_seconds += (seconds - self._mean_seconds) / self._weight
 
     def _expected_wait(self, caller: int | None, more: int = 0) -> float:
         """Return the seconds until a slot is free for one more request of a caller.
 
         `more` is added to the caller's requests that wait before it.
         """
-        if not self._done or not self._running:
+        if not self._weight or not self._running:
             return 0.0
         own = len(self._waiting.get(caller, ())) + more
         # Each turn of this caller lets every other caller have one.
         others = sum(
             min(len(futures), own + 1) for key, futures in self._waiting.items() if key != caller
         )
-        now = time.monotonic()
-        shortest = max(self._mean_seconds, 1e-6)
-        # Work that has run for longer than usual is expected to go on for as long as half of that.
-        per_second = sum(1 / max(shortest, (now - began) / 2) for began in self._running.values())
-        return (own + others + 1) / per_second
+        now, mean = time.monotonic(), self._mean_seconds
+        # Work that has run for longer than usual is expected to go on for half as long again.
+        left = sorted(max(mean, (now - began) / 2) for began in self._running.values())
+        work = (own + others + 1) * mean
+        for slots in range(1, len(left) + 1):
+            work += left[slots - 1] - mean
+            wait = work / slots
+            # If the next slot is not free before that, the ones before it do all the work.
+            if slots == len(left) or wait <= left[slots]:
+                break
+        return wait
 
     def _refuse_if_late(self, caller: int | None, question: Hashable) -> None:
         now = time.monotonic()
