@@ -261,6 +261,7 @@ class AuditService:
         **filters: Unpack[ListParams],
     ) -> AsyncGenerator[TaskSummary]:
         """Yield every task that matches, newest first; like `iterate_pages`."""
+        filters.setdefault("total", "none")
         async for page in self.iterate_pages(status, service, intent, days, limit, **filters):
             for task in page.tasks:
                 yield task
@@ -275,6 +276,9 @@ class AuditService:
     ) -> int:
         """Return how many tasks match every filter given: the exact `total` of `audit_query`."""
         given = {"status": status, "service": service, "intent": intent, "days": days}
+        for name in ("limit", "offset", "cursor", "total"):
+            if name in filters:
+                raise Invalid(f"{name}: a count has no pages")
         query = _query(AuditQuery, **{**given, **filters})
         found, _ = await self._find(query, 0, None, None)
         assert found.total is not None  # noqa: S101 - it is asked for

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -151,9 +152,13 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("failures", {"days": 7, "since": "2026-01-01T00:00:00Z"}, "days"),
     ("failures", {"days": 7, "until": "2026-01-01T00:00:00Z"}, "days"),
     ("query", {"offset": 0, "cursor": CURSOR}, "offset"),
+    ("query", {"days": 7, "last": "7d"}, "last"),
+    ("failures", {"last": "7d", "since": "2026-01-01T00:00:00Z"}, "last"),
     # Out of bounds.
     ("failures", {"days": 91}, "days"),
     ("query", {"days": 0}, "days"),
+    ("failures", {"last": "91d"}, "last"),
+    ("query", {"last": "0m"}, "last"),
     ("query", {"limit": 0}, "limit"),
     ("query", {"offset": -1}, "offset"),
     # Empty.
@@ -161,6 +166,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("query", {"status": ""}, "status"),
     ("query", {"created_by": ""}, "created_by"),
     ("query", {"cursor": ""}, "cursor"),
+    ("query", {"last": ""}, "last"),
+    ("query", {"total": ""}, "total"),
     ("query", {"since": ""}, "since"),
     # Unknown.
     ("query", {"colour": "red"}, "colour"),
@@ -208,6 +215,8 @@ NAMES: list[Any] = [[], (), set(), 5, True, b"x", [5], [None], [""], [[]], {"a":
         *(("since", value) for value in (5, [], "2026-01-01", [ago(days=1)], object())),
         *(("created_by", value) for value in (5, [], ["ada"], b"ada")),
         *(("project_id", value) for value in (5, [], [uuid4()], b"7")),
+        *(("last", value) for value in (7, "7", "1y", ["7d"], timedelta(days=7))),
+        *(("total", value) for value in (5, True, "some", ["none"])),
         *(("cursor", value) for value in (5, [], ["AAAA"], b"AAAA", "AAAA")),
         *(("outcome", value) for value in (5, [], [1], {"a": float("nan")}, {"a": {1, 2}}, "[]")),
     ],
@@ -227,6 +236,12 @@ async def test_none_means_not_given(service: AuditService) -> None:
 
     assert (await service.get_failures(days=None, offset=None, **filters)).total == 1  # type: ignore[arg-type]
     assert await service.get_task_count(status=None, project_id=None, outcome=None) == 1
+
+
+@pytest.mark.parametrize("name", ["limit", "offset", "cursor", "total"])
+async def test_a_count_has_no_pages(service: AuditService, name: str) -> None:
+    with pytest.raises(Invalid, match=f"{name}: a count has no pages"):
+        await service.get_task_count(**{name: 1})  # type: ignore[arg-type]
 
 
 async def test_default_of_days_is_a_week_unless_another_time_is_given(
