@@ -137,8 +137,9 @@ class Lane:
     async def _wait(self, question: Hashable, *, again: bool) -> object:
         """Return what `_running` has the slot under, once it is this request's turn."""
         caller, own_question = CALLER.get()
+        question = own_question if question is None else question
         if not again:
-            self._refuse_if_late(caller, own_question if question is None else question)
+            self._refuse_if_late(caller, question)
         began = time.monotonic()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(caller, deque()).append(future)
@@ -154,11 +155,12 @@ class Lane:
                 del self._running[future]
                 self._admit_next()
             if isinstance(failure, Late):
-                raise self._refusal(
+                detail = (
                     f"the database was not free within {self._patience.seconds:g} seconds,"
-                    f" {_PATIENCE:g} times queue_seconds",
-                    self._expected_wait(caller),
-                ) from None
+                    f" {_PATIENCE:g} times queue_seconds"
+                )
+                seconds = self._expected_wait(caller)
+                raise self._promised(caller, question, detail, seconds) from None
             raise
         finally:
             self._waiting_tasks.discard(task)
@@ -239,19 +241,27 @@ class Lane:
             if due is not None and due > now:
                 raise self._refusal(detail, due - now)
             if wait > limit:
-                refusal = self._refusal(detail, _CAUTION * wait - limit)
-                assert refusal.retry_after_seconds is not None  # noqa: S101 - `_refusal` sets it
-                if wait - limit <= _LONGEST_PROMISE_SECONDS:
-                    self._promise(caller, question, now + refusal.retry_after_seconds)
-                raise refusal
+                raise self._promised(caller, question, detail, _CAUTION * wait - limit)
         if promises and due is not None:
             promises.keep(question)
 
-    def _promise(self, caller: int | None, question: Hashable, at: float) -> None:
-        if len(self._promises) >= _MOST_PROMISED:
+    def _promised(
+        self, caller: int | None, question: Hashable, detail: str, seconds: float
+    ) -> Unavailable:
+        """Return a refusal, and count the request as waiting until it comes back."""
+        refusal = self._refusal(detail, seconds)
+        assert refusal.retry_after_seconds is not None  # noqa: S101 - `_refusal` sets it
+        if seconds <= _LONGEST_PROMISE_SECONDS:
             now = time.monotonic()
-            self._promises = {key: due for key, due in self._promises.items() if due.are_open(now)}
-        self._promises.setdefault(caller, _Promises()).add(question, at)
+            if len(self._promises) >= _MOST_PROMISED:
+                self._promises = {
+                    key: promises
+                    for key, promises in self._promises.items()
+                    if promises.are_open(now)
+                }
+            promises = self._promises.setdefault(caller, _Promises())
+            promises.add(question, now + refusal.retry_after_seconds)
+        return refusal
 
     def _refusal(self, detail: str, seconds: float) -> Unavailable:
         if self._metrics:
