@@ -10,7 +10,6 @@ import socket
 import ssl
 import subprocess
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from audit.problems import MAX_HEADER_BYTES, MAX_URL_BYTES
 from audit.settings import Settings
 from tests.conftest import task
 from tests.needs import needs
@@ -198,15 +198,16 @@ def test_slow_client_behind_the_proxy_gets_its_whole_page(dsn: str, tmp_path: Pa
     assert 20 == len(page["tasks"])
 
 
-@pytest.mark.xfail(reason="the service accepts lines of 8 KiB")
 def test_proxy_accepts_long_request_lines_and_headers(proxy: Proxy) -> None:
-    services = "&".join(f"intent={uuid.uuid4()}{'x' * 200}" for _ in range(240))
-    assert 55_000 < len(services) < 62_000
-    response, body = proxy.get(f"{API}/query?{services}")
-    header, _ = proxy.get(f"{API}/query", X_Long="x" * 60_000)
+    intents = "&".join(f"intent={number}{'%C3%A9' * 100}" for number in range(100))
+    assert 60_000 < len(intents) < MAX_URL_BYTES
+    response, body = proxy.get(f"{API}/query?{intents}")
+    header, _ = proxy.get(f"{API}/query", X_Long="x" * (MAX_HEADER_BYTES - 100))
+    longer, told = proxy.get(f"{API}/query?intent={'x' * (MAX_URL_BYTES + 1000)}")
 
-    assert (200, 0) == (response.status, json.loads(body)["total"])
+    assert (200, 0) == (response.status, json.loads(body).get("total")), body
     assert 200 == header.status
+    assert (414, "urn:task-audit:problem:url-too-long") == (longer.status, json.loads(told)["type"])
 
 
 @pytest.mark.parametrize(
