@@ -262,9 +262,7 @@ def test_limits_of_the_samples_fit_the_settings() -> None:
     assert read > DEFAULTS["request_timeout_seconds"]
     assert idle < DEFAULTS["idle_timeout_seconds"]
     assert int(directive("TimeoutStopSec", UNIT)) >= DEFAULTS["request_timeout_seconds"] + 15
-    assert int(directive("LimitNOFILE", UNIT)) > 2 * (
-        DEFAULTS["max_connections"] + DEFAULTS["pool_size"]
-    )
+    assert int(directive("LimitNOFILE", UNIT)) > 2 * DEFAULTS["max_connections"]
     assert set(re.findall(r"AUDIT_(\w+)", NGINX + UNIT)) <= {name.upper() for name in DEFAULTS}
 
 

@@ -192,9 +192,8 @@ def test_four_that_start_at_once_apply_each_migration_once(empty_dsn: str) -> No
     processes = [start(empty_dsn) for _ in range(4)]
     said = [process.communicate() for process in processes]
 
-    assert [(0, "")] * 4 == [
-        (process.returncode, errors) for process, (_, errors) in zip(processes, said, strict=True)
-    ]
+    assert [0] * 4 == [process.returncode for process in processes]
+    assert [1] * 4 == [errors.count("\n") for _, errors in said], said  # the database's name alone
     assert ["nothing to do\n"] * 3 == sorted(lines for lines, _ in said)[1:]
     assert [("apply", name) for name in migrations_on_disk()] == log(empty_dsn)
 
