@@ -631,8 +631,8 @@ async def test_every_parameter_that_is_wrong_is_named_at_once_with_what_is_allow
         "until": "RFC 3339",
         "project_id": "UUID",
         "intent": "1 character",
-        "nope": "created_by, cursor, days, intent, limit, offset, outcome, project_id, service,"
-        " since, status, until",
+        "nope": "created_by, cursor, days, intent, last, limit, offset, outcome, project_id,"
+        " service, since, status, total, until",
     }
     assert {*allowed} == {*told}
     assert {} == {name: told[name] for name in allowed if allowed[name] not in told[name]}

@@ -144,10 +144,13 @@ def test_proxy_keeps_an_encoded_slash_in_a_path(proxy: Proxy) -> None:
 def test_proxy_passes_conditional_requests_and_request_ids_on(proxy: Proxy) -> None:
     sent = task(status="pending")
     proxy.request("POST", f"{API}/tasks", sent)
-    first, _ = proxy.get(f"{API}/query", Accept_Encoding="gzip", X_Request_ID="mine")
-    again, body = proxy.get(
-        f"{API}/query", Accept_Encoding="gzip", If_None_Match=first.headers["ETag"]
-    )
+    for _ in range(20):  # the counts may be folded in between: then the version is another one
+        first, _ = proxy.get(f"{API}/query", Accept_Encoding="gzip", X_Request_ID="mine")
+        again, body = proxy.get(
+            f"{API}/query", Accept_Encoding="gzip", If_None_Match=first.headers["ETag"]
+        )
+        if again.status == 304:
+            break
     path = f"{API}/tasks/{sent['task_id']}"
     etag = proxy.get(path)[0].headers["ETag"]
     moved, _ = proxy.request("PATCH", path, {"status": "executing"}, If_Match=etag)
