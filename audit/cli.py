@@ -592,6 +592,11 @@ def counts(
         if rebuild:
             _print(f"counted {await service.rebuild_counts():,} tasks")
             return []
+        for gap in await service.find_missing_partitions():
+            _say(
+                f"no partition holds {gap['tasks']:,} recorded tasks, created"
+                f" {_between(gap['since'], gap['until'])}: it was detached or dropped"
+            )
         return [tuple(one) for one in await service.check_counts()]
 
     # Longer than any request may take, and so than a setting may say.
@@ -606,6 +611,12 @@ def counts(
     if differences:
         _say("the counts differ; `audit counts --rebuild` repairs them")
         raise typer.Exit(_EX_DATA)
+
+
+def _between(since: datetime | None, until: datetime | None) -> str:
+    """Return a half-open range of days in words."""
+    words = (("from", since), ("before", until))
+    return " and ".join(f"{word} {at:%Y-%m-%d}" for word, at in words if at) or "at any time"
 
 
 keys_app = typer.Typer(help="Create, list and revoke API keys.", rich_markup_mode=None)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Hashable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import asyncpg
@@ -41,6 +41,9 @@ _MOST_PLACES: Final = 1000
 #: So many tasks are read well within a statement's time, in the worst case and from a cold disk.
 _PORTION: Final = 1_000_000
 _MOST_PORTIONS: Final = 10_000
+_DAY: Final = timedelta(days=1)
+#: Where no page is sought, so that no partition is opened for it.
+_NOWHERE: Final = Place(BEGINNING, BEGINNING)
 #: PostgreSQL writes no longer text.
 _LONGEST: Final = 2**30
 
@@ -162,7 +165,7 @@ class Pager:
                 position and position.total,
                 *(counted, at["since_edge"], at["until_edge"]),
                 *(at["page_since"], at["page_until"], at["is_sparse"]),
-                *(None, None, None, None, question.max_bytes),
+                *(None, None, None, None, question.max_bytes, None, None),
             )
             total, skipped = row["total"], row["skipped"]
             place = Place(at["page_since"], at["page_until"])
@@ -232,17 +235,27 @@ class Pager:
         """
         name = question.tally_name
         limit, offset = (question.limit, question.offset - place.skipped) if place else (0, 0)
-        place = place or Place()
+        place = place or _NOWHERE
+        # Most changes are recent. What of them lies elsewhere is tallied by another attempt.
+        today = start_of_day(datetime.now(UTC))
+        fresh_since = min(today - _DAY, question.cut_day or today)
+        fresh_until = today + 2 * _DAY
         try:
-            row = await fetch_row(
-                connection,
-                statements.LIST_TASKS,
-                *question.values(limit, offset),
-                *(None, None, None, None),
-                *(place.page_since, place.page_until, place.is_sparse),
-                *(known and known.fold, question.cut_day, known and known.since, since),
-                question.max_bytes,
-            )
+            while True:
+                row = await fetch_row(
+                    connection,
+                    statements.LIST_TASKS,
+                    *question.values(limit, offset),
+                    *(None, None, None, None),
+                    *(place.page_since, place.page_until, place.is_sparse),
+                    *(known and known.fold, question.cut_day, known and known.since, since),
+                    *(question.max_bytes, fresh_since, fresh_until),
+                )
+                changed = tallies.changed_days(row, known)
+                if all(fresh_since <= day < fresh_until for day in changed):
+                    break
+                fresh_since = min(fresh_since, *changed)
+                fresh_until = max(fresh_until, max(changed) + _DAY)
         except asyncpg.QueryCanceledError:
             # So many days may have changed that to tally all anew is faster.
             self._tallies.forget(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import socket
@@ -21,6 +22,8 @@ from audit.keys import read_keys
 from audit.service import AuditService
 from audit.settings import Settings
 from audit.workers import BACKLOG, Supervisor, run
+
+log = logging.getLogger("audit")
 
 DEMO_TASKS = 20_000
 DEMO_DAYS = 90
@@ -206,6 +209,8 @@ async def _prepare(settings: Settings, dsn: str, listener: socket.socket) -> Sta
                 " with `audit keys create`, or say --insecure"
             )
         service = AuditService(pool, settings)
+        if shortage := await service.lock_shortage():
+            log.warning("%s", shortage)
         tasks = await service.get_task_count()
         if settings.demo and tasks == 0:
             # Of the last full hour: services that start together on one database agree.

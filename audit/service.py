@@ -613,6 +613,24 @@ class AuditService:
         async with self._connection() as connection:
             return await connection.fetch(statements.CHECK_COUNTS)
 
+    async def find_missing_partitions(self) -> list[asyncpg.Record]:
+        """Return the times of known tasks that no partition holds, as the statement shows them."""
+        async with self._connection() as connection:
+            return await connection.fetch(statements.FIND_MISSING_PARTITIONS)
+
+    async def lock_shortage(self) -> str | None:
+        """Say what PostgreSQL has too few locks for; None: it has enough for any list."""
+        async with self._connection() as connection:
+            locks = await fetch_row(connection, statements.MEASURE_LOCKS)
+        # Two such statements at once, at least.
+        if 2 * locks["needed"] <= locks["room"]:
+            return None
+        return (
+            f"a list over the whole history locks {locks['partitions']:,} partitions with their"
+            f" indexes, {locks['needed']:,} locks, and PostgreSQL has room for {locks['room']:,}:"
+            " raise its max_locks_per_transaction"
+        )
+
     async def rebuild_counts(self) -> int:
         """Count all tasks anew, while others record; return how many there are."""
         async with self._connection() as connection:

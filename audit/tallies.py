@@ -134,10 +134,7 @@ def updated(known: Tally | None, row: asyncpg.Record, since: datetime) -> Tally 
 
     None: another server answered, or one that is behind, so that they do not fit together.
     """
-    days = {
-        datetime.fromtimestamp(int(second), UTC): n
-        for second, n in json.loads(row["tally"]).items()
-    }
+    days = _days_of(row)
     if known is not None:
         if row["server"] != known.server or row["fold"] < known.fold:
             return None
@@ -146,6 +143,18 @@ def updated(known: Tally | None, row: asyncpg.Record, since: datetime) -> Tally 
         days = {**known.days, **days}
     newest_first = {day: n for day, n in sorted(days.items(), reverse=True) if n}
     return Tally(newest_first, row["fold"], row["server"], since)
+
+
+def changed_days(row: asyncpg.Record, known: Tally | None) -> list[datetime]:
+    """Return which days of `known` a row of `list_tasks` found changed."""
+    return [day for day in _days_of(row) if known is not None and day >= known.since]
+
+
+def _days_of(row: asyncpg.Record) -> dict[datetime, int]:
+    return {
+        datetime.fromtimestamp(int(second), UTC): n
+        for second, n in json.loads(row["tally"]).items()
+    }
 
 
 def start_of_day(time: datetime) -> datetime:

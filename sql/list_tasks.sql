@@ -25,6 +25,8 @@
 -- $22 tallied_to timestamptz    the first day of it; NULL: there is none
 -- $23 tally_to   timestamptz    go on with the days before that, to this one; NULL: no tally
 -- $24 max_bytes  bigint         the documents of the page together, each rounded up to 1 KiB
+-- $25 fresh_since timestamptz   of days that changed, tally those at or after it and
+-- $26 fresh_until timestamptz   before this; literals, so that no other partition is opened
 --
 -- tasks: text, a JSON array. total: of all that match $1 to $8; NULL where it is for the caller to
 -- sum up the tally, or where $15 or $16 are no edges. skipped: how many of them are at or after
@@ -178,7 +180,11 @@ SELECT
                     (
                         SELECT count(*)
                         FROM matching
-                        WHERE created_at >= day AND created_at < bucket_after('day', day)
+                        WHERE
+                            created_at >= day
+                            AND created_at < bucket_after('day', day)
+                            AND created_at >= $25::timestamptz
+                            AND created_at < $26::timestamptz
                     )
                 FROM (
                     SELECT day FROM task_day_changes WHERE fold > $20::bigint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -20,6 +21,8 @@ from audit.errors import Invalid
 from audit.service import AuditService
 from audit.settings import Settings
 from tests.conftest import FAST, SERVING, _database, ago, as_role, execute, task
+from tests.processes import AUDIT
+from tests.test_cli import ENVIRONMENT
 
 PARTITIONS = "SELECT count(*) FROM task_partitions"
 
@@ -77,7 +80,7 @@ async def test_requests_that_need_the_same_months_are_all_recorded(fresh: str) -
     months = [
         datetime(year, month, 1, tzinfo=UTC) for year in range(2000, 2010) for month in range(1, 13)
     ]
-    async with serving(fresh) as service:
+    async with serving(fresh, queue_seconds=60) as service:
         done = await asyncio.gather(
             *(service.record([task(created_at=month) for month in months]) for _ in range(4))
         )
@@ -169,3 +172,47 @@ def test_a_lone_key_is_refused_whatever_its_month(crowded: str) -> None:
                 f" VALUES (gen_random_uuid(), now() - interval '{age}')",
             )
         assert refused.value.sqlstate == "TA007"
+
+
+async def test_tallied_lists_work_whatever_the_number_of_partitions(crowded: str) -> None:
+    """With a total that is tallied anew, that is brought up to date, and of an old change."""
+    async with serving(crowded, partition="day") as service:
+        while await service.fold_counts():
+            pass
+        asked: dict[str, Any] = {"created_by": "eve", "since": ago(days=60).isoformat()}
+        for expected, age in ((20, 0), (40, 1), (60, 50)):
+            await service.record(
+                [task(created_by="eve", created_at=ago(days=age, seconds=n)) for n in range(20)]
+            )
+            page = await service.audit_query(**asked, limit=5)
+            assert (expected, 5) == (page.total, len(page.tasks))
+            await service.fold_counts()
+            assert await service.get_task_count(**asked) == expected
+
+
+async def test_a_check_names_times_whose_partition_is_missing(fresh: str) -> None:
+    async with serving(fresh) as service:
+        await service.record(
+            [task(created_at=f"2015-{month}T00:00:00Z") for month in ("02-03", "03-04", "04-05")]
+        )
+        assert await service.find_missing_partitions() == []
+    execute(fresh, "ALTER TABLE tasks DETACH PARTITION tasks_20150301")
+
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [str(AUDIT), "counts", "--check", "--dsn", fresh],
+        capture_output=True, text=True, check=False, env=ENVIRONMENT,
+    )  # fmt: skip
+
+    assert (
+        "no partition holds 1 recorded tasks, created from 2015-03-01 and before 2015-04-01"
+        in done.stderr
+    )
+    assert done.returncode == 65
+
+
+async def test_too_few_locks_for_all_partitions_are_named(fresh: str, crowded: str) -> None:
+    async with serving(fresh) as service:
+        assert await service.lock_shortage() is None
+    async with serving(crowded) as service:
+        assert "raise its max_locks_per_transaction" in str(await service.lock_shortage())
