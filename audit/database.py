@@ -364,6 +364,8 @@ def _meaning(failure: Exception) -> Problem | None:  # noqa: PLR0911 - a table
             | asyncpg.LockNotAvailableError()
             | asyncpg.IdleInTransactionSessionTimeoutError()
             | asyncpg.ReadOnlySQLTransactionError()
+            # The recovery of a standby has ended the session, too.
+            | asyncpg.SerializationError()
         ):
             return _silent()
         case asyncpg.InvalidSQLStatementNameError() | asyncpg.DuplicatePreparedStatementError():

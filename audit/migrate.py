@@ -146,11 +146,11 @@ def _backend(text: str) -> Iterator[tuple[DatabaseBackend, MigrationList]]:
             backend.break_lock()
             yield backend, migrations
     except psycopg.Error as failure:
-        if isinstance(failure, psycopg.errors.InsufficientPrivilege):
-            raise Unavailable(
-                f"the database refuses: {failure.diag.message_primary}: {_AS_OWNER}"
-            ) from None
         if refusal := failure.diag.message_primary:
+            # What a function of ours raises says by itself what to do.
+            is_ours = failure.diag.source_function == "exec_stmt_raise"
+            if isinstance(failure, psycopg.errors.InsufficientPrivilege) and not is_ours:
+                refusal = f"{refusal}: {_AS_OWNER}"
             raise Unavailable(f"the database refuses: {refusal}") from None
         raise Unavailable("the database does not answer") from failure
 

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from audit import embedded, migrate
 from audit.app import create_app
-from audit.database import open_pool
+from audit.database import driver_errors, open_pool
 from audit.dsn import parse
 from audit.embedded import Server
 from audit.errors import Unavailable
@@ -312,3 +312,8 @@ async def test_without_a_schema_neither_lists_nor_readiness_succeed(
     execute(empty_dsn, "DROP TABLE tasks CASCADE")
     for path in (f"{API}/query", f"{API}/tasks/{uuid.uuid4()}", "/readyz"):
         assert (path, 503) == (path, (await client.get(path)).status)
+
+
+def test_a_session_that_recovery_has_ended_is_unavailable() -> None:
+    with pytest.raises(Unavailable, match="does not answer"), driver_errors():
+        raise asyncpg.SerializationError("terminating connection due to conflict with recovery")
