@@ -19,7 +19,7 @@ import itertools
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
@@ -76,7 +76,8 @@ class Admission:
     def __init__(
         self, connections: int, queue_seconds: float, metrics: Metrics | None = None
     ) -> None:
-        tallying = max(1, connections // 6)
+        tallying = max(1, connections // 8)
+        # Writes that commit at the same time share one flush to disk.
         writing = min(connections, max(2, connections // 3))
         # A pool of fewer than seven is too small to divide, so there the kinds of work share some.
         reading = min(connections, max(2, connections - tallying - writing - 2))
@@ -108,11 +109,14 @@ class Lane:
         self._promises: dict[int | None, _Promises] = {}
 
     @asynccontextmanager
-    async def slot(self, *, again: bool = False, question: Hashable = None) -> AsyncIterator[None]:
+    async def slot(
+        self, *, again: bool = False, question: Callable[[], Hashable] | None = None
+    ) -> AsyncIterator[None]:
         """Hold a slot, after waiting for one if need be.
 
         `again` is for a request that had a slot before: its expected wait does not matter.
-        `question` takes the place of the caller's.
+        `question` returns what takes the place of the caller's; it is called only if the request
+        has to wait.
 
         Raises:
             Unavailable: no slot can be had within `queue_seconds`.
@@ -134,10 +138,11 @@ class Lane:
         """Return whether a task still waits for its slot, so that its work has not begun."""
         return task in self._waiting_tasks
 
-    async def _wait(self, question: Hashable, *, again: bool) -> object:
+    async def _wait(self, own_question: Callable[[], Hashable] | None, *, again: bool) -> object:
         """Return what `_running` has the slot under, once it is this request's turn."""
-        caller, own_question = CALLER.get()
-        question = own_question if question is None else question
+        caller, question = CALLER.get()
+        if own_question is not None:
+            question = own_question()
         if not again:
             self._refuse_if_late(caller, question)
         began = time.monotonic()

@@ -86,6 +86,8 @@ def _timestamp(value: object) -> datetime:
         value = datetime.fromisoformat(value.upper())
     elif not isinstance(value, datetime) or value.utcoffset() is None:
         raise ValueError("must be a time with an offset")
+    if value.tzinfo is UTC:
+        return value
     try:
         return value.astimezone(UTC)
     except OverflowError:

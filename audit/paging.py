@@ -136,7 +136,7 @@ class Pager:
             *question.values(question.limit, question.offset),
             *(None, None, None, None),
             *(None, None, False),
-            *(None, None, None, None, question.max_bytes),
+            *(None, None, None, None, question.max_bytes, None, None),
         )
         return Found(position.total if position else None, row)
 

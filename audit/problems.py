@@ -12,6 +12,7 @@ from typing import Any, Final
 from aiohttp import hdrs, web, web_urldispatcher
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.typedefs import Handler
+from multidict import istr
 
 from audit import errors
 from audit.errors import Problem
@@ -28,6 +29,7 @@ MAX_URL_BYTES: Final = 64 * 1024
 #: long field; only the limit in it tells them apart.
 MAX_HEADER_BYTES: Final = 32 * 1024
 MAX_HEADERS: Final = 128
+_REQUEST_ID_HEADER: Final = istr("X-Request-ID")
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -58,7 +60,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
 def _named(response: web.StreamResponse, request_id: str) -> web.StreamResponse:
     """Tell whose answer it is, and to which request; aiohttp would tell its version."""
     headers = response.headers
-    headers["X-Request-ID"] = request_id
+    headers[_REQUEST_ID_HEADER] = request_id
     headers[hdrs.SERVER] = "task-audit"
     return response
 
@@ -73,7 +75,7 @@ def bytes_of(problem: Problem) -> bytes:
 
 def _request_id(request: web.BaseRequest) -> str:
     """The client's own id, where it is fit for a header and a log; a new one otherwise."""
-    given = request.headers.get("X-Request-ID")
+    given = request.headers.get(_REQUEST_ID_HEADER)
     return given if given and _REQUEST_ID.fullmatch(given) else _new_id()
 
 

@@ -379,7 +379,7 @@ class AuditService:
 
     async def record_batches(self, batches: Sequence[TaskBatch]) -> Recorded:
         """Record batches that are judged already, all in one transaction; like `record`."""
-        async with self._queues.writing.slot(question=hash(tuple(b.text for b in batches))):
+        async with self._queues.writing.slot(question=lambda: hash(tuple(b.text for b in batches))):
             deadline = time.monotonic() + self._write_seconds
             for attempt in range(_ATTEMPTS):
                 try:
@@ -530,7 +530,7 @@ class AuditService:
         """
         task_id = models.task_id_of(task_id)
         values = (task_id, change, project_id, match, none_match)
-        async with self._queues.writing.slot(question=(task_id, change)):
+        async with self._queues.writing.slot(question=lambda: (task_id, change)):
             for _ in range(_ATTEMPTS):
                 row = await self._update_once(*values)
                 if row is None:

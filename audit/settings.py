@@ -35,7 +35,7 @@ LogFormat = Literal["text", "json"]
 SynchronousCommit = Literal["on", "remote_apply"]
 
 _MOST_WORKERS_BY_DEFAULT: Final = 8
-_POOL_BY_DEFAULT: Final = 12
+_POOL_BY_DEFAULT: Final = 24
 #: PostgreSQL keeps three of its 100 for superusers, and one is for the command line.
 _CONNECTIONS_OF_POSTGRESQL: Final = 96
 
@@ -152,7 +152,7 @@ class Settings(BaseSettings):
     partition: Partition = "month"
     """Range of time of new partitions: month, week or day."""
     pool_size: int = Field(default_factory=_fitting_pool, ge=1, le=1000)
-    """Connections to PostgreSQL for each worker; unset: 12, or fewer if 7 or more workers share
+    """Connections to PostgreSQL for each worker; unset: 24, or fewer if 3 or more workers share
     the 100 that PostgreSQL allows by default."""
     queue_seconds: float = Field(default=2, gt=0, le=3600)
     """How long a request may wait for its turn in the database; one that would wait longer is

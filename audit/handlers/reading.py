@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode
 from uuid import UUID
 
 from aiohttp import hdrs, web
+from multidict import istr
 
 from audit.answers import Answer
 from audit.errors import Forbidden, Malformed, PreconditionFailed
@@ -32,6 +33,7 @@ _HEADERS: Final[dict[str, str]] = {
 }
 #: Common proxies take 4 KiB of header fields of an answer, all together.
 _LONGEST_LINKS: Final = 3000
+_TOTAL_COUNT: Final = istr("X-Total-Count")
 #: A shorter body goes into one packet as it is.
 _SHORT_BYTES: Final = 1024
 #: A task's answer is never compressed.
@@ -39,6 +41,8 @@ _TASK_HEADERS: Final[dict[str, str]] = {
     hdrs.CACHE_CONTROL: "private, no-cache",
     hdrs.VARY: "Authorization",
 }
+#: Part of a URL that can be sent again as it came.
+_PLAIN_URL = re.compile(r"[A-Za-z0-9&=._~+:/-]*", re.ASCII)
 _TAG = re.compile(r'(W/)?("[^"]*")')
 _WEIGHT = re.compile(r"\s*q=([01](?:\.\d{0,3})?)\s*", re.ASCII)
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -83,17 +87,14 @@ async def _list(
         return query
 
     answer = await request.app[ANSWERS].find(question, parse)
-    headers = dict(_HEADERS)
-    if answer.etag:
-        headers[hdrs.ETAG] = answer.etag
-        if _is_held(request, answer.etag):
-            return Whole(None, headers, HTTPStatus.NOT_MODIFIED)
+    if answer.etag and _is_held(request, answer.etag):
+        return Whole(None, {**_HEADERS, hdrs.ETAG: answer.etag}, HTTPStatus.NOT_MODIFIED)
     body = await answer.body()
     if answer.rows is not None:
         request[ROWS] = answer.rows
     if answer.head is None:
         answer.head = _head(request, answer)
-    headers.update(answer.head)
+    headers = answer.head.copy()
     if len(body) > _SHORT_BYTES and _takes_gzip(request.headers.get(hdrs.ACCEPT_ENCODING, "")):
         body = await answer.gzip_body()
         headers[hdrs.CONTENT_ENCODING] = "gzip"
@@ -101,10 +102,12 @@ async def _list(
 
 
 def _head(request: web.Request, answer: Answer) -> dict[str, str]:
-    """Return the header fields that follow from a page that is made."""
-    head = {str(hdrs.CONTENT_TYPE): "application/json"}
+    """Return the header fields of every response with this page."""
+    head: dict[str, str] = {**_HEADERS, hdrs.CONTENT_TYPE: "application/json"}
+    if answer.etag:
+        head[hdrs.ETAG] = answer.etag
     if answer.total is not None:
-        head["X-Total-Count"] = str(answer.total)
+        head[_TOTAL_COUNT] = str(answer.total)
     links = _links(request, answer.next_cursor)
     if len(links) <= _LONGEST_LINKS:
         head[hdrs.LINK] = links
@@ -116,19 +119,27 @@ def _links(request: web.Request, next_cursor: str | None) -> str:
 
     A proxy may serve the service under another name, scheme or prefix.
     """
-    page = "./" + quote(_last_segment(request), safe="")
-    filters = [
-        (name, value)
-        for name, values in query_params(request).items()
-        for value in values
-        if name not in ("cursor", "offset")
-    ]
-    first = f"{page}?{urlencode(filters)}" if filters else page
-    links = f'<{first}>; rel="first"'
+    path, _, query = request.raw_path.partition("?")
+    page = "./" + path.rpartition("/")[2]
+    if _has_place(query) or not _PLAIN_URL.fullmatch(page + query):
+        page = "./" + quote(_last_segment(request), safe="")
+        filters = [
+            (name, value)
+            for name, values in query_params(request).items()
+            for value in values
+            if name not in ("cursor", "offset")
+        ]
+        query = urlencode(filters)
+    links = f'<{page}?{query}>; rel="first"' if query else f'<{page}>; rel="first"'
     if next_cursor is not None:
-        following = urlencode([*filters, ("cursor", next_cursor)])
-        links += f', <{page}?{following}>; rel="next"'
+        joined = f"{query}&" if query else ""
+        links += f', <{page}?{joined}cursor={next_cursor}>; rel="next"'
     return links
+
+
+def _has_place(query: str) -> bool:
+    """Whether the URL says where the page begins, which another page does not repeat."""
+    return "cursor=" in query or "offset=" in query
 
 
 def _is_held(request: web.Request, etag: str) -> bool:
