@@ -67,24 +67,29 @@ DECLARE
     parts task_bucket[];
 BEGIN
     FOR full_bucket IN
-        SELECT touched_bucket.*
-        FROM unnest(touched) AS touched_bucket
+        SELECT unsplit.*
+        FROM (
+            SELECT touched_bucket.*
+            FROM unnest(touched) AS touched_bucket
+            WHERE touched_bucket.grain BETWEEN 'month' AND 'minute'
+                AND NOT EXISTS (
+                    SELECT
+                    FROM task_count_splits
+                    WHERE task_count_splits.service = touched_bucket.service
+                        AND task_count_splits.grain = touched_bucket.grain
+                        AND task_count_splits.bucket = touched_bucket.bucket
+                )
+            -- A fence: most of the buckets are split already, and need not be summed up.
+            OFFSET 0
+        ) AS unsplit
         CROSS JOIN LATERAL (
             SELECT sum(n) AS n
             FROM task_counts
-            WHERE task_counts.service = touched_bucket.service
-                AND task_counts.grain = touched_bucket.grain
-                AND task_counts.bucket = touched_bucket.bucket
+            WHERE task_counts.service = unsplit.service
+                AND task_counts.grain = unsplit.grain
+                AND task_counts.bucket = unsplit.bucket
         ) AS held
-        WHERE touched_bucket.grain BETWEEN 'month' AND 'minute'
-            AND held.n > most_in_whole_bucket()
-            AND NOT EXISTS (
-                SELECT
-                FROM task_count_splits
-                WHERE task_count_splits.service = touched_bucket.service
-                    AND task_count_splits.grain = touched_bucket.grain
-                    AND task_count_splits.bucket = touched_bucket.bucket
-            )
+        WHERE held.n > most_in_whole_bucket()
         ORDER BY held.n DESC
     LOOP
         EXIT WHEN clock_timestamp() >= split_until;
