@@ -204,14 +204,15 @@ def test_workers_whose_parent_and_database_are_killed_end_without_a_busy_loop(
     with serving(*options) as (process, url):
         get(f"{url}/readyz")
         workers = workers_of(process) - set(servers_on(tmp_path))
+        before = {pid: processor_seconds(pid) for pid in workers}
+        last = dict(before)
         process.kill()
         for pid in servers_on(tmp_path):
             os.kill(pid, signal.SIGKILL)
-        before = {pid: processor_seconds(pid) for pid in workers if is_alive(pid)}
         began = time.monotonic()
         while alive := {pid for pid in workers if is_alive(pid)}:
             assert time.monotonic() - began < 30
-            last = {pid: processor_seconds(pid) for pid in alive if is_alive(pid)}
+            last |= {pid: processor_seconds(pid) for pid in alive}
             time.sleep(0.05)
 
     assert 2 == len(workers)
