@@ -83,7 +83,7 @@ async def test_a_killed_worker_loses_only_its_own_requests(dsn: str, figure: Fig
 
 @pytest.mark.faults
 async def test_workers_that_cannot_live_are_not_started_all_the_time(dsn: str) -> None:
-    with serving("--dsn", dsn) as (process, url, _):
+    with serving("--dsn", dsn, "--workers", "1") as (process, url, _):
         await asyncio.to_thread(get, f"{url}/readyz")
         seen: set[int] = set()
         deadline = time.monotonic() + 3
