@@ -2,8 +2,8 @@
 
 A token is URL-safe base64 of: version, microseconds of the window's clock (0: none), microseconds
 of the last task's `created_at`, its id, the total of the first page (-1: none), and a checksum over
-all of it and the filters. The checksum tells tokens that are not ours, or are of other filters; it
-is no secret: what a token says is only what its bearer may ask anyway.
+all of it and the filters. The checksum rejects tokens that this service did not make, or made for
+other filters. It is no secret, since a token contains nothing that its bearer may not ask for.
 """
 
 from __future__ import annotations

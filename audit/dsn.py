@@ -60,7 +60,7 @@ _BOUND: Final[Mapping[str, tuple[str, ...]]] = {
         "any", "read-write", "read-only", "primary", "standby", "prefer-standby",
     ),
 }  # fmt: skip
-#: What libpq has a value for even if nobody gave one.
+#: Parameters for which libpq has a default, so their presence says nothing about the DSN.
 _HARMLESS: Final = {"krbsrvname": "postgres"}
 #: How libpq names a parameter in a complaint about the text.
 _NAMED: Final = re.compile(

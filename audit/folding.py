@@ -25,7 +25,7 @@ class FoldPace:
         return _SPLIT_SECONDS if time.monotonic() >= self._splits_from else 0
 
     def timed_out(self) -> None:
-        """Make the next fold smaller; splits may be what took so long, so leave them out."""
+        """Halve the next fold, and split no buckets for a while: splits may have taken the time."""
         self.cells = max(1, self.cells // 2)
         self._splits_from = time.monotonic() + _SPLIT_PAUSE_SECONDS
 

@@ -25,8 +25,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,128}", re.ASCII)
 _TYPE = "urn:task-audit:problem:"
 #: Of the path and the parameters of a request.
 MAX_URL_BYTES: Final = 64 * 1024
-#: Of the name and the value of one header field. aiohttp raises the same error for a long URL and a
-#: long field; only the limit in it tells them apart.
+#: Limit of the name and of the value of one header field. aiohttp raises the same error for a long
+#: URL and a long field, so this must differ from MAX_URL_BYTES.
 MAX_HEADER_BYTES: Final = 32 * 1024
 MAX_HEADERS: Final = 128
 _REQUEST_ID_HEADER: Final = istr("X-Request-ID")

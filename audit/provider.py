@@ -31,7 +31,7 @@ _MOST_BYTES: Final = 1024 * 1024
 #: A key that is not known may have just been made: so often that is looked at.
 _LOOK_AGAIN_SECONDS: Final = 10
 _MOST_TOKENS: Final = 1000
-#: RFC 7517 says that keys should have ids of their own. A token is tried with so many of one id.
+#: RFC 7517 asks for different key ids. Up to this many keys of one id are tried for a token.
 _MOST_OF_ONE_ID: Final = 8
 #: By id; those without one are under None.
 KeySet = dict[str | None, list[jwt.PyJWK]]

@@ -76,7 +76,7 @@ async def _serve(
     def orphaned() -> None:
         # The sentinel stays readable, so the loop would call this again and again.
         loop.remove_reader(parent.sentinel)
-        # Nobody is left to kill this process if something in its shutdown does not end.
+        # The supervisor, which would kill a worker that does not end, is gone. The alarm does it.
         signal.alarm(math.ceil(_end_seconds(settings)))
         stop.set()
 

@@ -171,7 +171,7 @@ def _without_collections(
 
 
 def _unless(abandoned: threading.Event, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the pieces until nobody waits for them any more."""
+    """Yield the pieces; raise _Abandoned once the request that waits for them has ended."""
     for piece in pieces:
         if abandoned.is_set():
             raise _Abandoned
