@@ -32,8 +32,6 @@ _START_SECONDS = 60
 _STOP_SECONDS = 60
 #: The longest path of a socket is 107 bytes; PostgreSQL adds its own name to the folder's.
 _LONGEST_FOLDER_BYTES = 80
-#: The sessions of a crashed server end soon, but after it.
-_STILL_IN_USE = "pre-existing shared memory block"
 _NOBODY = 65534
 #: Files of the data directory: the lock of the process that runs the server, and the address of
 #: the server for other processes.
@@ -49,11 +47,13 @@ _QUIET = {
     "log_parameter_max_length": "0",
     "log_parameter_max_length_on_error": "0",
 }
-#: Ask Linux for SIGINT (2), an orderly stop, when the parent dies (PR_SET_PDEATHSIG, 1).
+#: Ask Linux for SIGINT (2), an orderly stop, when the parent dies (PR_SET_PDEATHSIG, 1). If the
+#: parent died before that, do not start.
 _STOP_WITH_PARENT = """
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 2)
-os.execvp(sys.argv[1], sys.argv[1:])
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 
@@ -152,7 +152,7 @@ def started(
         bin_dir = bin_dir or binaries()
         if not (bin_dir / "postgres").is_file():
             raise Unavailable(f"no PostgreSQL is in {bin_dir}")
-        _stop_left_behind(cluster)
+        _stop_left_behind(cluster, _log_of(cluster))
         _initialise(bin_dir, cluster)
         with _socket_folder(data_dir) as folder:
             settings = {
@@ -234,7 +234,7 @@ class Server:
     def __init__(self, bin_dir: Path, cluster: Path, settings: Mapping[str, str], dsn: str) -> None:
         self.dsn = dsn
         self._cluster = cluster
-        self._log = cluster.parent / "postgresql.log"
+        self._log = _log_of(cluster)
         #: Where in the log the present start begins.
         self._log_begin = 0
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
@@ -248,18 +248,16 @@ class Server:
         Raises:
             Unavailable: it does not start.
         """
-        process = self._launch()
+        _rotate(self._log)
+        self._log_begin = self._log.stat().st_size if self._log.exists() else 0
+        self._process = process = _start(self._command, self._log)
         deadline = time.monotonic() + _START_SECONDS
         while not _is_ready(self._cluster, process.pid):
-            time.sleep(0.02)
-            if process.poll() is None and time.monotonic() < deadline:
-                continue
-            said = self._said()
-            if _STILL_IN_USE not in said or time.monotonic() > deadline:
+            if process.poll() is not None or time.monotonic() > deadline:
                 raise Unavailable(
-                    f"PostgreSQL did not start; {self._log} says:\n{said}{_root_hint()}"
+                    f"PostgreSQL did not start; {self._log} says:\n{self._said()}{_root_hint()}"
                 )
-            process = self._launch()
+            time.sleep(0.02)
 
     def keep(self) -> None:
         """Start it again if it has ended, whoever killed it; it recovers what it acknowledged.
@@ -272,8 +270,7 @@ class Server:
         _rotate(self._log)
         if self._process is not None and self._process.poll() is not None:
             log.warning("PostgreSQL ended with %s; it is started again", self._process.returncode)
-            # Another process may have its number by now.
-            (self._cluster / "postmaster.pid").unlink(missing_ok=True)
+            _stop_left_behind(self._cluster, self._log)
             self.start()
 
     def stop(self) -> None:
@@ -281,16 +278,14 @@ class Server:
         if self._process is not None:
             _stop(self._process)
 
-    def _launch(self) -> subprocess.Popen[bytes]:
-        _rotate(self._log)
-        self._log_begin = self._log.stat().st_size if self._log.exists() else 0
-        self._process = _start(self._command, self._log)
-        return self._process
-
     def _said(self) -> str:
         with self._log.open("rb") as file:
             file.seek(self._log_begin)
             return file.read().decode(errors="replace").strip()[-2000:]
+
+
+def _log_of(cluster: Path) -> Path:
+    return cluster.parent / "postgresql.log"
 
 
 def _rotate(log: Path) -> None:
@@ -397,7 +392,13 @@ def _socket_folder(data_dir: Path) -> Iterator[Path]:
 
 
 def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a server that holds a lock on its log.
+
+    All processes of the server inherit the lock with the open file. So it is held until the last of
+    them ends, and it is held before `postmaster.pid` names the server.
+    """
     with log.open("ab") as output:
+        fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -413,7 +414,7 @@ def _stopping_with_us(command: list[str]) -> list[str]:
     """The same command, that stops also when we are killed; no `preexec_fn`, which is not safe."""
     if sys.platform != "linux":
         return command
-    return [sys.executable, "-ISc", _STOP_WITH_PARENT, *command]
+    return [sys.executable, "-ISc", _STOP_WITH_PARENT, str(os.getpid()), *command]
 
 
 def _postmaster(cluster: Path) -> list[str]:
@@ -428,19 +429,37 @@ def _is_ready(cluster: Path, pid: int) -> bool:
     return bool(lines) and lines[0].strip() == str(pid) and lines[-1].strip() == "ready"
 
 
-def _stop_left_behind(cluster: Path) -> None:
-    """Stop the server of a process that was killed; forget one that is no more."""
-    pid = next(iter(_postmaster(cluster)), "").strip()
-    if pid.isdecimal() and _runs_on(cluster, int(pid)):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGINT)
-        deadline = time.monotonic() + _STOP_SECONDS
-        while _runs_on(cluster, int(pid)):
-            if time.monotonic() > deadline:
-                raise Unavailable(f"the server {pid}, left behind on {cluster}, does not stop")
-            time.sleep(0.02)
-    # PostgreSQL does not start while the process of that number lives, whatever it is.
+def _stop_left_behind(cluster: Path, log: Path) -> None:
+    """Stop the server of a process that was killed, and wait until all its processes have ended.
+
+    The server may still be starting, and its sessions may end later than itself.
+    """
+    deadline = time.monotonic() + _STOP_SECONDS
+    while True:
+        pid = next(iter(_postmaster(cluster)), "").strip()
+        if pid.isdecimal() and _runs_on(cluster, int(pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGINT)
+        elif not _has_writer(log):
+            break
+        if time.monotonic() > deadline:
+            raise Unavailable(f"the server left behind on {cluster} does not stop")
+        time.sleep(0.02)
+    # PostgreSQL does not start while a process with the number in this file lives. That may be a
+    # process that got the number later.
     (cluster / "postmaster.pid").unlink(missing_ok=True)
+
+
+def _has_writer(log: Path) -> bool:
+    """Return whether a process of a server still holds the lock on its log."""
+    try:
+        with log.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _runs_on(cluster: Path, pid: int) -> bool:

@@ -8,24 +8,32 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
+import psycopg
 import pytest
 
 from audit import embedded
 from audit.errors import Unavailable
 from tests.conftest import FAST, execute
+from tests.waiting import wait_until
 
-#: A process that runs a server on its argument until it is killed.
+#: A process that runs a server on its argument until it is killed. The server outlives it if asked
+#: to, and takes a second to launch if asked to, as on a busy machine.
 OWNER = f"""
 import sys, time
 from pathlib import Path
 from audit import embedded
 if "--outlived" in sys.argv:
     embedded._stopping_with_us = lambda command: command
+if "--slow" in sys.argv:
+    start = embedded._start
+    slow = ["sh", "-c", 'sleep 1; exec "$@"', "sh"]
+    embedded._start = lambda command, log: start([*slow, *command], log)
 print("begins", flush=True)
 with embedded.running(Path(sys.argv[1]), options={FAST!r}) as dsn:
     print(dsn, flush=True)
@@ -115,8 +123,7 @@ def crash(data_dir: Path, pid: int | str) -> None:
     kill(owner)
     for server in servers_on(data_dir):
         os.kill(server, signal.SIGKILL)
-    while servers_on(data_dir):
-        time.sleep(0.01)
+    wait_until(lambda: not servers_on(data_dir))
     # Of a data directory with a long path, the socket and its lock are elsewhere.
     locks = [*data_dir.glob("postgresql/postmaster.pid"), *data_dir.glob("run/.s.PGSQL.*.lock")]
     assert locks
@@ -190,8 +197,7 @@ def test_the_server_of_a_killed_process_stops_by_itself(data_dir: Path) -> None:
     owner = own(data_dir)
     execute(said(owner), "INSERT INTO kept VALUES ('new')")
     kill(owner)
-    while servers_on(data_dir):
-        time.sleep(0.02)
+    wait_until(lambda: not servers_on(data_dir))
 
     assert not (data_dir / "postgresql/postmaster.pid").exists()
 
@@ -207,6 +213,44 @@ def test_a_server_that_outlived_its_process_is_replaced(data_dir: Path) -> None:
         assert [("kept",), ("new",)] == kept(dsn)
         assert orphan != server
     assert [] == servers_on(data_dir)
+
+
+def test_a_server_does_not_start_after_its_process_was_killed(data_dir: Path) -> None:
+    logged = (data_dir / "postgresql.log").read_text()
+    owner = own(data_dir, "--slow")
+    wait_until(lambda: servers_on(data_dir))
+    kill(owner)
+    wait_until(lambda: not servers_on(data_dir))
+
+    assert logged == (data_dir / "postgresql.log").read_text()
+
+
+def test_a_server_that_was_still_starting_when_its_process_was_killed_is_replaced(
+    data_dir: Path,
+) -> None:
+    owner = own(data_dir, "--slow", "--outlived")
+    wait_until(lambda: servers_on(data_dir))
+    kill(owner)
+    (orphan,) = servers_on(data_dir)
+    assert not (data_dir / "postgresql/postmaster.pid").exists()
+    with embedded.running(data_dir, options=FAST) as dsn:
+        (server,) = servers_on(data_dir)
+
+        assert [("kept",)] == kept(dsn)
+        assert orphan != server
+
+
+def test_a_session_that_outlived_its_server_is_waited_for(data_dir: Path) -> None:
+    owner = own(data_dir, "--outlived")
+    with psycopg.connect(said(owner)) as connection:
+        session = connection.info.backend_pid
+        os.kill(session, signal.SIGSTOP)
+        kill(owner)
+        (server,) = servers_on(data_dir)
+        os.kill(server, signal.SIGKILL)
+        threading.Timer(0.5, os.kill, (session, signal.SIGCONT)).start()
+        with embedded.running(data_dir, options=FAST) as dsn:
+            assert [("kept",)] == kept(dsn)
 
 
 @pytest.mark.parametrize("seconds", [0.02, 0.4])
