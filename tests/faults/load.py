@@ -8,7 +8,7 @@ import subprocess
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -63,17 +63,21 @@ class Load:
                 await asyncio.sleep(0.005)
         return self.first_success_at - self.watched_at
 
-    async def until_calm(self, settling: float) -> tuple[float, set[int | str]]:
-        """Wait for a success from now on; return its seconds, and what comes when all has settled.
+    async def until_calm(self) -> float:
+        """Wait until all requests of two seconds succeed; return the seconds to the first success.
 
-        That is each kind of outcome in half a second, so many seconds after the success.
+        After a fault the service may refuse requests for a while, since it expects that work takes
+        as long as the work before it. It has 30 seconds to learn that the fault is over.
         """
         self.watch()
         seconds = await self.until_success()
-        await asyncio.sleep(settling)
-        before = self.outcomes.copy()
-        await asyncio.sleep(0.5)
-        return seconds, set(self.outcomes - before)
+        async with asyncio.timeout(30):
+            while True:
+                before = self.outcomes.copy()
+                await asyncio.sleep(2)
+                new = self.outcomes - before
+                if set(new) == {200, 201}:
+                    return seconds
 
     async def __aenter__(self) -> Self:
         recorders, askers = self._counts
@@ -142,15 +146,6 @@ async def running(
         await asyncio.to_thread(get, f"{url}/readyz")
         yield process, url
         await asyncio.to_thread(stack.close)
-
-
-async def until(condition: Callable[[], object], seconds: float = 30) -> float:
-    """Wait until it comes true; return how long that took."""
-    started = time.monotonic()
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - nothing tells
-            await asyncio.sleep(0.005)
-    return time.monotonic() - started
 
 
 def recorded(dsn: str) -> set[str]:

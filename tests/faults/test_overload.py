@@ -17,7 +17,8 @@ import pytest
 
 from audit import statements
 from tests.conftest import Client, execute
-from tests.faults.load import API, running, until
+from tests.faults.load import API, running
+from tests.waiting import until
 
 Figure = Callable[[str], None]
 
