@@ -65,16 +65,20 @@ def kill(owner: subprocess.Popen[str]) -> None:
 
 
 def servers_on(data_dir: Path) -> list[int]:
-    """The processes that run as servers on this folder; those that serve one session are not."""
-    pids = []
+    """The processes that run as servers on this folder, without the children of a server.
+
+    A child has the command of its parent until it has set its title.
+    """
+    parents = {}
     for process in Path("/proc").iterdir():
         try:
             command = (process / "cmdline").read_bytes().split(b"\0")
+            if os.fsencode(data_dir / "postgresql") in command and b"-D" in command:
+                after_name = (process / "stat").read_text().rpartition(") ")[2]
+                parents[int(process.name)] = int(after_name.split()[1])
         except OSError:
             continue
-        if os.fsencode(data_dir / "postgresql") in command and b"-D" in command:
-            pids.append(int(process.name))
-    return pids
+    return [pid for pid, parent in parents.items() if parent not in parents]
 
 
 @pytest.fixture(scope="module")
