@@ -248,7 +248,7 @@ def test_a_taken_port_is_told_in_one_line(dsn: str) -> None:
 def test_a_schema_that_is_not_current_is_told_in_one_line(empty_dsn: str, arguments: str) -> None:
     result = audit(*arguments.split(), AUDIT_DSN=empty_dsn)
 
-    assert is_told(result, 78, "0001_create_tasks", "audit migrate")
+    assert is_told(result, 78, "0001_tasks", "audit migrate")
 
 
 def test_a_reader_that_has_enough_is_no_error() -> None:

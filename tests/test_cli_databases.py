@@ -204,7 +204,7 @@ def test_a_schema_that_is_behind_is_not_moved_under_a_service(tmp_path: Path) ->
         code, _, told = ended(command("keys", "list", AUDIT_DATA_DIR=str(tmp_path)))
 
     assert code == 78
-    assert "the database lacks migrations: 0001_create_tasks" in told
+    assert "the database lacks migrations: 0001_tasks" in told
 
 
 def test_a_service_that_stops_meanwhile_is_told_in_one_line(tmp_path: Path) -> None:

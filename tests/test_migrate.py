@@ -58,7 +58,7 @@ FROM pg_enum JOIN pg_type ON enumtypid = pg_type.oid
 ORDER BY 1, 2, 3, 4
 """
 
-GUARDS = "0003_guard_history"
+GUARDS = "0003_guards"
 MAKE_PARTITION = "SELECT make_task_partition(now(), 'month')"
 RECORD = """
 INSERT INTO tasks (task_id, request_text, status)
@@ -133,32 +133,6 @@ def test_what_the_service_made_since_goes_with_a_rollback(empty_dsn: str) -> Non
         migrate.roll_back(empty_dsn)
 
     assert [] == schema(empty_dsn)
-
-
-ROLES = "0006_grant_roles"
-
-
-def test_partitions_made_before_are_guarded_as_those_made_after(guarded_dsn: str) -> None:
-    migrate.apply(guarded_dsn, before(ROLES))
-    without = schema(guarded_dsn)
-    migrate.apply(guarded_dsn, ROLES)
-    execute(guarded_dsn, "SELECT make_task_partition('2011-01-01', 'month')")
-
-    guards = [
-        {(name, enabled) for name, enabled in execute(
-            guarded_dsn,
-            "SELECT tgname, tgenabled FROM pg_trigger JOIN pg_partition_tree('tasks')"
-            f" ON tgrelid = relid WHERE level > 0 AND ('tasks_20110101' = relid::text) = {made}",
-        )}
-        for made in (True, False)
-    ]  # fmt: skip
-    assert guards[0] == guards[1]
-    assert ("refuse_truncate", "A") in guards[0]
-
-    execute(guarded_dsn, "ALTER TABLE tasks DETACH PARTITION tasks_20110101")
-    execute(guarded_dsn, "DROP TABLE tasks_20110101")
-    migrate.roll_back(guarded_dsn)
-    assert without == schema(guarded_dsn)
 
 
 def test_status_shows_every_migration_in_its_order(empty_dsn: str) -> None:

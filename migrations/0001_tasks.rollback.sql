@@ -1,4 +1,4 @@
--- A history is never lost: this refuses while a task is recorded.
+-- Recorded tasks are never deleted: this fails if there is one.
 LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE;
 
 DO $$
@@ -9,10 +9,16 @@ BEGIN
 END
 $$;
 
--- btree_gin stays: something else in the database may have come to use it.
+-- btree_gin stays: something else in the database may use it.
+DROP FUNCTION text_of_equal_numbers;
+DROP FUNCTION task_is_as;
+DROP FUNCTION task_matches;
+DROP FUNCTION task_etag;
 DROP FUNCTION task_document;
 DROP FUNCTION rfc3339;
+DROP FUNCTION created_at_of;
 DROP TABLE task_keys;
 DROP TABLE tasks;
+DROP FUNCTION are_service_names;
 DROP FUNCTION is_terminal;
 DROP TYPE task_status;

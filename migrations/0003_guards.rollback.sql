@@ -1,4 +1,4 @@
--- A history is never lost, nor left unguarded: this refuses while a task is recorded.
+-- Recorded tasks are never left without guards: this fails if there is one.
 LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE;
 
 DO $$
@@ -9,6 +9,8 @@ BEGIN
 END
 $$;
 
+DROP TRIGGER refuse_lone ON task_keys;
+DROP FUNCTION refuse_lone_keys;
 DROP TRIGGER keep_keys ON tasks;
 DROP FUNCTION keep_task_keys;
 DROP TRIGGER refuse_truncate ON task_keys;

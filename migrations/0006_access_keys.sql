@@ -1,12 +1,10 @@
--- Who may ask and record: keys, of which only the SHA-256 is kept.
+-- API keys. Only their SHA-256 is stored.
 --
--- depends: 0004_count_tasks
+-- depends: 0005_read_counts
 
-DO $$
-BEGIN
+DO $$ BEGIN
     PERFORM set_config('search_path', quote_ident(current_schema()) || ', pg_temp', TRUE);
-END
-$$;
+END $$;
 
 CREATE TABLE access_keys (
     key_id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -14,10 +12,9 @@ CREATE TABLE access_keys (
     digest bytea NOT NULL UNIQUE CHECK (octet_length(digest) = 32),
     scopes text[] NOT NULL
     CHECK (cardinality(scopes) > 0 AND scopes <@ ARRAY['read', 'record', 'admin']),
-    -- The only project whose tasks the key sees and records; NULL: all.
+    -- The key reads and records tasks of this project alone; NULL: of all.
     project_id uuid,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- NULL: never.
     expires_at timestamptz,
     revoked_at timestamptz
 );

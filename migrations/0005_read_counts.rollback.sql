@@ -1,0 +1,5 @@
+DROP FUNCTION locate_page;
+DROP FUNCTION locate_task;
+DROP FUNCTION count_tasks_from;
+DROP FUNCTION count_edge;
+DROP FUNCTION count_bucket;
