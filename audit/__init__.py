@@ -7,7 +7,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from audit.database import open_pool
     from audit.errors import (
         Conflict,
         FieldError,
@@ -20,10 +19,11 @@ if TYPE_CHECKING:
         TimedOut,
         Unavailable,
     )
-    from audit.models import NewTask, Task, TaskDocument, TaskPage, TaskSummary
-    from audit.service import AuditService, Recorded
+    from audit.history.models import NewTask, Task, TaskDocument, TaskPage, TaskSummary
+    from audit.history.service import AuditService, Recorded
+    from audit.history.states import State
+    from audit.postgres.pool import open_pool
     from audit.settings import Settings
-    from audit.states import State
 
 __all__ = [
     "AuditService",
@@ -52,7 +52,7 @@ __all__ = [
 #: The modules of these names. They are imported when they are used, which takes some tenths of a
 #: second: the command `audit` handles Ctrl-C before.
 _MODULES = {
-    "open_pool": "audit.database",
+    "open_pool": "audit.postgres.pool",
     "Conflict": "audit.errors",
     "FieldError": "audit.errors",
     "Forbidden": "audit.errors",
@@ -63,15 +63,15 @@ _MODULES = {
     "TaskNotFound": "audit.errors",
     "TimedOut": "audit.errors",
     "Unavailable": "audit.errors",
-    "NewTask": "audit.models",
-    "Task": "audit.models",
-    "TaskDocument": "audit.models",
-    "TaskPage": "audit.models",
-    "TaskSummary": "audit.models",
-    "AuditService": "audit.service",
-    "Recorded": "audit.service",
+    "NewTask": "audit.history.models",
+    "Task": "audit.history.models",
+    "TaskDocument": "audit.history.models",
+    "TaskPage": "audit.history.models",
+    "TaskSummary": "audit.history.models",
+    "AuditService": "audit.history.service",
+    "Recorded": "audit.history.service",
     "Settings": "audit.settings",
-    "State": "audit.states",
+    "State": "audit.history.states",
 }
 
 

@@ -15,7 +15,7 @@ def _leave(_number: int, _frame: object) -> None:
 # What follows takes some tenths of a second, in which there is nothing to clean up.
 signal(SIGINT, _leave)
 
-from audit.cli import main  # noqa: E402
+from audit.commands.main import main  # noqa: E402
 
 __all__ = ["main"]
 

@@ -15,11 +15,12 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
 
-from audit import embedded, logs, migrate
-from audit.app import create_app
-from audit.database import open_pool
-from audit.service import AuditService
+from audit.history.service import AuditService
+from audit.postgres import embedded, migrate
+from audit.postgres.pool import open_pool
 from audit.settings import Settings
+from audit.telemetry import logs
+from audit.web.app import create_app
 
 #: Nothing here outlives the run: what makes a commit durable is left out.
 FAST = {

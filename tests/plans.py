@@ -6,10 +6,11 @@ import json
 from typing import Any
 from unittest.mock import patch
 
-from audit import paging, statements
-from audit.database import fetch_row
-from audit.models import TaskQuery
-from audit.service import AuditService
+from audit.history import paging
+from audit.history.models import TaskQuery
+from audit.history.service import AuditService
+from audit.postgres import statements
+from audit.postgres.pool import fetch_row
 
 Node = dict[str, Any]
 

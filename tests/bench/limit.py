@@ -18,10 +18,10 @@ import asyncpg
 import psycopg
 from asyncpg.connection import LoggedQuery
 
-from audit import embedded
-from audit.database import open_pool
-from audit.models import AuditQuery, FailuresQuery, TaskQuery, parse_query
-from audit.service import AuditService
+from audit.history.models import AuditQuery, FailuresQuery, TaskQuery, parse_query
+from audit.history.service import AuditService
+from audit.postgres import embedded
+from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from tests.bench.shapes import Shape
 

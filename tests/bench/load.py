@@ -22,9 +22,10 @@ import psycopg
 from psycopg import sql
 from rich.progress import Progress
 
-from audit import demo, embedded, migrate, statements
-from audit.database import open_pool
-from audit.service import AuditService
+from audit.history import demo
+from audit.history.service import AuditService
+from audit.postgres import embedded, migrate, statements
+from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from tests.bench.shapes import Services
 

@@ -18,7 +18,7 @@ import aiohttp
 import psycopg
 import pytest
 
-from audit import embedded, migrate
+from audit.postgres import embedded, migrate
 from tests.conftest import ago, execute, of_database, task
 from tests.faults.load import API, Load, recorded, running
 from tests.needs import needs

@@ -14,8 +14,8 @@ import pytest
 
 from tests.conftest import execute
 from tests.faults.load import Load, recorded
+from tests.process.test_server import get, is_alive, workers_of
 from tests.processes import AUDIT, serving
-from tests.test_server import get, is_alive, workers_of
 from tests.waiting import until
 
 Figure = Callable[[str], None]

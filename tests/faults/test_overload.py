@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from audit import statements
+from audit.postgres import statements
 from tests.conftest import Client, execute
 from tests.faults.load import API, running
 from tests.waiting import until

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from tests.faults.load import API, Load, recorded, running
-from tests.test_server import workers_of
+from tests.process.test_server import workers_of
 
 Figure = Callable[[str], None]
 

@@ -10,10 +10,10 @@ from urllib.parse import quote
 import aiohttp
 import psycopg
 
+from tests.commands.test_cli import audit
 from tests.conftest import task
 from tests.processes import serving
-from tests.test_cli import audit
-from tests.test_tracing import collecting
+from tests.telemetry.test_tracing import collecting
 
 API = "/api/v1/audit"
 PASSWORD = "canary-password"  # noqa: S105 - of nobody

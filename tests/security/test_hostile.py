@@ -13,10 +13,10 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from audit.models import AuditQuery, FailuresQuery, TaskQuery
+from audit.history.models import AuditQuery, FailuresQuery, TaskQuery
+from tests.commands.test_cli import audit
 from tests.conftest import _database, task
 from tests.processes import serving
-from tests.test_cli import audit
 
 API = "/api/v1/audit"
 PASSWORD = "canary-of-the-dsn"  # noqa: S105 - of nobody

@@ -15,15 +15,15 @@ from typing import Any
 import psycopg
 import pytest
 
-from audit import migrate, statements
-from audit.app import create_app
-from audit.database import NotGranted, open_pool
 from audit.errors import Invalid, Unavailable
-from audit.models import NewTask, TaskChange
-from audit.service import AuditService
+from audit.history.models import NewTask, TaskChange
+from audit.history.service import AuditService
+from audit.postgres import migrate, statements
+from audit.postgres.pool import NotGranted, open_pool
 from audit.settings import Settings
+from audit.web.app import create_app
+from tests.commands.test_cli import audit
 from tests.conftest import Client, ago, as_role, execute, of_database, task
-from tests.test_cli import audit
 
 OWNER, SERVING, READING = "audit_owner", "audit_service", "audit_reader"
 SUPERUSER = "audit"

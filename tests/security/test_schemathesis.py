@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from audit.openapi import document
+from audit.web.openapi import document
+from tests.commands.test_cli import audit
 from tests.conftest import execute
 from tests.processes import serving
-from tests.test_cli import audit
 
 HERE = Path(__file__).parent
 EXAMPLES = os.environ.get("AUDIT_TEST_EXAMPLES", "20")

@@ -1,0 +1,1 @@
+"""The task history: recording it, and reading pages, totals and single tasks."""

@@ -1,0 +1,61 @@
+"""The text of every statement, read from `sql/` once at import."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+
+def folder(name: str) -> Traversable:
+    """Return `sql` or `migrations`: in an installed wheel, or beside the package in a checkout."""
+    package = files("audit")
+    installed = package / f"_{name}"
+    return installed if installed.is_dir() else package / ".." / name
+
+
+_names: dict[str, str] = {}
+
+
+def _read(name: str) -> str:
+    text = (folder("sql") / f"{name}.sql").read_text(encoding="utf-8")
+    _names[text] = name.rpartition("/")[2]
+    return text
+
+
+def names() -> list[str]:
+    """Return the names of all statements: those of their files, without the ending."""
+    return list(_names.values())
+
+
+def name_of(text: str) -> str | None:
+    """Return the name of a statement; None: it is none of ours."""
+    return _names.get(text)
+
+
+LIST_TASKS = _read("history/list_tasks")
+LOCATE_PAGE = _read("counts/locate_page")
+LOCATE_PORTION = _read("counts/locate_portion")
+READ_TOKEN = _read("counts/read_token")
+GET_TASK = _read("history/get_task")
+RECORD_TASKS = _read("history/record_tasks")
+FIND_CONFLICTS = _read("history/find_conflicts")
+UPDATE_TASK = _read("history/update_task")
+MAKE_PARTITIONS = _read("schema/make_partitions")
+MAKE_COMING_PARTITIONS = _read("schema/make_coming_partitions")
+FOLD_COUNTS = _read("counts/fold_counts")
+VACUUM_DELTAS = _read("counts/vacuum_deltas")
+MEASURE_DELTAS = _read("counts/measure_deltas")
+CHECK_COUNTS = _read("counts/check_counts")
+REBUILD_COUNTS = _read("counts/rebuild_counts")
+CREATE_KEY = _read("access/create_key")
+LIST_KEYS = _read("access/list_keys")
+REVOKE_KEY = _read("access/revoke_key")
+GRANT_READING = _read("access/grant_reading")
+GRANT_SERVING = _read("access/grant_serving")
+LIST_MIGRATIONS = _read("schema/list_migrations")
+FIND_MISSING_PARTITIONS = _read("schema/find_missing_partitions")
+MEASURE_LOCKS = _read("schema/measure_locks")
+CHECK_OWNER = _read("schema/check_owner")
+LOCK_MIGRATIONS = _read("schema/lock_migrations")
+BEGIN_SESSION = _read("schema/begin_session")
+CHECK_SESSION = _read("schema/check_session")

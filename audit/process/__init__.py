@@ -1,0 +1,1 @@
+"""The processes that serve: a supervisor, its workers, and their connections."""

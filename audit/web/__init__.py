@@ -1,0 +1,1 @@
+"""The HTTP side: routes, what stands before them, and how they respond."""

@@ -1,0 +1,38 @@
+"""Whether the process lives, whether it can answer, and what it has done."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from audit.errors import Unavailable
+from audit.history.models import AuditQuery
+from audit.postgres.pool import pending_migrations
+from audit.web.responses import Whole, json_response
+from audit.web.state import METRICS, POOL, SERVICE
+
+_MEASURE_SECONDS = 1
+
+
+async def healthz(request: web.Request) -> Whole:
+    """The process lives; nothing else is touched."""
+    return json_response(b'{"status":"ok"}')
+
+
+async def readyz(request: web.Request) -> Whole:
+    """The database answers, its migrations are current, and lists can be read."""
+    pending = await pending_migrations(request.app[POOL])
+    if pending:
+        raise Unavailable(
+            f"the database lacks migrations: {', '.join(pending)}; run `audit migrate`",
+            retry_after_seconds=10,
+        )
+    await request.app[SERVICE].list_tasks(AuditQuery(limit=1))
+    return json_response(b'{"status":"ready"}')
+
+
+async def metrics(request: web.Request) -> Whole:
+    """What all workers have counted, in the format that Prometheus asks for."""
+    deltas = await request.app[SERVICE].measure_deltas(_MEASURE_SECONDS)
+    accept = request.headers.get("Accept", "")
+    body, content_type = request.app[METRICS].told(accept, deltas)
+    return Whole(body, {"Content-Type": content_type})

@@ -1,0 +1,93 @@
+"""Watches every request: middlewares around all others."""
+
+from __future__ import annotations
+
+import time
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from audit.access.identity import ANYONE
+from audit.addresses import Networks, client_address
+from audit.postgres.pool import note_statements
+from audit.telemetry import logs
+from audit.telemetry.metrics import CLIENT_LEFT, UNMATCHED, Metrics
+from audit.telemetry.tracing import Traces
+from audit.web.state import IDENTITY, REASON, REQUEST_ID, ROWS
+
+#: A reason may repeat what a client sent.
+_LONGEST_REASON = 200
+
+
+def watching(metrics: Metrics, log_sample: float, trusted: Networks = ()) -> Middleware:
+    """Return the middleware that counts requests, and logs some.
+
+    What is logged stands in the request under REQUEST_ID, IDENTITY, ROWS and REASON, where it is
+    known. `trusted` are the proxies whose X-Forwarded-For names the client.
+    """
+
+    def client_of(request: web.Request) -> str | None:
+        # Most requests are not logged: their header is not parsed.
+        forwarded = request.headers.getall("X-Forwarded-For", ()) if trusted else ()
+        return client_address(request.remote, forwarded, trusted)
+
+    @web.middleware
+    async def watch(request: web.Request, handler: Handler) -> web.StreamResponse:
+        status = CLIENT_LEFT
+        ran = note_statements()
+        started = time.perf_counter()
+        try:
+            response = await handler(request)
+            status = response.status
+        except web.HTTPException as redirected:
+            status = redirected.status
+            raise
+        finally:
+            seconds = time.perf_counter() - started
+            route = _route(request)
+            metrics.request(route, request.method, status, seconds)
+            is_refused = status in logs.REFUSALS
+            client = client_of(request) if is_refused else None
+            if logs.is_told(status, log_sample, client):
+                reason = request.get(REASON) if is_refused else None
+                logs.tell(
+                    {
+                        "request_id": request.get(REQUEST_ID),
+                        "client": client or client_of(request),
+                        "key_name": _key_name(request),
+                        "route": route,
+                        "method": request.method,
+                        "status": status,
+                        "duration_ms": round(1000 * seconds, 3),
+                        "rows": request.get(ROWS),
+                        "statements": sorted(ran),
+                        "reason": reason and reason[:_LONGEST_REASON],
+                    }
+                )
+        return response
+
+    return watch
+
+
+def tracing(traces: Traces) -> Middleware:
+    """Return the middleware that makes a span of each request."""
+
+    @web.middleware
+    async def trace(request: web.Request, handler: Handler) -> web.StreamResponse:
+        with traces.request(request.method, _route(request), request.headers) as span:
+            response = await handler(request)
+            traces.answered(span, response.status)
+            return response
+
+    return trace
+
+
+def _route(request: web.Request) -> str:
+    """The template of its route: what has no bound stays out."""
+    resource = request.match_info.route.resource
+    return UNMATCHED if resource is None else resource.canonical
+
+
+def _key_name(request: web.Request) -> str | None:
+    identity = request.get(IDENTITY)
+    return None if identity is None or identity is ANYONE else identity.name

@@ -1,0 +1,194 @@
+"""Every failure leaves as `application/problem+json` (RFC 9457), under the id of its request."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import re
+from http import HTTPStatus
+from typing import Any, Final
+
+from aiohttp import hdrs, web, web_urldispatcher
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from aiohttp.typedefs import Handler
+from multidict import istr
+
+from audit import errors
+from audit.errors import Problem
+from audit.web.responses import Whole
+from audit.web.state import ACCEPT_PATCH, DRAINING, REASON, REQUEST_ID
+
+log = logging.getLogger("audit")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,128}", re.ASCII)
+_TYPE = "urn:task-audit:problem:"
+#: Of the path and the parameters of a request.
+MAX_URL_BYTES: Final = 64 * 1024
+#: Limit of the name and of the value of one header field. aiohttp raises the same error for a long
+#: URL and a long field, so this must differ from MAX_URL_BYTES.
+MAX_HEADER_BYTES: Final = 32 * 1024
+MAX_HEADERS: Final = 128
+_REQUEST_ID_HEADER: Final = istr("X-Request-ID")
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer with a problem for whatever the handler raises; name the request in every answer."""
+    request[REQUEST_ID] = request_id = _request_id(request)
+    try:
+        response = await handler(request)
+    except Problem as problem:
+        request[REASON] = problem.detail
+        response = _respond(problem, request_id)
+    except web.HTTPMethodNotAllowed as refused:
+        response = _options(refused, request, request_id)
+    except web.HTTPException as refused:
+        if refused.status < HTTPStatus.BAD_REQUEST:
+            _named(refused, request_id)
+            raise
+        response = _of_aiohttp(refused, request, request_id)
+    except Exception:
+        log.exception("request %s failed: %s %s", request_id, request.method, request.path)
+        response = _respond(Problem(f"the log has it under {request_id}"), request_id)
+    if request.app[DRAINING].is_set():
+        response.force_close()
+    return _named(response, request_id)
+
+
+def _named(response: web.StreamResponse, request_id: str) -> web.StreamResponse:
+    """Tell whose answer it is, and to which request; aiohttp would tell its version."""
+    headers = response.headers
+    headers[_REQUEST_ID_HEADER] = request_id
+    headers[hdrs.SERVER] = "task-audit"
+    return response
+
+
+def bytes_of(problem: Problem) -> bytes:
+    """Return the whole answer that tells a problem and ends the connection, as it is sent."""
+    request_id = _new_id()
+    response = _respond(problem, request_id)
+    _named(response, request_id)
+    return response.to_bytes()
+
+
+def _request_id(request: web.BaseRequest) -> str:
+    """The client's own id, where it is fit for a header and a log; a new one otherwise."""
+    given = request.headers.get(_REQUEST_ID_HEADER)
+    return given if given and _REQUEST_ID.fullmatch(given) else _new_id()
+
+
+def _new_id() -> str:
+    """It is no secret: to ask the kernel for one takes a twentieth of a whole short answer."""
+    return random.randbytes(16).hex()  # noqa: S311
+
+
+def _respond(problem: Problem, request_id: str) -> Whole:
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR and problem.__cause__ is not None:
+        log.warning("request %s: %s (%r)", request_id, problem.detail, problem.__cause__)
+    members: dict[str, Any] = {
+        "type": _TYPE + problem.name,
+        "title": problem.title,
+        "status": problem.status,
+        "detail": problem.detail,
+        "instance": request_id,
+    }
+    if problem.errors:
+        members["errors"] = problem.errors
+    response = _response(members)
+    response.headers.update(problem.headers)
+    if problem.retry_after_seconds is not None:
+        response.headers["Retry-After"] = str(problem.retry_after_seconds)
+    return response
+
+
+def _of_aiohttp(refused: web.HTTPException, request: web.Request, request_id: str) -> Whole:
+    is_unknown = refused.status == HTTPStatus.NOT_FOUND
+    return _plain(refused.status, f"nothing is at {request.path}" if is_unknown else "", request_id)
+
+
+def _options(refused: web.HTTPMethodNotAllowed, request: web.Request, request_id: str) -> Whole:
+    """Answer OPTIONS, which no route has of its own; refuse any other method."""
+    if request.method == hdrs.METH_OPTIONS:
+        response = Whole(None, {}, HTTPStatus.NO_CONTENT)
+        if hdrs.METH_PATCH in refused.allowed_methods:
+            response.headers["Accept-Patch"] = ACCEPT_PATCH
+    else:
+        detail = f"{request.method} is not a method of {request.path}"
+        response = _plain(refused.status, detail, request_id)
+    response.headers[hdrs.ALLOW] = ", ".join(sorted({*refused.allowed_methods, hdrs.METH_OPTIONS}))
+    return response
+
+
+def _plain(status: int, detail: str, request_id: str) -> Whole:
+    """A failure that its status says all about."""
+    title = HTTPStatus(status).phrase
+    return _response(
+        {
+            "type": "about:blank",
+            "title": title,
+            "status": status,
+            "detail": detail or title,
+            "instance": request_id,
+        }
+    )
+
+
+def _response(members: dict[str, Any]) -> Whole:
+    return Whole(
+        _encode(members).encode("utf-8", "replace"),
+        {"Content-Type": "application/problem+json"},
+        members["status"],
+    )
+
+
+_send_continue = web_urldispatcher._default_expect_handler  # noqa: SLF001
+
+
+async def _meet_expectation(request: web.Request) -> web.StreamResponse | None:
+    """Send `100 Continue` where it is expected; any other expectation is refused."""
+    try:
+        await _send_continue(request)
+    except web.HTTPExpectationFailed as refused:
+        request_id = _request_id(request)
+        return _named(_of_aiohttp(refused, request, request_id), request_id)
+    return None
+
+
+def _refuse_unreadable(
+    _protocol: web.RequestHandler,
+    request: web.BaseRequest,
+    status: int = 500,
+    exc: BaseException | None = None,
+    _message: str | None = None,
+) -> web.StreamResponse:
+    """Answer what aiohttp's parser refuses, before any middleware, and close the connection."""
+    if request.writer.output_size > 0:
+        raise ConnectionError("part of the answer has been sent")
+    request_id = _new_id()
+    if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.debug("unreadable request %s from %s: %r", request_id, request.remote, exc)
+        response = _respond(_of_parser(exc), request_id)
+    else:
+        log.error("request %s failed outside of its handler", request_id, exc_info=exc)
+        response = _plain(status, "", request_id)
+    response.force_close()
+    return _named(response, request_id)
+
+
+def _of_parser(refused: BaseException | None) -> Problem:
+    """Return what it means that aiohttp's parser refuses a request."""
+    match refused:
+        case LineTooLong(args=(_, limit, *_)) if limit == MAX_URL_BYTES:
+            return errors.UrlTooLong(f"the URL is over {MAX_URL_BYTES} bytes")
+        case LineTooLong():
+            return errors.HeadersTooLarge(f"a header field is over {MAX_HEADER_BYTES} bytes")
+        case BadHttpMessage(message="Too many headers received"):
+            return errors.HeadersTooLarge(f"the request has over {MAX_HEADERS} header fields")
+    return errors.Malformed("this is not an HTTP request")
+
+
+# aiohttp offers no other way to shape these answers; its own echo the input and name its version.
+web_urldispatcher._default_expect_handler = _meet_expectation  # type: ignore[assignment] # noqa: SLF001
+web.RequestHandler.handle_error = _refuse_unreadable  # type: ignore[method-assign, assignment]

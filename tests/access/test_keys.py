@@ -1,0 +1,430 @@
+"""Keys: who may ask and record, for which project, and from when on no more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+
+from audit.access import keys
+from audit.access.identity import Scope
+from audit.access.keys import KEY_PREFIX, create_key, digest_of, list_keys, revoke_key
+from audit.access.rates import Rates
+from audit.errors import Invalid, Unauthenticated
+from audit.postgres.pool import open_pool
+from audit.settings import Settings
+from audit.web import guard
+from audit.web.app import create_app
+from tests.conftest import Client, ago, execute, task
+
+if TYPE_CHECKING:
+    from audit.postgres.pool import Pool
+
+API = "/api/v1/audit"
+OURS, THEIRS = uuid.UUID(int=1), uuid.UUID(int=2)
+Start = Callable[..., Awaitable[Client]]
+
+
+@pytest.fixture
+async def pool(dsn: str) -> AsyncIterator[Pool]:
+    async with open_pool(Settings(pool_size=2), dsn) as pool:
+        yield pool
+
+
+@pytest.fixture
+async def start(dsn: str, aiohttp_client: Any, monkeypatch: pytest.MonkeyPatch) -> Start:
+    monkeypatch.setattr(guard, "_READ_EVERY_SECONDS", 0.05)
+
+    async def start(**settings: Any) -> Client:
+        client: Client = await aiohttp_client(create_app(Settings(pool_size=4, **settings), dsn))
+        return client
+
+    return start
+
+
+async def make(pool: Pool, *scopes: Scope, project_id: uuid.UUID | None = None) -> str:
+    name = "-".join([*scopes, str(uuid.uuid4())[:8]])
+    key, _ = await create_key(pool, name, frozenset(scopes), project_id)
+    return key
+
+
+def bearing(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+async def status_of(client: Client, path: str, key: str | None = None) -> int:
+    response = await client.get(API + path, headers=bearing(key) if key else {})
+    return response.status
+
+
+async def soon(client: Client, path: str, key: str | None, status: int) -> None:
+    async with asyncio.timeout(5):
+        while await status_of(client, path, key) != status:  # noqa: ASYNC110 - of the service
+            await asyncio.sleep(0.02)
+
+
+async def test_a_key_is_random_and_only_its_digest_is_kept(pool: Pool, dsn: str) -> None:
+    key, expires_at = await create_key(pool, "one", frozenset([Scope.READ]))
+    other = await make(pool, Scope.READ)
+
+    assert re.fullmatch(KEY_PREFIX + r"[\w-]{43}", key)
+    assert key != other
+    assert expires_at is None
+    everything = str(execute(dsn, "SELECT * FROM access_keys"))
+    assert key.removeprefix(KEY_PREFIX) not in everything
+
+
+async def test_without_any_key_everyone_may_ask(start: Start) -> None:
+    client = await start()
+
+    assert await status_of(client, "/query") == 200
+    assert await status_of(client, "/query", "whatever") == 200
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (None, 'Bearer realm="task-audit"'),
+        ("", 'Bearer error="invalid_token"'),
+        ("Bearer", 'Bearer error="invalid_token"'),
+        ("Bearer  ", 'Bearer error="invalid_token"'),
+        ("Basic dTpw", 'Bearer error="invalid_token"'),
+        ("Bearer taskaudit_wrong", 'Bearer error="invalid_token"'),
+        ("Bearer " + "x" * 4000, 'Bearer error="invalid_token"'),
+        ("Bearer \x80\xff", 'Bearer error="invalid_token"'),
+    ],
+)
+async def test_who_has_no_key_is_told_what_to_send(
+    start: Start, pool: Pool, given: str | None, told: str
+) -> None:
+    await make(pool, Scope.READ)
+    client = await start()
+
+    for method, path in (("GET", "/query"), ("GET", "/tasks/x"), ("POST", "/tasks")):
+        headers = {} if given is None else {"Authorization": given}
+        response = await client.request(method, API + path, headers=headers)
+        problem = await response.json()
+
+        assert response.status == 401
+        assert response.headers["WWW-Authenticate"] == told
+        assert problem["type"] == "urn:task-audit:problem:unauthenticated"
+        assert given is None or len(given) < 10 or given[7:] not in str(problem)
+    for path in ("/healthz", "/readyz", "/openapi.json", "/docs"):
+        assert (await client.get(path)).status == 200
+
+
+async def test_two_keys_in_one_request_are_refused(start: Start, pool: Pool) -> None:
+    client = await start()
+    key = await make(pool, Scope.READ)
+    await soon(client, "/query", None, 401)
+
+    twice = [("Authorization", f"Bearer {key}"), ("Authorization", f"Bearer {key}")]
+    response = await client.get(f"{API}/query", headers=twice)
+
+    assert response.status == 401
+
+
+@pytest.mark.parametrize("scope", list(Scope))
+async def test_a_key_may_do_what_its_scope_says_alone(
+    start: Start, pool: Pool, scope: Scope
+) -> None:
+    key = await make(pool, scope)
+    client = await start()
+    headers = bearing(key)
+    one = task()
+    answers = {
+        ("GET", "/failures"): await client.get(f"{API}/failures", headers=headers),
+        ("GET", "/query"): await client.get(f"{API}/query", headers=headers),
+        ("GET", "/by-service/a"): await client.get(f"{API}/by-service/a", headers=headers),
+        ("POST", "/tasks"): await client.post(f"{API}/tasks", json=one, headers=headers),
+        ("GET", "/tasks/…"): await client.get(f"{API}/tasks/{one['task_id']}", headers=headers),
+        ("PATCH", "/tasks/…"): await client.patch(
+            f"{API}/tasks/{one['task_id']}", json={}, headers=headers
+        ),
+    }
+
+    for (method, path), response in answers.items():
+        needed = Scope.READ if method == "GET" else Scope.RECORD
+        if needed is scope:
+            assert response.status not in (401, 403), path
+        else:
+            problem = await response.json()
+            assert response.status == 403, path
+            assert f"needs the scope {needed}" in problem["detail"]
+            assert response.headers["WWW-Authenticate"] == (
+                f'Bearer error="insufficient_scope", scope="{needed}"'
+            )
+
+
+async def test_a_key_is_good_and_revoked_while_the_service_runs(start: Start, pool: Pool) -> None:
+    client = await start()
+    key, _ = await create_key(pool, "short-lived", frozenset([Scope.READ]))
+    await soon(client, "/query", None, 401)
+    assert await status_of(client, "/query", key) == 200
+
+    first = await revoke_key(pool, "short-lived")
+
+    await soon(client, "/query", key, 401)
+    response = await client.get(f"{API}/query", headers=bearing(key))
+    assert "short-lived is revoked" in (await response.json())["detail"]
+    assert await revoke_key(pool, "short-lived") == first
+    assert await status_of(client, "/query") == 401
+
+
+async def test_a_key_that_has_expired_is_refused(
+    start: Start, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soon_over = timedelta(seconds=1)
+    key, expires_at = await create_key(pool, "soon-over", frozenset([Scope.READ]), None, soon_over)
+    monkeypatch.setattr(guard, "_READ_EVERY_SECONDS", 60)  # it is known, and has been sent before
+    client = await start()
+    assert expires_at is not None
+    assert 200 == await status_of(client, "/query", key)
+    await soon(client, "/query", key, 401)
+
+    response = await client.get(f"{API}/query", headers=bearing(key))
+    assert "soon-over has expired" in (await response.json())["detail"]
+
+
+async def test_a_good_key_is_hashed_once_and_kept_once_however_it_is_spelt(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def hash_it(key: str) -> bytes:
+        hashed.append(key)
+        return digest_of(key)
+
+    monkeypatch.setattr(keys, "digest_of", hash_it)
+    key = await make(pool, Scope.READ)
+    bad = KEY_PREFIX + "x" * 43
+    hashed.clear()
+    doors = guard.Guard(Settings(), Rates(0))
+    await doors.learn(pool)
+
+    @doors.allow(Scope.READ)
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response()
+
+    async def ask(header: str) -> None:
+        await answer(make_mocked_request("GET", "/", {"Authorization": header}))
+
+    for _ in range(3):
+        await ask(f"Bearer {key}")
+    assert [key] == hashed
+    for spaces in range(2, 9):
+        await ask(f"bearer{spaces * ' '}{key}")
+        with pytest.raises(Unauthenticated):
+            await ask(f"Bearer{spaces * ' '}{bad}")
+    assert {f"Bearer {key}"} == {*doors._sent}
+    await doors.learn(pool)
+    assert {} == doors._sent
+
+
+async def test_keys_stay_known_while_the_database_cannot_be_asked(
+    start: Start, pool: Pool, dsn: str
+) -> None:
+    key = await make(pool, Scope.READ)
+    client = await start()
+    assert await status_of(client, "/query", key) == 200
+
+    execute(dsn, "ALTER TABLE access_keys RENAME TO hidden")
+    try:
+        await asyncio.sleep(0.3)
+        assert await status_of(client, "/query", key) == 200
+        assert await status_of(client, "/query") == 401
+    finally:
+        execute(dsn, "ALTER TABLE hidden RENAME TO access_keys")
+
+
+async def test_who_empties_the_table_does_not_open_the_doors(
+    start: Start, pool: Pool, dsn: str
+) -> None:
+    await make(pool, Scope.READ)
+    client = await start()
+    execute(dsn, "DELETE FROM access_keys")
+    await asyncio.sleep(0.3)
+
+    assert await status_of(client, "/query") == 401
+
+
+@pytest.mark.parametrize("name", ["", "a b", "ä", "x" * 101, "a\n", "<b>"])
+async def test_a_name_is_one(pool: Pool, name: str) -> None:
+    with pytest.raises(Invalid, match="is no name"):
+        await create_key(pool, name, frozenset([Scope.READ]))
+
+
+async def test_what_makes_no_key_is_refused(pool: Pool) -> None:
+    await create_key(pool, "taken", frozenset([Scope.READ]))
+
+    with pytest.raises(Invalid, match="not used twice"):
+        await create_key(pool, "taken", frozenset([Scope.READ]))
+    with pytest.raises(Invalid, match="without a scope"):
+        await create_key(pool, "idle", frozenset())
+    with pytest.raises(Invalid, match="passed already"):
+        await create_key(pool, "late", frozenset([Scope.READ]), None, ago(seconds=1))
+    with pytest.raises(Invalid, match="no key 'unknown'"):
+        await revoke_key(pool, "unknown")
+    assert ["taken"] == [key.identity.name for key in await list_keys(pool)]
+
+
+async def test_a_key_expires_when_it_was_said(pool: Pool) -> None:
+    until = datetime(2040, 1, 1, tzinfo=UTC)
+    _, at = await create_key(pool, "until", frozenset([Scope.READ]), None, until)
+    _, later = await create_key(pool, "for", frozenset([Scope.READ]), None, timedelta(days=90))
+
+    assert at == until
+    assert later is not None
+    assert abs(later - datetime.now(UTC) - timedelta(days=90)) < timedelta(minutes=1)
+
+
+# --- one project ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def history(client: Client) -> list[dict[str, Any]]:
+    """Tasks of our project, of theirs and of none, recorded while there were no keys."""
+    tasks = [
+        task(
+            status="failed" if n % 2 else "completed",
+            project_id=[OURS, THEIRS, None][n % 3],
+            created_at=ago(hours=n + 1),
+        )
+        for n in range(30)
+    ]
+    response = await client.post(f"{API}/tasks", json=tasks)
+    assert response.status == 201
+    return tasks
+
+
+PAGES = [
+    "/failures",
+    "/failures?days=1",
+    "/query",
+    "/query?limit=3&offset=4",
+    "/query?status=failed",
+    "/by-service/payments?intent=deploy_service",
+    f"/query?project_id={OURS}",
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
+async def test_a_key_of_a_project_sees_its_tasks_alone(
+    start: Start, pool: Pool, history: list[dict[str, Any]], page: str
+) -> None:
+    unbound = await make(pool, Scope.READ)
+    ours = await make(pool, Scope.READ, project_id=OURS)
+    theirs = await make(pool, Scope.READ, project_id=THEIRS)
+    client = await start()
+    separator = "&" if "?" in page else "?"
+    narrowed = page if "project_id" in page else f"{page}{separator}project_id={OURS}"
+
+    # In turns: no answer that is kept for one is sent to another.
+    seen: dict[str, Any] = {}
+    tags = {}
+    for _ in range(2):
+        for key, path in ((unbound, narrowed), (ours, page), (theirs, page), (unbound, page)):
+            response = await client.get(API + path, headers=bearing(key))
+            if key == theirs and "project_id" in path:
+                assert response.status == 403
+                continue
+            assert response.status == 200
+            seen[f"{key} {path}"] = await response.json()
+            tags[f"{key} {path}"] = response.headers["ETag"]
+
+    expected = seen[f"{unbound} {narrowed}"]
+    mine = seen[f"{ours} {page}"]
+    assert {**mine, "next_cursor": None} == {**expected, "next_cursor": None}
+    assert 0 < mine["total"] <= 10
+    known = {one["task_id"] for one in history if one["project_id"] == str(OURS)}
+    assert {one["task_id"] for one in mine["tasks"]} <= known
+    if "project_id" not in page:
+        assert len({tags[f"{key} {page}"] for key in (ours, theirs, unbound)}) == 3
+        tag = tags[f"{theirs} {page}"]
+        response = await client.get(API + page, headers={**bearing(ours), "If-None-Match": tag})
+        assert response.status == 200
+
+
+async def test_a_crawl_of_a_project_holds_its_tasks_alone(
+    start: Start, pool: Pool, history: list[dict[str, Any]]
+) -> None:
+    unbound = await make(pool, Scope.READ)
+    ours = await make(pool, Scope.READ, project_id=OURS)
+    client = await start()
+    found: list[str] = []
+    cursor = ""
+    while True:
+        response = await client.get(f"{API}/query?limit=3{cursor}", headers=bearing(ours))
+        page = await response.json()
+        found += [one["task_id"] for one in page["tasks"]]
+        if page["next_cursor"] is None:
+            break
+        cursor = f"&cursor={page['next_cursor']}"
+
+    assert found == [one["task_id"] for one in history if one["project_id"] == str(OURS)]
+    # A cursor belongs to what it was made for.
+    response = await client.get(f"{API}/query?limit=3", headers=bearing(unbound))
+    cursor = (await response.json())["next_cursor"]
+    assert await status_of(client, f"/query?limit=3&cursor={cursor}", ours) == 422
+
+
+async def test_a_task_of_another_project_looks_like_none(
+    start: Start, pool: Pool, history: list[dict[str, Any]]
+) -> None:
+    ours = await make(pool, Scope.READ, Scope.RECORD, project_id=OURS)
+    client = await start()
+    mine, foreign, of_none = history[0], history[1], history[2]
+
+    for path, body in (("GET", None), ("PATCH", {"status": "failed"})):
+        answers = []
+        for task_id in (foreign["task_id"], of_none["task_id"], str(uuid.uuid4())):
+            response = await client.request(
+                path, f"{API}/tasks/{task_id}", json=body, headers=bearing(ours)
+            )
+            problem = await response.json()
+            answers.append(
+                (response.status, problem["detail"].replace(task_id, "…"), problem["type"])
+            )
+        assert len(set(answers)) == 1
+        assert answers[0][0] == 404
+    assert await status_of(client, f"/tasks/{mine['task_id']}", ours) == 200
+
+
+@pytest.mark.parametrize("as_lines", [False, True])
+async def test_a_key_of_a_project_records_its_tasks_alone(
+    start: Start, pool: Pool, dsn: str, *, as_lines: bool
+) -> None:
+    ours = await make(pool, Scope.RECORD, project_id=OURS)
+    client = await start()
+
+    async def send(*tasks: dict[str, Any]) -> Any:
+        kind = "application/x-ndjson" if as_lines else "application/json"
+        body = (
+            "\n".join(json.dumps(one) for one in tasks)
+            if as_lines
+            else json.dumps(list(tasks) if len(tasks) > 1 else tasks[0])
+        )
+        return await client.post(
+            f"{API}/tasks", data=body, headers={**bearing(ours), "Content-Type": kind}
+        )
+
+    good = task(project_id=OURS)
+    for foreign in (task(), task(project_id=THEIRS), task(project_id=None)):
+        for tasks in ([foreign], [good, foreign]):
+            response = await send(*tasks)
+            problem = await response.json()
+
+            assert response.status == 403
+            place = f"line {len(tasks)}: " if as_lines else "1." if len(tasks) > 1 else ""
+            assert [f"{place}project_id"] == [error["field"] for error in problem["errors"]]
+    assert execute(dsn, "SELECT count(*) FROM tasks") == [(0,)]
+    assert (await send(good)).status == 201
+    assert (await send(good)).status == 200

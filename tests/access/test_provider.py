@@ -1,0 +1,371 @@
+"""JSON Web Tokens of an identity provider: what is taken, and what is not."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from jwt.algorithms import get_default_algorithms
+from pytest_aiohttp.plugin import AiohttpClient
+
+from audit.access import provider
+from audit.access.identity import Scope
+from audit.access.provider import Provider
+from audit.errors import Unauthenticated, Unavailable
+from audit.settings import Settings
+from audit.web.app import create_app
+
+ISSUER, AUDIENCE = "https://id.example.com", "task-audit"
+RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+SIGNERS: dict[str, Any] = {
+    "RS256": RSA,
+    "ES256": ec.generate_private_key(ec.SECP256R1()),
+    "EdDSA": ed25519.Ed25519PrivateKey.generate(),
+}
+
+
+def public(algorithm: str, key: Any, kid: str) -> dict[str, Any]:
+    described = json.loads(get_default_algorithms()[algorithm].to_jwk(key.public_key()))
+    return {**described, "kid": kid, "use": "sig"}
+
+
+KEY_SET = {"keys": [public(name, key, name) for name, key in SIGNERS.items()]}
+
+
+def claims(**other: Any) -> dict[str, Any]:
+    now = int(time.time())
+    made = {
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "sub": "ada",
+        "iat": now,
+        "exp": now + 60,
+        "scope": "openid read",
+        **other,
+    }
+    return {name: value for name, value in made.items() if value is not None}
+
+
+def token(algorithm: str = "RS256", kid: str | None = None, **other: Any) -> str:
+    return jwt.encode(
+        claims(**other), SIGNERS[algorithm], algorithm, headers={"kid": kid or algorithm}
+    )
+
+
+@pytest.fixture
+def key_set(tmp_path: Path) -> Path:
+    path = tmp_path / "jwks.json"
+    path.write_text(json.dumps(KEY_SET))
+    return path
+
+
+def write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+Made = Callable[..., Provider]
+
+
+@pytest.fixture
+def make(key_set: Path) -> Made:
+    def make(**settings: Any) -> Provider:
+        given = {"jwt_issuer": ISSUER, "jwt_audience": AUDIENCE, "jwt_jwks": str(key_set)}
+        return Provider(Settings(**{**given, **settings}))
+
+    return make
+
+
+@pytest.mark.parametrize("algorithm", list(SIGNERS))
+async def test_a_token_says_who_asks_and_what_they_may(make: Made, algorithm: str) -> None:
+    identity = await make().check(token(algorithm))
+
+    assert identity.name == "ada"
+    assert identity.scopes == {Scope.READ}
+    assert identity.project_id is None
+
+
+def unsigned() -> str:
+    parts = [{"alg": "none", "typ": "JWT", "kid": "RS256"}, claims()]
+    encoded = [base64.urlsafe_b64encode(json.dumps(p).encode()).rstrip(b"=") for p in parts]
+    return b".".join([*encoded, b""]).decode()
+
+
+def deep() -> str:
+    return base64.urlsafe_b64encode(b"[" * 2500 + b"]" * 2500).rstrip(b"=").decode()
+
+
+def by_secret() -> str:
+    """Signed by the public key as if it were a secret that both sides know."""
+    pem = RSA.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    head = {"alg": "HS256", "typ": "JWT", "kid": "RS256"}
+    signed = b".".join(
+        base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=")
+        for part in (head, claims())
+    )
+    import hashlib
+    import hmac
+
+    digest = hmac.new(pem, signed, hashlib.sha256).digest()
+    return (signed + b"." + base64.urlsafe_b64encode(digest).rstrip(b"=")).decode()
+
+
+def changed() -> str:
+    head, _, signature = token().split(".")
+    body = base64.urlsafe_b64encode(json.dumps(claims(sub="root")).encode()).rstrip(b"=")
+    return f"{head}.{body.decode()}.{signature}"
+
+
+def by_stranger() -> str:
+    other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return jwt.encode(claims(), other, "RS256", headers={"kid": "RS256"})
+
+
+NOW = time.time()
+REFUSED: dict[str, tuple[Callable[[], str], str]] = {
+    "nothing": (lambda: "x", "neither a key nor"),
+    "dots": (lambda: "..", "neither a key nor"),
+    "long": (lambda: "a" * 7000, "neither a key nor"),
+    "bytes that are no text": (lambda: "a\udcff.b.c", "neither a key nor"),
+    "deep": (lambda: deep() + ".e30.x", "neither a key nor"),
+    "unsigned": (unsigned, "signed by none"),
+    "by a public key as a secret": (by_secret, "signed by HS256"),
+    "claims changed": (changed, "signature is wrong"),
+    "by a stranger": (by_stranger, "signature is wrong"),
+    "key of another kind": (lambda: token("ES256", kid="RS256"), "which its key is not for"),
+    "unknown key": (lambda: token(kid="gone"), "does not name"),
+    "expired": (lambda: token(exp=int(time.time()) - 40), "has expired"),
+    "not yet": (lambda: token(nbf=int(time.time()) + 90), "not good yet"),
+    "another audience": (lambda: token(aud="billing"), "another audience"),
+    "another issuer": (lambda: token(iss="https://evil.example.com"), "another issuer"),
+    "no expiry": (lambda: token(exp=None), "missing"),
+    "no audience": (lambda: token(aud=None), "missing"),
+    "no subject": (lambda: token(sub=None), "missing"),
+    "expiry is no number": (lambda: token(exp="soon"), "broken"),
+}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+async def test_a_token_that_is_no_good_is_refused(make: Made, name: str) -> None:
+    made, told = REFUSED[name]
+
+    with pytest.raises(Unauthenticated, match=told) as refused:
+        await make().check(made())
+
+    assert refused.value.headers == {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+
+
+async def test_a_token_that_was_checked_is_good_until_it_expires(
+    make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = make()
+    given = token()
+    await checks.check(given)
+    monkeypatch.setattr(jwt, "decode", None)
+    await checks.check(given)
+
+    later = time.time() + 61
+    monkeypatch.undo()
+    monkeypatch.setattr(time, "time", lambda: later)
+    # Within what clocks may differ by, it is checked anew each time.
+    await checks.check(given)
+    assert all(good_until < later for good_until, _ in checks._checked.values())
+
+
+async def test_a_name_may_hold_half_a_character(make: Made) -> None:
+    assert (await make().check(token(sub="\ud800"))).name == "\ud800"
+
+
+@pytest.mark.parametrize(
+    ("given", "scopes"),
+    [
+        ({"scope": "read record"}, {Scope.READ, Scope.RECORD}),
+        ({"scope": ["admin", "read"]}, {Scope.ADMIN, Scope.READ}),
+        ({"scope": "readonly"}, set()),
+        ({"scope": None}, set()),
+        ({"scope": {"read": True}}, set()),
+        ({"scope": [["read"], 1]}, set()),
+    ],
+)
+async def test_scopes_are_words_of_a_claim(
+    make: Made, given: dict[str, Any], scopes: set[Scope]
+) -> None:
+    assert (await make().check(token(**given))).scopes == scopes
+
+
+async def test_the_claim_of_scopes_and_what_stands_before_them_can_be_told(make: Made) -> None:
+    checks = make(jwt_scope_claim="roles", jwt_scope_prefix="audit:")
+
+    identity = await checks.check(token(roles=["audit:record", "billing:admin"], scope="read"))
+
+    assert identity.scopes == {Scope.RECORD}
+
+
+async def test_a_claim_binds_to_a_project(make: Made) -> None:
+    checks = make(jwt_project_claim="project")
+    project = uuid.uuid4()
+
+    assert (await checks.check(token(project=str(project)))).project_id == project
+    assert (await checks.check(token(project="*"))).project_id is None
+    for wrong in ({}, {"project": "all"}, {"project": None}, {"project": [str(project)]}):
+        with pytest.raises(Unauthenticated, match="neither a UUID"):
+            await checks.check(token(**wrong))
+
+
+async def test_keys_are_rotated(make: Made, key_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new key is found when a token names it; one that is gone is good no more."""
+    checks = make()
+    given = token("RS256")
+    await checks.check(given)
+    write(key_set, json.dumps({"keys": [public("ES256", SIGNERS["ES256"], "new")]}))
+    with pytest.raises(Unauthenticated, match="does not name"):
+        await checks.check(token("ES256", kid="new"))
+
+    monkeypatch.setattr(provider, "_LOOK_AGAIN_SECONDS", 0)
+
+    await checks.check(token("ES256", kid="new"))
+    with pytest.raises(Unauthenticated, match="does not name"):
+        await checks.check(given)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+async def test_keys_of_one_id_are_all_tried(make: Made, key_set: Path, order: int) -> None:
+    other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    keys = [
+        public("RS256", RSA, "same"),
+        public("RS256", other, "same"),
+        public("ES256", SIGNERS["ES256"], "same"),
+        public("RS256", RSA, "same"),
+        {**public("RS256", RSA, "same"), "kid": ["no", "text"]},
+    ]
+    write(key_set, json.dumps({"keys": keys[::order]}))
+    checking = make()
+
+    for algorithm, key in [("RS256", RSA), ("RS256", other), ("ES256", SIGNERS["ES256"])]:
+        signed = jwt.encode(claims(), key, algorithm, headers={"kid": "same"})
+        assert "ada" == (await checking.check(signed)).name
+    stranger = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    with pytest.raises(Unauthenticated, match="its signature is wrong"):
+        await checking.check(jwt.encode(claims(), stranger, "RS256", headers={"kid": "same"}))
+    with pytest.raises(Unauthenticated, match="it has expired"):
+        await checking.check(token(kid="same", exp=1))
+
+
+async def test_a_set_with_too_many_keys_of_one_id_is_not_used(make: Made, key_set: Path) -> None:
+    keys = [public("EdDSA", ed25519.Ed25519PrivateKey.generate(), "same") for _ in range(9)]
+    write(key_set, json.dumps({"keys": keys}))
+    with pytest.raises(Unavailable):
+        await make().check(token("EdDSA", kid="same"))
+
+
+async def test_unknown_keys_do_not_have_the_set_read_again_and_again(
+    make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = make()
+    reads = 0
+    read = provider._read
+
+    async def counted(place: str) -> bytes:
+        nonlocal reads
+        reads += 1
+        return await read(place)
+
+    monkeypatch.setattr(provider, "_read", counted)
+    refusals = await asyncio.gather(
+        *(checks.check(token(kid=f"unknown-{number}")) for number in range(20)),
+        return_exceptions=True,
+    )
+    assert all(isinstance(refusal, Unauthenticated) for refusal in refusals)
+    with pytest.raises(Unauthenticated):
+        await checks.check(token(kid="unknown-20"))
+
+    assert reads == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", '{"keys":{}}', '{"keys":[]}', '{"keys":[1,{"kty":"oct","k":"eA"}]}'],
+)
+async def test_a_broken_key_set_leaves_the_known_one(make: Made, key_set: Path, text: str) -> None:
+    checks = make()
+    await checks.check(token())
+    write(key_set, text)
+    await checks.refresh()
+
+    await checks.check(token())
+    fresh = make()
+    with pytest.raises(Unavailable):
+        await fresh.check(token())
+
+
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+async def whole_set(_: web.Request) -> web.StreamResponse:
+    return web.json_response(KEY_SET)
+
+
+async def served(answer: Answer) -> TestServer:
+    app = web.Application()
+    app.router.add_get("/jwks", answer)
+    app.router.add_get("/elsewhere", whole_set)
+    server = TestServer(app)
+    await server.start_server()
+    return server
+
+
+async def test_a_key_set_is_read_from_a_url(make: Made) -> None:
+    server = await served(whole_set)
+    try:
+        await make(jwt_jwks=str(server.make_url("/jwks"))).check(token())
+    finally:
+        await server.close()
+
+
+@pytest.mark.parametrize("kind", ["redirect", "huge", "failing"])
+async def test_a_key_set_is_read_from_nowhere_else(make: Made, kind: str) -> None:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        if kind == "redirect":
+            raise web.HTTPFound("/elsewhere")
+        if kind == "failing":
+            raise web.HTTPServiceUnavailable
+        return web.Response(body=json.dumps(KEY_SET).encode() + b" " * 2**20)
+
+    server = await served(answer)
+    try:
+        with pytest.raises(Unavailable):
+            await make(jwt_jwks=str(server.make_url("/jwks"))).check(token())
+    finally:
+        await server.close()
+
+
+async def test_the_service_takes_tokens_and_keys(
+    dsn: str, key_set: Path, aiohttp_client: AiohttpClient
+) -> None:
+    settings = Settings(
+        pool_size=2, jwt_issuer=ISSUER, jwt_audience=AUDIENCE, jwt_jwks=str(key_set)
+    )
+    client = await aiohttp_client(create_app(settings, dsn))
+
+    async def status(header: str | None, method: str = "GET", path: str = "query") -> int:
+        headers = {"Authorization": header} if header else {}
+        response = await client.request(method, f"/api/v1/audit/{path}", headers=headers)
+        return int(response.status)
+
+    assert await status(f"Bearer {token()}") == 200
+    assert await status(f"bearer {token()}") == 200
+    assert await status(f"Bearer {token()}", "POST", "tasks") == 403
+    assert await status(f"Bearer {token(scope='record')}") == 403
+    assert await status(None) == 401
+    assert await status("Bearer taskaudit_unknown") == 401

@@ -1,0 +1,327 @@
+"""The counts are exact: whoever writes, whatever is folded, whatever is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import psycopg
+import pytest
+
+from audit.history.service import AuditService
+from tests.conftest import ago, execute, task
+
+STATES = ("pending", "approved", "executing", "completed", "failed", "rejected")
+
+
+def some(n: int, **members: Any) -> list[dict[str, Any]]:
+    rng = random.Random(n)
+    return [
+        task(
+            status=rng.choice(STATES),
+            services_touched=rng.sample(["a", "b", "c", "d"], rng.randrange(4)),
+            outcome=rng.choice([None, {"action_type": "x"}, {"action_type": "y"}]),
+            created_at=ago(hours=rng.randrange(1, 2000)),
+            **members,
+        )
+        for _ in range(n)
+    ]
+
+
+def split_above(dsn: str, tasks: int) -> None:
+    execute(
+        dsn,
+        "CREATE OR REPLACE FUNCTION most_in_whole_bucket() RETURNS bigint"
+        f" LANGUAGE sql IMMUTABLE RETURN {tasks}",
+    )
+
+
+@pytest.fixture
+def dsn(dsn: str) -> Any:
+    """With buckets that are split early."""
+    split_above(dsn, 10)
+    yield dsn
+    split_above(dsn, 500)
+
+
+QUESTIONS: list[dict[str, Any]] = [
+    {},
+    {"service": "a"},
+    {"status": "failed"},
+    {"intent": "x", "service": "b"},
+    {"status": ["failed", "pending"], "intent": "y"},
+    {"days": 30},
+    {"service": "c", "days": 7},
+    {"since": ago(days=50), "until": ago(days=3)},
+]
+
+
+async def totals(service: AuditService) -> list[int]:
+    """The totals of the questions, by the counts."""
+    return [await service.get_task_count(**asked) for asked in QUESTIONS]
+
+
+async def by_rows(service: AuditService) -> list[int]:
+    """The same, counted from the rows: a filter that all pass keeps the counts out of it."""
+    unknowing = AuditService(service._pool)
+    return [await unknowing.get_task_count(**asked, created_by="ada") for asked in QUESTIONS]
+
+
+async def test_totals_are_the_same_before_and_after_a_fold(service: AuditService) -> None:
+    await service.record(some(400, created_by="ada"))
+    expected = await by_rows(service)
+
+    assert expected == await totals(service)
+    assert await service.fold_counts() == 400
+    assert expected == await totals(service)
+    assert await service.fold_counts() == 0
+    assert await service.check_counts() == []
+
+
+async def test_changes_of_state_services_and_intent_are_counted(service: AuditService) -> None:
+    tasks = some(60, created_by="ada")
+    done = await service.record(tasks)
+    await service.fold_counts()
+    for sent, task_id in zip(tasks, done.task_ids, strict=True):
+        if sent["status"] in ("pending", "approved"):
+            await service.update(
+                task_id,
+                {
+                    "status": "executing",
+                    "services_touched": ["d", "a"],
+                    "outcome": {"action_type": "y"},
+                },
+            )
+
+    assert await by_rows(service) == await totals(service)
+    await service.fold_counts()
+    assert await by_rows(service) == await totals(service)
+    assert await service.check_counts() == []
+
+
+async def test_what_is_rolled_back_is_not_counted(service: AuditService, dsn: str) -> None:
+    with psycopg.connect(dsn) as connection:
+        connection.execute(
+            "INSERT INTO tasks (task_id, request_text) VALUES (gen_random_uuid(), 'x')"
+        )
+        connection.rollback()
+
+    assert await service.get_task_count() == 0
+    assert execute(dsn, "SELECT count(*) FROM task_count_deltas") == [(0,)]
+
+
+async def test_plain_sql_and_copy_are_counted(service: AuditService, dsn: str) -> None:
+    execute(
+        dsn,
+        "INSERT INTO tasks (task_id, request_text, services_touched)"
+        " SELECT gen_random_uuid(), 'x', ARRAY['a', 'a'] FROM generate_series(1, 7)",
+        "UPDATE tasks SET status = 'failed'",
+    )
+    with (
+        psycopg.connect(dsn) as connection,
+        connection.cursor() as cursor,
+        cursor.copy("COPY tasks (task_id, request_text, status) FROM STDIN") as copying,
+    ):
+        for n in range(5):
+            copying.write_row((f"00000000-0000-0000-0000-00000000000{n}", "x", "failed"))
+
+    assert await service.get_task_count(status="failed") == 12
+    assert await service.get_task_count(service="a") == 7
+    await service.fold_counts()
+    assert await service.check_counts() == []
+
+
+async def test_a_full_bucket_is_split_and_stays_exact(service: AuditService, dsn: str) -> None:
+    at = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+    await service.record([task(created_at=at + timedelta(microseconds=n)) for n in range(50)])
+    await service.record([task(created_at=at + timedelta(days=n)) for n in range(1, 30)])
+    await service.fold_counts()
+    await service.record([task(created_at=at - timedelta(minutes=n)) for n in range(1, 30)])
+    await service.fold_counts()
+
+    grains = {grain for (grain,) in execute(dsn, "SELECT grain::text FROM task_count_splits")}
+    assert grains == {"month", "day", "hour", "minute"}
+    assert await service.check_counts() == []
+    since = at + timedelta(microseconds=20)
+    assert await service.get_task_count(since=since.isoformat()) == 59
+
+
+async def test_check_names_every_difference_and_rebuild_repairs(
+    service: AuditService, dsn: str
+) -> None:
+    await service.record(some(120))
+    await service.fold_counts()
+    await service.record(some(30))
+    execute(
+        dsn,
+        "UPDATE task_counts SET n = n + 3 WHERE service = '' AND grain = 'year'"
+        " AND status = 'failed' AND intent = 'x'",
+        "DELETE FROM task_counts WHERE service = 'a' AND grain = 'month' AND status = 'pending'",
+    )
+
+    differences = await service.check_counts()
+
+    assert {(one["service"], one["grain"]) for one in differences} == {("", "year"), ("a", "month")}
+    assert all(one["counted"] == one["expected"] + 3 for one in differences if one["service"] == "")
+    assert await service.rebuild_counts() == 150
+    assert await service.check_counts() == []
+
+
+OF_30_DAYS = "created_at > date_trunc('second', now()) - interval '30 days'"
+#: Questions, and the same as plain SQL: by counts, by counts with edges, by tallies.
+TRUTHS: list[tuple[dict[str, Any], str]] = [
+    ({}, "TRUE"),
+    ({"service": "a"}, "'a' = ANY (services_touched)"),
+    ({"status": "failed", "service": "b"}, "status = 'failed' AND 'b' = ANY (services_touched)"),
+    (
+        {"intent": "x", "days": 30},
+        f"outcome ->> 'action_type' = 'x' AND {OF_30_DAYS}",
+    ),
+    (
+        {"service": ["a", "b"], "created_by": "ada"},
+        "'a' = ANY (services_touched) AND 'b' = ANY (services_touched) AND created_by = 'ada'",
+    ),
+    (
+        {"outcome": '{"action_type":"y"}', "days": 30},
+        f"outcome ->> 'action_type' = 'y' AND {OF_30_DAYS}",
+    ),
+]
+
+
+async def test_eight_writers_never_wait_and_every_answer_is_exact(
+    service: AuditService, dsn: str
+) -> None:
+    """Batches, single tasks and changes, with folds and a rebuild between; readers check."""
+    stop = time.monotonic() + 6
+    written = 0
+
+    async def write(number: int) -> None:
+        nonlocal written
+        connection = await asyncpg.connect(dsn)
+        pool = _One(connection)
+        writer = AuditService(pool)  # type: ignore[arg-type]
+        rng = random.Random(number)
+        while time.monotonic() < stop:
+            tasks = some(rng.choice((1, 7, 40)), created_by="ada")
+            for one in tasks:
+                one["task_id"] = None
+                one["status"] = "pending"
+            tasks = [{k: v for k, v in one.items() if v is not None} for one in tasks]
+            done = await writer.record(tasks)
+            written += done.recorded
+            await writer.update(done.task_ids[0], {"status": rng.choice(STATES[1:])})
+        await connection.close()
+
+    async def fold() -> None:
+        while time.monotonic() < stop:
+            await service.fold_counts()
+            await asyncio.sleep(0.05)
+
+    async def check() -> None:
+        while time.monotonic() < stop:
+            assert await service.check_counts() == []
+            await asyncio.sleep(0.1)
+
+    async def read(number: int) -> None:
+        """Pages and totals equal what plain SQL finds in the same snapshot."""
+        connection = await asyncpg.connect(dsn)
+        reader = AuditService(_One(connection))  # type: ignore[arg-type]
+        rng = random.Random(number)
+        while time.monotonic() < stop:
+            asked, condition = rng.choice(TRUTHS)
+            offset, limit = rng.choice((0, 0, 9, 150)), rng.choice((5, 40))
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                page = await reader.audit_query(**asked, offset=offset, limit=limit)
+                rows = await connection.fetch(
+                    f"SELECT task_id FROM tasks WHERE {condition}"
+                    " ORDER BY created_at DESC, task_id DESC"
+                )
+            every = [row["task_id"] for row in rows]
+            found = [one.task_id for one in page.tasks]
+            assert (len(every), every[offset : offset + limit]) == (page.total, found)
+        await connection.close()
+
+    async def rebuild() -> None:
+        await asyncio.sleep(2)
+        await service.rebuild_counts()
+
+    await asyncio.gather(
+        *(write(n) for n in range(8)), fold(), check(), *(read(n) for n in range(2)), rebuild()
+    )
+
+    assert await service.get_task_count() == written
+    assert await by_rows(service) == await totals(service)
+    while await service.fold_counts():
+        pass
+    assert await service.check_counts() == []
+    assert await by_rows(service) == await totals(service)
+
+
+class _One:
+    """A pool of one connection, of its own for each writer."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def get_max_size(self) -> int:
+        return 1
+
+    async def acquire(self) -> Any:
+        return self._connection
+
+    async def release(self, connection: Any, **_: float) -> None:
+        pass
+
+
+def test_a_fold_killed_at_any_point_loses_nothing(dsn: str) -> None:
+    fold = (
+        "import asyncio, sys\n"
+        "from audit import AuditService, Settings, open_pool\n"
+        "async def main():\n"
+        "    async with open_pool(Settings(pool_size=1), sys.argv[1]) as pool:\n"
+        "        print(await AuditService(pool).fold_counts())\n"
+        "asyncio.run(main())\n"
+    )
+
+    async def record() -> None:
+        from audit import Settings, open_pool
+
+        async with open_pool(Settings(pool_size=1), dsn) as pool:
+            await AuditService(pool).record(some(1000))
+
+    async def check() -> tuple[list[Any], int]:
+        from audit import Settings, open_pool
+
+        async with open_pool(Settings(pool_size=1), dsn) as pool:
+            service = AuditService(pool)
+            return await service.check_counts(), await service.get_task_count()
+
+    for turn, delay in enumerate((0.3, 0.5, 0.6, 0.7, 0.9), 1):
+        asyncio.run(record())
+        process = subprocess.Popen([sys.executable, "-c", fold, dsn], stdout=subprocess.DEVNULL)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+        assert asyncio.run(check()) == ([], turn * 1000)
+
+
+async def test_counts_ignore_the_time_zone_of_the_session(service: AuditService, dsn: str) -> None:
+    execute(
+        dsn,
+        "SET timezone = 'Asia/Kolkata'",
+        "INSERT INTO tasks (task_id, request_text, created_at)"
+        " SELECT gen_random_uuid(), 'x', now() - n * interval '7 hours'"
+        " FROM generate_series(1, 99) AS n",
+        "SELECT fold_task_counts(1000)",
+    )
+
+    assert await service.check_counts() == []
+    assert await service.get_task_count(days=2) == 6

@@ -1,0 +1,97 @@
+"""A task sent again is a duplicate where its content is equal, however its numbers are spelled."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from audit.errors import Conflict
+from audit.history import models
+from audit.history.service import AuditService
+from audit.postgres import statements
+from audit.postgres.pool import fetch_row
+from tests.conftest import execute, task
+
+OBJECTS = ("outcome", "estimated_resources", "actual_resources", "external_ai_used")
+
+#: Spellings of one value, as JSON text.
+EQUAL = [
+    ("1", "1.0", "1e0", "1.000", "10e-1", "0.1e1"),
+    ("1.5", "1.50", "15e-1", "1.500000"),
+    ("0", "0.0", "-0", "-0.0", "0e5", "0.000"),
+    ("-2", "-2.0", "-2e0"),
+    ("100", "100.0", "1e2", "1.0e2"),
+    ("0.001", "1e-3", "0.0010"),
+    ("[1, [2, {}], []]", "[1.0, [2.00, {}], []]"),
+    ('{"a": {"b": [1, null, true, "1.0"]}}', '{"a": {"b": [1.0, null, true, "1.0"]}}'),
+]
+#: Values that are not equal.
+DIFFERENT = [
+    ("1", "10"),
+    ("1.0", "1.05"),
+    ("10", "1"),
+    ('"1.0"', '"1"'),
+    ('"1.0"', "1.0"),
+    ('{"1.0": 2.0}', '{"1": 2.0}'),
+    ("[1.0]", "[1.0, 1.0]"),
+    ("[1.0, 2]", "[2, 1.0]"),
+    ("[1.0, {}]", "[1.0, null]"),
+    ("[1.0, []]", "[1.0, {}]"),
+]
+
+
+def sent(task_id: str, member: str, value: str) -> models.TaskBatch:
+    """A batch whose member has the value as it is spelled."""
+    body = json.dumps([task(task_id=task_id, created_at="2026-03-01T00:00:00Z", **{member: None})])
+    text = f"[{value}]" if member == "suggestions" else f'{{"n": {value}}}'
+    with_it = body.replace(f'"{member}": null', f'"{member}": {text}')
+    return models.TaskBatch(with_it, ("",), (datetime(2026, 3, 1, tzinfo=UTC),))
+
+
+@pytest.mark.parametrize("member", [*OBJECTS, "suggestions"])
+async def test_equal_numbers_are_equal_content(service: AuditService, member: str) -> None:
+    for spellings in EQUAL:
+        task_id = str(uuid.uuid4())
+        recorded = [
+            (await service.record_batches([sent(task_id, member, spelling)])).recorded
+            for spelling in spellings
+        ]
+        assert [1] + [0] * (len(spellings) - 1) == recorded
+
+
+@pytest.mark.parametrize(("first", "second"), DIFFERENT)
+async def test_other_values_are_other_content(
+    service: AuditService, first: str, second: str
+) -> None:
+    task_id = str(uuid.uuid4())
+    await service.record_batches([sent(task_id, "outcome", first)])
+
+    with pytest.raises(Conflict):
+        await service.record_batches([sent(task_id, "outcome", second)])
+
+
+async def test_digests_recorded_before_stay_valid(service: AuditService, dsn: str) -> None:
+    made: dict[str, Any] = task(
+        project_id=uuid.uuid4(),
+        error_message="version 1.0, 20.0 %",
+        outcome={"action_type": "x", "n": [1, 2.5, {"b": "1.0"}], "e": {}, "f": []},
+        suggestions=[],
+        actual_resources={"cpu": 0.25},
+        created_at="2026-03-01T00:00:00.5Z",
+    )
+    async with service._connection() as connection:
+        await fetch_row(connection, statements.RECORD_TASKS, json.dumps([made]))
+
+    # The digest as it was computed before: over one array of all members.
+    assert [(True,)] == execute(
+        dsn,
+        "SELECT digest = sha256(convert_to(jsonb_build_array(project_id, request_text, created_by,"
+        " status, extract(EPOCH FROM tasks.created_at), extract(EPOCH FROM approved_at),"
+        " extract(EPOCH FROM completed_at), services_touched, outcome, estimated_resources,"
+        " actual_resources, external_ai_used, error_message, suggestions)::text, 'UTF8'))"
+        " FROM tasks JOIN task_keys USING (task_id)",
+    )

@@ -1,0 +1,248 @@
+"""The queue for the database: order, fairness between keys, refusals and what they promise."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections import Counter
+
+import pytest
+
+from audit.errors import Unavailable
+from audit.postgres.admission import CALLER, Admission, Caller, Lane
+
+
+async def hold(lane: Lane, seconds: float, caller: int | None = None) -> None:
+    CALLER.set(Caller(caller, None))
+    async with lane.slot():
+        await asyncio.sleep(seconds)
+
+
+async def measured(lane: Lane, seconds: float) -> None:
+    """Let a lane know how long its work takes."""
+    for _ in range(4):
+        await hold(lane, seconds)
+
+
+async def test_requests_of_one_caller_are_served_in_their_order() -> None:
+    lane = Lane(1, 2)
+    served: list[int] = []
+
+    async def one(number: int) -> None:
+        async with lane.slot():
+            await asyncio.sleep(0)
+            served.append(number)
+
+    await asyncio.gather(*(one(number) for number in range(20)))
+
+    assert served == list(range(20))
+
+
+async def test_no_more_run_at_once_than_there_are_slots() -> None:
+    lane = Lane(3, 2)
+    running = most = 0
+
+    async def one() -> None:
+        nonlocal running, most
+        async with lane.slot():
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.001)
+            running -= 1
+
+    await asyncio.gather(*(one() for _ in range(30)))
+
+    assert most == 3
+
+
+async def test_a_thousand_requests_of_one_key_delay_another_key_by_one_turn() -> None:
+    lane = Lane(1, 2)
+    served: list[int] = []
+
+    async def one(caller: int) -> None:
+        CALLER.set(Caller(caller, None))
+        async with lane.slot():
+            await asyncio.sleep(0)
+            served.append(caller)
+
+    crowd = [asyncio.create_task(one(1)) for _ in range(1000)]
+    await asyncio.sleep(0)
+    await asyncio.gather(one(2), one(3))
+
+    assert {2, 3} <= set(served[:6])
+    await asyncio.gather(*crowd)
+
+
+async def test_a_wait_over_the_limit_is_refused_at_once_and_another_key_is_not() -> None:
+    lane = Lane(1, 0.2)
+    await measured(lane, 0.05)
+    crowd = [asyncio.create_task(hold(lane, 0.05, caller=1)) for _ in range(4)]
+    await asyncio.sleep(0)
+
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match="queue_seconds") as refused:
+        await hold(lane, 0, caller=1)
+    assert time.monotonic() - began < 0.05
+    assert refused.value.retry_after_seconds == 1
+    await hold(lane, 0, caller=2)
+    await asyncio.gather(*crowd)
+
+
+async def test_retry_after_is_the_time_until_the_wait_is_short_enough() -> None:
+    lane = Lane(1, 2)
+    await measured(lane, 0.03)
+    lane._mean_seconds = 1.0
+    crowd = [asyncio.create_task(hold(lane, 5, caller=1))]
+    crowd += [asyncio.create_task(hold_again(lane)) for _ in range(6)]
+    await asyncio.sleep(0)
+
+    with pytest.raises(Unavailable) as refused:
+        await hold(lane, 0)
+
+    # Seven turns of a second and a tenth more, of which it may wait two.
+    assert refused.value.retry_after_seconds == 6
+    for task in crowd:
+        task.cancel()
+    await asyncio.gather(*crowd, return_exceptions=True)
+
+
+async def hold_again(lane: Lane) -> None:
+    async with lane.slot(again=True):
+        pass
+
+
+async def test_a_request_that_waits_far_longer_than_expected_is_refused() -> None:
+    lane = Lane(1, 0.1)
+    await measured(lane, 0.001)
+    stuck = asyncio.create_task(hold(lane, 60))
+    await asyncio.sleep(0)
+
+    began = time.monotonic()
+    with pytest.raises(Unavailable):
+        await hold(lane, 0)
+    assert 0.14 < time.monotonic() - began < 1
+    # By now the long work is seen to hold the only slot.
+    await asyncio.sleep(0.1)
+    began = time.monotonic()
+    with pytest.raises(Unavailable):
+        await hold(lane, 0)
+    assert time.monotonic() - began < 0.05
+    stuck.cancel()
+    await asyncio.gather(stuck, return_exceptions=True)
+
+
+@pytest.mark.parametrize("has_slot", [False, True])
+async def test_a_request_that_is_cancelled_leaves_no_trace(has_slot: bool) -> None:
+    lane = Lane(1, 2)
+    first = asyncio.create_task(hold(lane, 0.02))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(hold(lane, 60))
+    await asyncio.sleep(0)
+    assert lane.holds_back(second)
+    third = asyncio.create_task(hold(lane, 0))
+    if has_slot:
+        await first  # the slot goes to the second, which has not run yet
+    second.cancel()
+
+    await asyncio.gather(third, first)
+    assert second.cancelled() or (await asyncio.gather(second, return_exceptions=True))
+    assert not lane._running
+    assert not lane._waiting
+    assert not lane._waiting_tasks
+    await asyncio.wait_for(hold(lane, 0), 1)
+
+
+async def test_clients_that_wait_as_asked_are_served() -> None:
+    """Three times as many clients as the queue holds, each of which waits for Retry-After."""
+    lane = Lane(4, 1)
+    work = 0.02  # so 200 a second, and as many in the queue
+    await measured(lane, work)
+    outcomes: Counter[str] = Counter()
+    until = time.monotonic() + 4
+    slowest = 0.0
+
+    async def client(number: int) -> None:
+        nonlocal slowest
+        asked = refusals = 0
+        while time.monotonic() < until:
+            if not refusals:
+                asked += 1
+                CALLER.set(Caller(None, (number, asked)))
+            began = time.monotonic()
+            try:
+                async with lane.slot():
+                    slowest = max(slowest, time.monotonic() - began)
+                    await asyncio.sleep(work)
+            except Unavailable as refused:
+                refusals += 1
+                outcomes["refused" if refusals == 1 else "refused again"] += 1
+                await asyncio.sleep((refused.retry_after_seconds or 0) * random.uniform(1, 1.1))
+            else:
+                outcomes["served"] += 1
+                refusals = 0
+
+    await asyncio.gather(*(client(number) for number in range(600)))
+
+    assert outcomes["refused"] > 200
+    assert outcomes["refused again"] <= 0.02 * outcomes["refused"]
+    assert outcomes["served"] > 0.7 * 4 * 4 / work
+    assert slowest < 1.5 + 0.2
+
+
+async def test_a_client_that_waits_is_served_among_those_that_do_not() -> None:
+    lane = Lane(4, 1)
+    await measured(lane, 0.02)
+    until = time.monotonic() + 4
+    numbers = itertools.count()
+
+    async def impatient() -> None:
+        while time.monotonic() < until:
+            CALLER.set(Caller(None, next(numbers)))
+            try:
+                await hold_as_it_is(lane)
+            except Unavailable:
+                await asyncio.sleep(0.1)
+
+    crowd = [asyncio.create_task(impatient()) for _ in range(400)]
+    await asyncio.sleep(0.5)
+    CALLER.set(Caller(None, "polite"))
+    with pytest.raises(Unavailable) as refused:
+        await hold_as_it_is(lane)
+    with pytest.raises(Unavailable) as early:
+        await hold_as_it_is(lane)
+    assert refused.value.retry_after_seconds == early.value.retry_after_seconds
+    assert refused.value.retry_after_seconds
+    await asyncio.sleep(refused.value.retry_after_seconds)
+    await hold_as_it_is(lane)
+
+    until = 0
+    await asyncio.gather(*crowd)
+
+
+async def hold_as_it_is(lane: Lane) -> None:
+    async with lane.slot():
+        await asyncio.sleep(0.02)
+
+
+async def test_clients_that_never_come_back_leave_no_slot_idle() -> None:
+    lane = Lane(1, 0.2)
+    await measured(lane, 0.01)
+    crowd = [asyncio.create_task(hold(lane, 0.01, 1)) for _ in range(200)]
+    await asyncio.gather(*crowd, return_exceptions=True)
+    assert any(task.exception() for task in crowd)
+
+    await asyncio.wait_for(hold(lane, 0, 1), 0.1)
+    served = [asyncio.create_task(hold(lane, 0.01, 1)) for _ in range(8)]
+    await asyncio.gather(*served)
+
+
+@pytest.mark.parametrize("connections", [1, 2, 3, 4, 7, 8, 12, 100])
+def test_every_kind_of_work_has_a_slot(connections: int) -> None:
+    lanes = Admission(connections, 2)
+    slots = [lanes.reading.slots, lanes.tallying.slots, lanes.writing.slots]
+
+    assert min(slots) >= 1
+    if connections >= 7:
+        assert sum(slots) == connections - 2

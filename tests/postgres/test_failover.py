@@ -1,0 +1,319 @@
+"""Several servers, standbys, and a schema that is made anew under a running service."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+import psycopg
+import pytest
+from aiohttp import web
+
+from audit.dsn import parse
+from audit.errors import Unavailable
+from audit.history.models import AuditQuery
+from audit.history.service import AuditService
+from audit.postgres import embedded, migrate
+from audit.postgres.embedded import Server
+from audit.postgres.pool import driver_errors, open_pool
+from audit.settings import Settings
+from audit.web.app import create_app
+from tests.conftest import FAST, Client, execute, task
+
+API = "/api/v1/audit"
+STARTED = "SELECT pg_postmaster_start_time()::text"
+Clients = Callable[[web.Application], Awaitable[Client]]
+
+
+@dataclass(frozen=True)
+class Two:
+    primary: Server
+    standby: Server
+
+    def dsn(self, parameters: str = "", *, standby_first: bool = False) -> str:
+        """Both servers by their sockets."""
+        folders = [parse(one.dsn).hosts[0].name for one in (self.primary, self.standby)]
+        if standby_first:
+            folders.reverse()
+        return f"host={','.join(folders)} user=audit dbname=postgres {parameters}"
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
+    """A primary with the schema, and its standby, which cancels queries at once."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("primary", "standby")]
+    with contextlib.ExitStack() as stack:
+        primary = stack.enter_context(embedded.started(folders[0], options=FAST))
+        migrate.apply(primary.dsn)
+        command = [
+            str(embedded.binaries() / "pg_basebackup"),
+            f"--pgdata={folders[1] / 'postgresql'}",
+            f"--dbname={primary.dsn}",
+            "--write-recovery-conf",
+            "--checkpoint=fast",
+        ]
+        subprocess.run(embedded._as_ordinary_user(command), check=True, capture_output=True)
+        options = {**FAST, "max_standby_streaming_delay": "0", "wal_retrieve_retry_interval": "100"}
+        standby = stack.enter_context(embedded.started(folders[1], options=options))
+        yield Two(primary, standby)
+
+
+def wait_for_standby(two: Two) -> None:
+    ((written,),) = execute(two.primary.dsn, "SELECT pg_current_wal_lsn()")
+    for _ in range(500):
+        ((there,),) = execute(
+            two.standby.dsn, f"SELECT pg_last_wal_replay_lsn() >= '{written}'::pg_lsn"
+        )
+        if there:
+            return
+        time.sleep(0.02)
+    raise AssertionError("the standby does not catch up")
+
+
+def is_standby_by_psycopg(dsn: str) -> bool:
+    with psycopg.connect(**parse(dsn).parameters()) as connection:  # type: ignore[arg-type]
+        row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
+        assert row is not None
+        return bool(row[0])
+
+
+async def is_standby_by_asyncpg(dsn: str) -> bool:
+    async with open_pool(Settings(pool_size=1), dsn) as pool:
+        return bool(await pool.fetchval("SELECT pg_is_in_recovery()"))
+
+
+@pytest.mark.parametrize("standby_first", [True, False])
+@pytest.mark.parametrize(
+    ("attributes", "is_standby"),
+    [
+        ("any", False),
+        ("read-write", False),
+        ("primary", False),
+        ("standby", True),
+        ("read-only", True),
+        ("prefer-standby", True),
+    ],
+)
+async def test_both_drivers_choose_the_same_server(
+    two: Two, attributes: str, standby_first: bool, is_standby: bool
+) -> None:
+    dsn = two.dsn(f"target_session_attrs={attributes}", standby_first=standby_first)
+    assert is_standby == await is_standby_by_asyncpg(dsn)
+    assert is_standby == await asyncio.to_thread(is_standby_by_psycopg, dsn)
+
+
+async def test_no_server_that_fits_is_a_problem_that_says_so(two: Two) -> None:
+    with pytest.raises(Unavailable, match="no database server is primary"):
+        async with open_pool(Settings(), f"{two.standby.dsn}&target_session_attrs=primary"):
+            pass
+
+
+async def test_writing_goes_on_when_the_primary_is_back(two: Two, aiohttp_client: Clients) -> None:
+    client = await aiohttp_client(create_app(Settings(pool_size=3), two.dsn()))
+    assert 201 == (await client.post(f"{API}/tasks", json=task())).status
+    wait_for_standby(two)
+
+    await asyncio.to_thread(two.primary.stop)
+    try:
+        await asyncio.sleep(1)
+        reads = [(await client.get(f"{API}/query")).status for _ in range(10)]
+        writes = [(await client.post(f"{API}/tasks", json=task())).status for _ in range(5)]
+    finally:
+        # Not in a thread of its own: the server would end with that.
+        two.primary.start()
+    assert 200 == reads[-1]
+    assert {200, 503} >= set(reads)
+    assert {503} == set(writes)
+
+    deadline = time.monotonic() + 5
+    while (status := (await client.post(f"{API}/tasks", json=task())).status) != 201:
+        assert (503, True) == (status, time.monotonic() < deadline)
+        await asyncio.sleep(0.1)
+    assert 200 == (await client.get(f"{API}/query")).status
+
+
+async def test_a_server_that_turns_read_only_is_left(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(embedded.started(tmp_path / name, options=FAST)) for name in "ab"
+        ]
+        for server in servers:
+            migrate.apply(server.dsn)
+        hosts = ",".join(parse(server.dsn).hosts[0].name for server in servers)
+        dsn = f"host={hosts} user=audit dbname=postgres target_session_attrs=read-write"
+        async with open_pool(Settings(pool_size=2), dsn) as pool:
+            service = AuditService(pool)
+            await service.record([task()])
+            execute(
+                servers[0].dsn,
+                "ALTER SYSTEM SET default_transaction_read_only = on",
+                "SELECT pg_reload_conf()",
+            )
+            await asyncio.sleep(0.2)
+            with pytest.raises(Unavailable):
+                await service.record([task()])
+            deadline = time.monotonic() + 5
+            while True:
+                with contextlib.suppress(Unavailable):
+                    await service.record([task()])
+                    break
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.1)
+        assert 1 == execute(servers[1].dsn, "SELECT count(*) FROM tasks")[0][0]
+
+
+@contextlib.asynccontextmanager
+async def spreading(*folders: str) -> AsyncIterator[int]:
+    """A proxy that sends each new connection to the next server; yield its port."""
+    turns = iter(range(10**9))
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        folder = folders[next(turns) % len(folders)]
+        there = await asyncio.open_unix_connection(f"{folder}/.s.PGSQL.5432")
+        await asyncio.gather(copy(reader, there[1]), copy(there[0], writer))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def servers_of(pool: asyncpg.Pool[asyncpg.Record], size: int) -> set[str]:
+    async with contextlib.AsyncExitStack() as stack:
+        held = [await stack.enter_async_context(pool.acquire()) for _ in range(size)]
+        return {str(await one.fetchval(STARTED)) for one in held}
+
+
+async def test_all_connections_of_a_pool_are_on_one_server(two: Two) -> None:
+    seen = []
+    for _ in range(12):
+        dsn = two.dsn("load_balance_hosts=random target_session_attrs=prefer-standby")
+        async with open_pool(Settings(pool_size=4), dsn) as pool:
+            seen.append(await servers_of(pool, 4))
+    assert [1] * 12 == [len(one) for one in seen]
+
+
+async def test_a_proxy_that_spreads_connections_does_not_spread_a_pool(two: Two) -> None:
+    folders = [parse(one.dsn).hosts[0].name for one in (two.primary, two.standby)]
+    async with spreading(*folders) as port:
+        dsn = f"postgresql://audit@127.0.0.1:{port}/postgres"
+        async with open_pool(Settings(pool_size=4), dsn) as pool:
+            first = await servers_of(pool, 4)
+            assert 1 == len(first)
+            await pool.expire_connections()
+            assert first == await servers_of(pool, 4)
+
+
+async def test_no_answer_is_made_under_the_version_of_another_server(two: Two) -> None:
+    async with open_pool(Settings(pool_size=2), two.dsn()) as pool:
+        service = AuditService(pool)
+        async with contextlib.aclosing(service.read_tokens()) as tokens:
+            token = await anext(tokens)
+        await service.list_tasks(AuditQuery(limit=1), server=token.server)
+        async with open_pool(Settings(pool_size=1), two.standby.dsn) as other:
+            with pytest.raises(Unavailable, match="another database server"):
+                await AuditService(other).list_tasks(AuditQuery(limit=1), server=token.server)
+
+
+async def test_recovery_conflicts_on_a_standby_are_no_errors(two: Two) -> None:
+    async with open_pool(Settings(pool_size=2), two.primary.dsn) as pool:
+        await AuditService(pool).record(
+            [task(status="pending", request_text="x" * 500) for _ in range(900)]
+        )
+    wait_for_standby(two)
+    stop = asyncio.Event()
+
+    def churn() -> None:
+        with psycopg.connect(two.primary.dsn, autocommit=True) as connection:
+            turn = 0
+            while not stop.is_set():
+                turn += 1
+                connection.execute(
+                    f"UPDATE tasks SET error_message = '{turn}' WHERE status = 'pending'"
+                )
+                connection.execute("VACUUM tasks")
+
+    churning = asyncio.create_task(asyncio.to_thread(churn))
+    outcomes: list[object] = []
+    try:
+        async with open_pool(Settings(pool_size=4), two.standby.dsn) as pool:
+            service = AuditService(pool)
+
+            async def read() -> None:
+                deadline = time.monotonic() + 4
+                while time.monotonic() < deadline:
+                    try:
+                        outcomes.append((await service.audit_query(limit=1000)).total)
+                    except Exception as failure:  # noqa: BLE001 - it is looked at below
+                        outcomes.append(failure)
+
+            await asyncio.gather(*(read() for _ in range(4)))
+    finally:
+        stop.set()
+        await churning
+    assert [] == [one for one in outcomes if not isinstance(one, int | Unavailable)]
+    assert any(isinstance(one, int) for one in outcomes)
+
+
+def make_anew(dsn: str) -> None:
+    execute(dsn, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    migrate.apply(dsn)
+
+
+async def test_a_schema_made_anew_is_noticed_at_once(
+    empty_dsn: str, aiohttp_client: Clients
+) -> None:
+    migrate.apply(empty_dsn)
+    client = await aiohttp_client(create_app(Settings(pool_size=2), empty_dsn))
+    await client.post(f"{API}/tasks", json=[task(), task(status="failed")])
+    asked = {
+        "failures": f"{API}/failures?service=payments",
+        "by-service": f"{API}/by-service/payments?status=completed",
+        "query": f"{API}/query?status=completed&intent=deploy_service",
+        "ready": "/readyz",
+    }
+    for path in asked.values():
+        assert [200] * 4 == [(await client.get(path)).status for _ in range(4)]
+
+    await asyncio.to_thread(make_anew, empty_dsn)
+    for name, path in asked.items():
+        assert (name, [200] * 4) == (name, [(await client.get(path)).status for _ in range(4)])
+    new = task(status="pending")
+    assert 201 == (await client.post(f"{API}/tasks", json=new)).status
+    path = f"{API}/tasks/{new['task_id']}"
+    assert 200 == (await client.patch(path, json={"status": "executing"})).status
+
+    await asyncio.to_thread(make_anew, empty_dsn)
+    assert 404 == (await client.patch(path, json={"status": "failed"})).status
+    assert 404 == (await client.get(path)).status
+    assert [201] * 3 == [(await client.post(f"{API}/tasks", json=task())).status for _ in range(3)]
+    assert 3 == (await (await client.get(asked["by-service"])).json())["total"]
+
+
+async def test_without_a_schema_neither_lists_nor_readiness_succeed(
+    empty_dsn: str, aiohttp_client: Clients
+) -> None:
+    migrate.apply(empty_dsn)
+    client = await aiohttp_client(create_app(Settings(pool_size=2), empty_dsn))
+    assert 200 == (await client.get(f"{API}/query")).status
+    execute(empty_dsn, "DROP TABLE tasks CASCADE")
+    for path in (f"{API}/query", f"{API}/tasks/{uuid.uuid4()}", "/readyz"):
+        assert (path, 503) == (path, (await client.get(path)).status)
+
+
+def test_a_session_that_recovery_has_ended_is_unavailable() -> None:
+    with pytest.raises(Unavailable, match="does not answer"), driver_errors():
+        raise asyncpg.SerializationError("terminating connection due to conflict with recovery")

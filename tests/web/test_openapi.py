@@ -1,0 +1,608 @@
+"""The document says what the service does, and the page shows it without any other host."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any
+from urllib.parse import urljoin
+
+import pytest
+from aiohttp import ClientResponse, web
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from pytest_aiohttp.plugin import AiohttpClient
+from yarl import URL
+
+from audit import errors
+from audit.errors import Invalid
+from audit.history.models import (
+    AuditQuery,
+    FailuresQuery,
+    TaskPath,
+    TaskQuery,
+    parse_change,
+    parse_lines,
+    parse_query,
+    parse_tasks,
+)
+from audit.settings import Settings
+from audit.web import openapi
+from audit.web.app import create_app
+from audit.web.handlers import docs
+from audit.web.problems import problems
+from audit.web.state import DRAINING
+from tests.conftest import Client
+
+API = "/api/v1/audit"
+LISTS: list[tuple[str, type[TaskQuery]]] = [
+    (f"{API}/failures", FailuresQuery),
+    (API + "/by-service/{service_name}", AuditQuery),
+    (f"{API}/query", AuditQuery),
+]
+DOCUMENT = openapi.document()
+OPERATIONS = [
+    pytest.param(operation, id=f"{method} {path}")
+    for path, methods in DOCUMENT["paths"].items()
+    for method, operation in methods.items()
+]
+KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "name")]
+STATIC = files("audit.web") / "static"
+VENDORED = STATIC / "swagger-ui"
+
+
+def resolved(part: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in part:
+        found = DOCUMENT
+        for name in part["$ref"].removeprefix("#/").split("/"):
+            found = found[name]
+        part = found
+    return part
+
+
+def media_types(part: Any = DOCUMENT, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every body that the document describes, with its place."""
+    for name, inner in part.items():
+        if name == "content":
+            for media_type, content in inner.items():
+                yield f"{where} {media_type}", content
+        elif isinstance(inner, dict):
+            yield from media_types(inner, f"{where}/{name}")
+
+
+def schemas_with_examples(
+    part: Any = DOCUMENT, where: str = ""
+) -> Iterator[tuple[str, dict[str, Any], Any]]:
+    """Every example inside a schema, with its place."""
+    if isinstance(part, list):
+        for position, inner in enumerate(part):
+            yield from schemas_with_examples(inner, f"{where}/{position}")
+    elif isinstance(part, dict):
+        if isinstance(part.get("examples"), list):
+            for example in part["examples"]:
+                yield where, part, example
+        for name, inner in part.items():
+            if name != "examples":
+                yield from schemas_with_examples(inner, f"{where}/{name}")
+
+
+def schemas(part: Any = DOCUMENT, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every object of the document, with its place, except for examples."""
+    if isinstance(part, list):
+        for position, inner in enumerate(part):
+            yield from schemas(inner, f"{where}/{position}")
+    elif isinstance(part, dict):
+        yield where, part
+        for name, inner in part.items():
+            if name != "examples":
+                yield from schemas(inner, f"{where}/{name}")
+
+
+EXAMPLES = [
+    pytest.param(content["schema"], example["value"], id=f"{where} {name}")
+    for where, content in media_types()
+    for name, example in content.get("examples", {}).items()
+] + [pytest.param(schema, example, id=where) for where, schema, example in schemas_with_examples()]
+
+
+def validator(schema: dict[str, Any]) -> Draft202012Validator:
+    return Draft202012Validator(
+        # Where `#/components/…` leads to.
+        {**schema, "components": DOCUMENT["components"]},
+        format_checker=Draft202012Validator.FORMAT_CHECKER,
+    )
+
+
+def parameters(path: str, place: str) -> dict[str, dict[str, Any]]:
+    return {
+        parameter["name"]: parameter
+        for parameter in DOCUMENT["paths"][path]["get"]["parameters"]
+        if parameter["in"] == place
+    }
+
+
+# --- the document ---------------------------------------------------------------------------------
+
+
+def test_document_is_valid_openapi_3_1_of_this_version() -> None:
+    OpenAPIV31SpecValidator(DOCUMENT).validate()
+
+    assert DOCUMENT["openapi"].startswith("3.1.")
+    assert DOCUMENT["info"]["version"] == version("task-audit")
+
+
+def test_document_has_every_route_of_the_app_and_no_other() -> None:
+    app = create_app(Settings(), "postgresql://unused")
+    served = {
+        (route.method, route.resource.canonical)
+        for route in app.router.routes()
+        if route.resource is not None
+    }
+    described = {
+        (method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods
+    }
+    # HEAD comes with GET, and what the page is made of is no part of the API.
+    unsaid = {("HEAD", path) for method, path in served if method == "GET"}
+    unsaid |= {("GET", "/docs/{asset}"), ("GET", "/docs/"), ("GET", "/")}
+
+    assert described == served - unsaid
+    assert unsaid <= served
+
+
+def test_every_body_has_an_example() -> None:
+    bodies = dict(media_types())
+
+    assert [where for where, content in bodies.items() if not content.get("examples")] == []
+    assert len(bodies) > len(KINDS)
+
+
+@pytest.mark.parametrize(("schema", "example"), EXAMPLES)
+def test_example_is_valid(schema: dict[str, Any], example: Any) -> None:
+    validator(schema).validate(example)
+
+
+def test_examples_of_bodies_are_taken_by_the_service() -> None:
+    sent = DOCUMENT["paths"][f"{API}/tasks"]["post"]["requestBody"]["content"]
+    changes = DOCUMENT["paths"][API + "/tasks/{task_id}"]["patch"]["requestBody"]["content"]
+
+    for example in sent["application/json"]["examples"].values():
+        assert parse_tasks([json.dumps(example["value"]).encode()])
+    for example in sent["application/x-ndjson"]["examples"].values():
+        (batch,) = parse_lines([example["value"].encode()])
+        assert len(batch.labels) == len(example["value"].splitlines())
+    for example in changes["application/json"]["examples"].values():
+        assert parse_change([json.dumps(example["value"]).encode()])
+
+
+def test_json_and_ndjson_show_the_same_tasks() -> None:
+    content = DOCUMENT["paths"][f"{API}/tasks"]["post"]["requestBody"]["content"]
+    as_json = {name: e["value"] for name, e in content["application/json"]["examples"].items()}
+    as_lines = {
+        name: [json.loads(line) for line in e["value"].splitlines()]
+        for name, e in content["application/x-ndjson"]["examples"].items()
+    }
+
+    assert as_lines == {"one": [as_json["one"]], "several": as_json["several"]}
+
+
+@pytest.mark.parametrize(("path", "model"), LISTS)
+def test_query_parameters_are_the_fields_of_the_model(path: str, model: type[TaskQuery]) -> None:
+    described = parameters(path, "query")
+
+    assert set(described) == set(model.model_fields)
+    for name, parameter in described.items():
+        assert parameter["description"].startswith(model.model_fields[name].description or "?")
+        assert not parameter.get("required", False)
+
+
+@pytest.mark.parametrize(("path", "model"), LISTS)
+def test_parameters_that_may_be_repeated_are_arrays(path: str, model: type[TaskQuery]) -> None:
+    for name, parameter in parameters(path, "query").items():
+        value = {"status": "failed"}.get(name, "x")
+        if parameter["schema"]["type"] == "array":
+            assert (parameter["style"], parameter["explode"]) == ("form", True)
+            assert parse_query(model, {name: [value, value]})
+        else:
+            with pytest.raises(Invalid, match="may be given once"):
+                parse_query(model, {name: [value, value]})
+
+
+@pytest.mark.parametrize(("path", "model"), LISTS)
+def test_bounds_of_parameters_are_those_that_are_judged(path: str, model: type[TaskQuery]) -> None:
+    bounds = {
+        name: (parameter["schema"]["minimum"], parameter["schema"]["maximum"])
+        for name, parameter in parameters(path, "query").items()
+        if parameter["schema"]["type"] == "integer"
+    }
+
+    assert bounds == {
+        "days": (1, 90 if model is FailuresQuery else 365),
+        "limit": (1, 1000),
+        "offset": (0, 2**63 - 1),
+    }
+    for name, (lowest, highest) in bounds.items():
+        for taken in (lowest, highest):
+            assert getattr(parse_query(model, {name: [str(taken)]}), name) == taken
+        for refused in (lowest - 1, highest + 1):
+            with pytest.raises(Invalid):
+                parse_query(model, {name: [str(refused)]})
+
+
+def test_no_default_is_there_for_a_generated_client_to_send() -> None:
+    assert [where for where, schema in schemas() if "default" in schema] == []
+
+
+@pytest.mark.parametrize(("path", "model"), LISTS)
+def test_descriptions_name_the_defaults(path: str, model: type[TaskQuery]) -> None:
+    nothing = parse_query(model, {})
+    described = {name: p["description"] for name, p in parameters(path, "query").items()}
+
+    assert f"{nothing.limit} if not given" in described["limit"]
+    assert "0 if not given" in described["offset"]
+    assert (f"{nothing.days} if no" in described["days"]) == (model is FailuresQuery)
+
+
+def test_requests_are_closed_and_answers_are_open() -> None:
+    closed = {where for where, schema in schemas() if schema.get("additionalProperties") is False}
+
+    assert closed == {f"/components/schemas/{name}" for name in ("NewTask", "TaskChange")}
+
+
+def test_only_operations_that_need_a_key_ask_for_one() -> None:
+    keyless = {
+        path
+        for path, methods in DOCUMENT["paths"].items()
+        for operation in methods.values()
+        if operation["security"] == []
+    }
+
+    assert keyless == {"/healthz", "/readyz", "/openapi.json", "/docs"}
+
+
+@pytest.mark.parametrize(("path", "model"), LISTS)
+def test_examples_of_parameters_are_taken_by_the_service(path: str, model: type[TaskQuery]) -> None:
+    shown = {
+        name: parameter["schema"]["examples"]
+        for name, parameter in parameters(path, "query").items()
+        if "examples" in parameter["schema"]
+    }
+
+    assert set(shown) == {"since", "until", "outcome"}
+    for name, values in shown.items():
+        for value in values:
+            assert getattr(parse_query(model, {name: [value]}), name) is not None
+
+
+@pytest.mark.parametrize(("path", "model"), LISTS)
+def test_lists_take_an_etag_and_answer_with_one(path: str, model: type[TaskQuery]) -> None:
+    answers = DOCUMENT["paths"][path]["get"]["responses"]
+
+    assert set(parameters(path, "header")) == {"If-None-Match"}
+    for status in ("200", "304"):
+        assert {"ETag", "Cache-Control", "Vary"} < set(answers[status]["headers"])
+    assert "content" not in answers["304"]
+
+
+async def test_a_service_may_be_named_a_hundred_times_that_of_the_path_included(
+    client: Client,
+) -> None:
+    path = API + "/by-service/{service_name}"
+    most = parameters(path, "query")["service"]["schema"]["maxItems"]
+
+    for number, expected in ((most, 200), (most + 1, 422)):
+        query = "&".join(["service=x"] * number)
+        response = await client.get(f"{API}/by-service/x?{query}")
+        assert response.status == expected
+
+
+def test_path_parameters_are_those_of_the_path() -> None:
+    by_service = parameters(API + "/by-service/{service_name}", "path")
+    by_id = parameters(API + "/tasks/{task_id}", "path")
+
+    assert set(by_service) == {"service_name"}
+    assert by_service["service_name"]["schema"]["maxLength"] == 255
+    assert set(by_id) == set(TaskPath.model_fields)
+    assert by_id["task_id"]["schema"]["format"] == "uuid"
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_answer_has_a_request_id_and_every_refusal_is_a_problem(
+    operation: dict[str, Any],
+) -> None:
+    for status, answer in operation["responses"].items():
+        response = resolved(answer)
+        assert "X-Request-ID" in response["headers"]
+        assert ("Retry-After" in response["headers"]) == (status in {"429", "503"})
+        if int(status) >= 400:
+            assert set(response["content"]) == {"application/problem+json"}
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "expected"),
+    [
+        (f"{API}/failures", "get", {400, 401, 403, 414, 422, 429, 431, 500, 503, 504}),
+        (
+            API + "/by-service/{service_name}",
+            "get",
+            {400, 401, 403, 414, 422, 429, 431, 500, 503, 504},
+        ),
+        (f"{API}/query", "get", {400, 401, 403, 414, 422, 429, 431, 500, 503, 504}),
+        (
+            API + "/tasks/{task_id}",
+            "get",
+            {400, 401, 403, 404, 412, 414, 422, 429, 431, 500, 503, 504},
+        ),
+        (
+            f"{API}/tasks",
+            "post",
+            {400, 401, 403, 408, 409, 413, 414, 415, 422, 429, 431, 500, 503, 504},
+        ),
+        (
+            API + "/tasks/{task_id}",
+            "patch",
+            {400, 401, 403, 404, 408, 409, 412, 413, 414, 415, 422, 429, 431, 500, 503, 504},
+        ),
+        ("/healthz", "get", set()),
+        ("/readyz", "get", {500, 503, 504}),
+        ("/openapi.json", "get", set()),
+        ("/docs", "get", set()),
+    ],
+)
+def test_every_route_lists_the_problems_it_can_answer_with(
+    path: str, method: str, expected: set[int]
+) -> None:
+    statuses = {int(status) for status in DOCUMENT["paths"][path][method]["responses"]}
+
+    assert {status for status in statuses if status >= 400} == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_example_of_a_problem_is_what_the_service_sends(
+    aiohttp_client: AiohttpClient, kind: type[errors.Problem]
+) -> None:
+    ((_, content),) = (
+        (where, content)
+        for where, content in media_types(DOCUMENT["components"]["responses"])
+        if next(iter(content["examples"].values()))["value"]["status"] == kind.status
+    )
+    (example,) = (example["value"] for example in content["examples"].values())
+
+    async def fail(_: web.Request) -> web.Response:
+        raise kind(example["detail"], errors=example.get("errors"))
+
+    app = web.Application(middlewares=[problems])
+    app[DRAINING] = asyncio.Event()
+    app.router.add_get("/", fail)
+    client = await aiohttp_client(app)
+    response = await client.get("/", headers={"X-Request-ID": example["instance"]})
+
+    assert response.content_type == "application/problem+json"
+    assert response.status == kind.status
+    assert await response.json(content_type=None) == example
+    validator(content["schema"]).validate(example)
+
+
+def test_example_of_a_refusal_is_what_judging_says() -> None:
+    (content,) = DOCUMENT["components"]["responses"]["Invalid"]["content"].values()
+    (example,) = (example["value"] for example in content["examples"].values())
+
+    with pytest.raises(Invalid) as refused:
+        parse_query(AuditQuery, {"limit": ["0"], "status": ["lost"]})
+
+    assert refused.value.errors == example["errors"]
+    assert refused.value.detail == example["detail"]
+
+
+def test_document_is_made_anew_at_each_call() -> None:
+    openapi.document()["paths"].clear()
+
+    assert openapi.document()["paths"]
+
+
+# --- real answers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("example", ["one", "several"])
+@pytest.mark.parametrize("media_type", ["application/json", "application/x-ndjson"])
+async def test_examples_can_be_recorded(client: Client, media_type: str, example: str) -> None:
+    path = f"{API}/tasks"
+    content = DOCUMENT["paths"][path]["post"]["requestBody"]["content"][media_type]
+    value = content["examples"][example]["value"]
+    body = value if isinstance(value, str) else json.dumps(value)
+
+    for _ in range(2):
+        response = await client.post(path, data=body, headers={"Content-Type": media_type})
+        assert response.status in {200, 201}
+        await assert_described(response, path)
+
+
+async def test_answers_are_as_described(client: Client) -> None:
+    tasks, one = f"{API}/tasks", API + "/tasks/{task_id}"
+    post, patch = DOCUMENT["paths"][tasks]["post"], DOCUMENT["paths"][one]["patch"]
+    several = post["requestBody"]["content"]["application/json"]["examples"]["several"]["value"]
+    change = patch["requestBody"]["content"]["application/json"]["examples"]["failed"]["value"]
+    known = tasks + "/" + several[0]["task_id"]
+    other = [{**several[0], "request_text": "Something else"}]
+    nobody = f"{tasks}/00000000-0000-0000-0000-000000000000"
+
+    for expected, path, method, url, sent in [
+        (201, tasks, "POST", tasks, {"json": several}),
+        (200, tasks, "POST", tasks, {"json": several}),
+        (409, tasks, "POST", tasks, {"json": other}),
+        (422, tasks, "POST", tasks, {"json": []}),
+        (400, tasks, "POST", tasks, {"data": "{", "headers": {"Content-Type": "application/json"}}),
+        (415, tasks, "POST", tasks, {"data": "{}", "headers": {"Content-Type": "text/plain"}}),
+        (200, one, "GET", known, {}),
+        (200, one, "PATCH", known, {"json": change}),
+        (200, one, "PATCH", known, {"json": change}),
+        (409, one, "PATCH", known, {"json": {"status": "pending"}}),
+        (412, one, "PATCH", known, {"json": change, "headers": {"If-Match": '"stale"'}}),
+        (304, one, "GET", known, {"headers": {"If-None-Match": "*"}}),
+        (404, one, "PATCH", nobody, {"json": change}),
+        (404, one, "GET", nobody, {}),
+        (422, one, "GET", f"{tasks}/7", {}),
+        (200, f"{API}/query", "GET", f"{API}/query?limit=1", {}),
+        (200, f"{API}/failures", "GET", f"{API}/failures?since=2026-01-01T00:00:00Z", {}),
+        (200, API + "/by-service/{service_name}", "GET", f"{API}/by-service/payments", {}),
+        (304, f"{API}/query", "GET", f"{API}/query", {"headers": {"If-None-Match": "*"}}),
+        (422, f"{API}/query", "GET", f"{API}/query?limit=0&colour=red", {}),
+        (400, f"{API}/query", "GET", f"{API}/query?outcome=[", {}),
+        (200, "/healthz", "GET", "/healthz", {}),
+        (200, "/readyz", "GET", "/readyz", {}),
+        (200, "/metrics", "GET", "/metrics", {}),
+        (200, "/openapi.json", "GET", "/openapi.json", {}),
+        (200, "/docs", "GET", "/docs", {}),
+    ]:
+        response = await client.request(method, url, **sent)
+        assert (response.status, url) == (expected, url)
+        await assert_described(response, path)
+
+
+async def assert_described(response: ClientResponse, path: str) -> None:
+    operation = DOCUMENT["paths"][path][response.method.lower()]
+    described = resolved(operation["responses"][str(response.status)])
+    assert [] == [name for name in described["headers"] if name not in response.headers]
+    if "content" not in described:
+        assert b"" == await response.read()
+        return
+    schema = described["content"][response.content_type]["schema"]
+    text = await response.text()
+    is_text = response.content_type.startswith("text/")
+    validator(schema).validate(text if is_text else json.loads(text))
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+class References(HTMLParser):
+    """What a page loads or leads to, and what it would run from its own text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.urls: list[str] = []
+        self.inline: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.urls += [value for name, value in attrs if name in {"src", "href"} and value]
+        self.inline += [name for name in given if name.startswith("on")]
+        if tag == "script" and "src" not in given:
+            self.inline.append(tag)
+
+
+@pytest.fixture
+async def docs_client(aiohttp_client: AiohttpClient) -> Client:
+    """A client of the docs alone, without a database."""
+    app = web.Application()
+    docs.add_routes(app)
+    return await aiohttp_client(app)
+
+
+async def test_openapi_json_is_the_document(docs_client: Client) -> None:
+    response = await docs_client.get("/openapi.json")
+
+    assert response.status == 200
+    assert response.content_type == "application/json"
+    assert response.headers["Cache-Control"] == "no-cache"
+    assert await response.json() == DOCUMENT
+
+
+async def test_page_runs_only_scripts_of_this_origin(docs_client: Client) -> None:
+    response = await docs_client.get("/docs")
+    policy = dict(
+        directive.strip().split(" ", 1)
+        for directive in response.headers["Content-Security-Policy"].split(";")
+    )
+
+    assert response.status == 200
+    assert response.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert policy == {
+        "default-src": "'self'",
+        "style-src": "'self' 'unsafe-inline'",
+        "img-src": "'self' data:",
+        "object-src": "'none'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    page = References()
+    page.feed(await response.text())
+    assert page.inline == []
+
+
+async def test_page_refers_to_nothing_but_what_is_served_here(docs_client: Client) -> None:
+    page = References()
+    page.feed(await (await docs_client.get("/docs")).text())
+    served = {}
+    for url in page.urls:
+        if not url.startswith("data:"):
+            assert not re.match(r"[a-z]+:|//", url)
+            response = await docs_client.get(urljoin("/docs", url))
+            assert response.status == 200
+            served[urljoin("/docs", url)] = response.headers["Content-Type"]
+
+    assert served == {
+        "/docs/swagger-ui.css": "text/css; charset=utf-8",
+        "/docs/swagger-ui-bundle.js": "text/javascript; charset=utf-8",
+        "/docs/docs.js": "text/javascript; charset=utf-8",
+        "/openapi.json": "application/json",
+    }
+
+
+async def test_scripts_and_styles_are_kept_and_not_guessed_at(docs_client: Client) -> None:
+    for name in ("docs.js", "swagger-ui-bundle.js", "swagger-ui.css"):
+        response = await docs_client.get(f"/docs/{name}")
+
+        assert response.headers["Cache-Control"] == "public, max-age=3600"
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        folder = STATIC if name == "docs.js" else VENDORED
+        assert await response.read() == (folder / name).read_bytes()
+
+
+def test_our_script_and_the_styles_name_no_other_host() -> None:
+    script = (STATIC / "docs.js").read_text(encoding="utf-8")
+    style = (VENDORED / "swagger-ui.css").read_text(encoding="utf-8")
+
+    assert 'url: "openapi.json"' in script
+    assert "validatorUrl: null" in script
+    assert "//" not in re.sub(r"^\s*//.*$", "", script, flags=re.MULTILINE)
+    assert "@import" not in style
+    assert [url[:5] for url in re.findall(r"url\([\"']?([^)]*)", style) if url[:5] != "data:"] == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/docs/README.md",
+        "/docs/docs.html",
+        "/docs/swagger-ui",
+        "/docs/swagger-ui%2Fswagger-ui.css",
+        "/docs/..%2Fdocs.html",
+        "/docs/%2e%2e%2f%2e%2e%2fopenapi.py",
+        "/docs/swagger-ui.css%00",
+    ],
+)
+async def test_nothing_else_is_served_from_the_folder(docs_client: Client, path: str) -> None:
+    response = await docs_client.get(URL(path, encoded=True))
+
+    assert response.status == 404
+
+
+def test_swagger_ui_is_what_its_readme_says() -> None:
+    readme = (VENDORED / "README.md").read_text(encoding="utf-8")
+    said = dict(re.findall(r"^\| `([^`]+)` \| `([0-9a-f]{64})` \|$", readme, re.MULTILINE))
+    shipped = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in VENDORED.iterdir()
+        if file.name != "README.md"
+    }
+
+    assert said == shipped
+    assert len(shipped) == 5
