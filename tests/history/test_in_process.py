@@ -142,7 +142,7 @@ async def test_members_of_later_versions_are_ignored() -> None:
         "task_ids": ["7d9f1c9e-0c3f-4d0e-9a63-6b6f0b7c2d11"],
     }
 
-    assert audit.models.RecordedBody.model_validate({**known, "position": 7}).recorded == 1
+    assert RecordedBody.model_validate({**known, "position": 7}).recorded == 1
 
 
 # --- as strict as HTTP ----------------------------------------------------------------------------
