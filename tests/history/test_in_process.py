@@ -27,6 +27,7 @@ from audit import (
     Unavailable,
     errors,
 )
+from audit.history.models import RecordedBody
 from tests.conftest import Client, ago, execute, task
 
 API = "/api/v1/audit"
