@@ -16,7 +16,7 @@ from multidict import istr
 
 from audit import errors
 from audit.errors import Problem
-from audit.web.responses import Whole
+from audit.web.responses import BytesResponse
 from audit.web.state import ACCEPT_PATCH, DRAINING, REASON, REQUEST_ID
 
 log = logging.getLogger("audit")
@@ -84,7 +84,7 @@ def _new_id() -> str:
     return random.randbytes(16).hex()  # noqa: S311
 
 
-def _respond(problem: Problem, request_id: str) -> Whole:
+def _respond(problem: Problem, request_id: str) -> BytesResponse:
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR and problem.__cause__ is not None:
         log.warning("request %s: %s (%r)", request_id, problem.detail, problem.__cause__)
     members: dict[str, Any] = {
@@ -103,15 +103,17 @@ def _respond(problem: Problem, request_id: str) -> Whole:
     return response
 
 
-def _of_aiohttp(refused: web.HTTPException, request: web.Request, request_id: str) -> Whole:
+def _of_aiohttp(refused: web.HTTPException, request: web.Request, request_id: str) -> BytesResponse:
     is_unknown = refused.status == HTTPStatus.NOT_FOUND
     return _plain(refused.status, f"nothing is at {request.path}" if is_unknown else "", request_id)
 
 
-def _options(refused: web.HTTPMethodNotAllowed, request: web.Request, request_id: str) -> Whole:
+def _options(
+    refused: web.HTTPMethodNotAllowed, request: web.Request, request_id: str
+) -> BytesResponse:
     """Answer OPTIONS, which no route has of its own; refuse any other method."""
     if request.method == hdrs.METH_OPTIONS:
-        response = Whole(None, {}, HTTPStatus.NO_CONTENT)
+        response = BytesResponse(None, {}, HTTPStatus.NO_CONTENT)
         if hdrs.METH_PATCH in refused.allowed_methods:
             response.headers["Accept-Patch"] = ACCEPT_PATCH
     else:
@@ -121,7 +123,7 @@ def _options(refused: web.HTTPMethodNotAllowed, request: web.Request, request_id
     return response
 
 
-def _plain(status: int, detail: str, request_id: str) -> Whole:
+def _plain(status: int, detail: str, request_id: str) -> BytesResponse:
     """A failure that its status says all about."""
     title = HTTPStatus(status).phrase
     return _response(
@@ -135,8 +137,8 @@ def _plain(status: int, detail: str, request_id: str) -> Whole:
     )
 
 
-def _response(members: dict[str, Any]) -> Whole:
-    return Whole(
+def _response(members: dict[str, Any]) -> BytesResponse:
+    return BytesResponse(
         _encode(members).encode("utf-8", "replace"),
         {"Content-Type": "application/problem+json"},
         members["status"],

@@ -23,7 +23,7 @@ from audit.history.models import (
     TaskQuery,
     parse_query,
 )
-from audit.web.responses import Whole, json_response
+from audit.web.responses import BytesResponse, json_response
 from audit.web.state import ANSWERS, IDENTITY, ROWS, SERVICE
 
 #: The answer is the client's to keep, and to be asked about each time.
@@ -48,17 +48,17 @@ _WEIGHT = re.compile(r"\s*q=([01](?:\.\d{0,3})?)\s*", re.ASCII)
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
-async def get_failures(request: web.Request) -> Whole:
+async def get_failures(request: web.Request) -> BytesResponse:
     """The tasks that failed, newest first: by default, those of the last week."""
     return await _list(request, FailuresQuery, query_params)
 
 
-async def get_by_service(request: web.Request) -> Whole:
+async def get_by_service(request: web.Request) -> BytesResponse:
     """The tasks that touched one service, newest first."""
     return await _list(request, AuditQuery, _by_service)
 
 
-async def audit_query(request: web.Request) -> Whole:
+async def audit_query(request: web.Request) -> BytesResponse:
     """The tasks that match every filter given, newest first."""
     return await _list(request, AuditQuery, query_params)
 
@@ -73,7 +73,7 @@ async def _list(
     request: web.Request,
     model: type[TaskQuery],
     read: Callable[[web.Request], dict[str, list[str]]],
-) -> Whole:
+) -> BytesResponse:
     project_id = request[IDENTITY].project_id
     question = request.raw_path if project_id is None else f"{project_id} {request.raw_path}"
 
@@ -88,7 +88,7 @@ async def _list(
 
     answer = await request.app[ANSWERS].find(question, parse)
     if answer.etag and _is_held(request, answer.etag):
-        return Whole(None, {**_HEADERS, hdrs.ETAG: answer.etag}, HTTPStatus.NOT_MODIFIED)
+        return BytesResponse(None, {**_HEADERS, hdrs.ETAG: answer.etag}, HTTPStatus.NOT_MODIFIED)
     body = await answer.body()
     if answer.rows is not None:
         request[ROWS] = answer.rows
@@ -98,7 +98,7 @@ async def _list(
     if len(body) > _SHORT_BYTES and _takes_gzip(request.headers.get(hdrs.ACCEPT_ENCODING, "")):
         body = await answer.gzip_body()
         headers[hdrs.CONTENT_ENCODING] = "gzip"
-    return Whole(body, headers)
+    return BytesResponse(body, headers)
 
 
 def _head(request: web.Request, answer: Answer) -> dict[str, str]:
@@ -185,7 +185,7 @@ def _takes_gzip(accepted: str) -> bool:
     return weights.get("gzip", weights.get("x-gzip", weights.get("*", 0))) > 0
 
 
-async def get_task(request: web.Request) -> Whole:
+async def get_task(request: web.Request) -> BytesResponse:
     """One task whole."""
     document = await request.app[SERVICE].get_task(
         task_id_of(request), project_id=request[IDENTITY].project_id
@@ -194,12 +194,14 @@ async def get_task(request: web.Request) -> Whole:
     if match is not None and not _has(match, document.etag):
         raise PreconditionFailed(f"the task's ETag is {document.etag}")
     if _is_held(request, document.etag):
-        return Whole(None, {**_TASK_HEADERS, hdrs.ETAG: document.etag}, HTTPStatus.NOT_MODIFIED)
+        return BytesResponse(
+            None, {**_TASK_HEADERS, hdrs.ETAG: document.etag}, HTTPStatus.NOT_MODIFIED
+        )
     request[ROWS] = 1
     return task_response(document)
 
 
-def task_response(document: TaskDocument) -> Whole:
+def task_response(document: TaskDocument) -> BytesResponse:
     """Return the answer that shows a task whole, under its entity tag."""
     response = json_response(document.json.encode())
     response.headers.update(_TASK_HEADERS)

@@ -9,7 +9,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from audit.web import openapi
-from audit.web.responses import Whole, json_response
+from audit.web.responses import BytesResponse, json_response
 
 _FOLDER: Final = files("audit.web") / "static"
 _PAGE: Final = (_FOLDER / "docs.html").read_bytes()
@@ -48,28 +48,28 @@ def add_routes(app: web.Application) -> None:
     app.router.add_get("/docs/{asset}", asset)
 
 
-async def openapi_json(request: web.Request) -> Whole:
+async def openapi_json(request: web.Request) -> BytesResponse:
     """The OpenAPI 3.1 document."""
     response = json_response(openapi.document_json())
     response.headers["Cache-Control"] = "no-cache"
     return response
 
 
-async def page(request: web.Request) -> Whole:
+async def page(request: web.Request) -> BytesResponse:
     """The page, which asks this service for all it needs and no other host for anything."""
-    return Whole(_PAGE, _PAGE_HEADERS)
+    return BytesResponse(_PAGE, _PAGE_HEADERS)
 
 
-async def to_page(request: web.Request) -> Whole:
+async def to_page(request: web.Request) -> BytesResponse:
     """Lead to the page, by a relative path: a proxy may serve all of it under a prefix."""
     place = "docs" if request.path == "/" else "../docs"
-    return Whole(b"", {hdrs.LOCATION: place}, HTTPStatus.TEMPORARY_REDIRECT)
+    return BytesResponse(b"", {hdrs.LOCATION: place}, HTTPStatus.TEMPORARY_REDIRECT)
 
 
-async def asset(request: web.Request) -> Whole:
+async def asset(request: web.Request) -> BytesResponse:
     """A script or style sheet of the page."""
     found = _ASSETS.get(request.match_info["asset"])
     if found is None:
         raise web.HTTPNotFound
     content_type, body = found
-    return Whole(body, {**_ASSET_HEADERS, "Content-Type": f"{content_type}; charset=utf-8"})
+    return BytesResponse(body, {**_ASSET_HEADERS, "Content-Type": f"{content_type}; charset=utf-8"})

@@ -7,18 +7,18 @@ from aiohttp import web
 from audit.errors import Unavailable
 from audit.history.models import AuditQuery
 from audit.postgres.pool import pending_migrations
-from audit.web.responses import Whole, json_response
+from audit.web.responses import BytesResponse, json_response
 from audit.web.state import METRICS, POOL, SERVICE
 
 _MEASURE_SECONDS = 1
 
 
-async def healthz(request: web.Request) -> Whole:
+async def healthz(request: web.Request) -> BytesResponse:
     """The process lives; nothing else is touched."""
     return json_response(b'{"status":"ok"}')
 
 
-async def readyz(request: web.Request) -> Whole:
+async def readyz(request: web.Request) -> BytesResponse:
     """The database answers, its migrations are current, and lists can be read."""
     pending = await pending_migrations(request.app[POOL])
     if pending:
@@ -30,9 +30,9 @@ async def readyz(request: web.Request) -> Whole:
     return json_response(b'{"status":"ready"}')
 
 
-async def metrics(request: web.Request) -> Whole:
+async def metrics(request: web.Request) -> BytesResponse:
     """What all workers have counted, in the format that Prometheus asks for."""
     deltas = await request.app[SERVICE].measure_deltas(_MEASURE_SECONDS)
     accept = request.headers.get("Accept", "")
     body, content_type = request.app[METRICS].told(accept, deltas)
-    return Whole(body, {"Content-Type": content_type})
+    return BytesResponse(body, {"Content-Type": content_type})

@@ -23,7 +23,7 @@ from audit.web.handlers.asking import (
     task_id_of,
     task_response,
 )
-from audit.web.responses import Whole, json_response
+from audit.web.responses import BytesResponse, json_response
 from audit.web.state import (
     ACCEPT_PATCH,
     BODY,
@@ -45,7 +45,7 @@ _writing: set[asyncio.Task[Any]] = set()
 _Result = TypeVar("_Result")
 
 
-async def record(request: web.Request) -> Whole:
+async def record(request: web.Request) -> BytesResponse:
     """Record a task, an array of tasks, or NDJSON: all of it, or nothing."""
     parse_query(NoParams, query_params(request))
     is_lines = _content_type(request, (JSON, NDJSON)) == NDJSON
@@ -62,7 +62,7 @@ async def record(request: web.Request) -> Whole:
     return json_response(result.to_json(), 201 if result.recorded else 200)
 
 
-async def update(request: web.Request) -> Whole:
+async def update(request: web.Request) -> BytesResponse:
     """Move an open task on and fill in what is known."""
     task_id = task_id_of(request)
     _content_type(request, ACCEPT_PATCH.split(", "))
