@@ -1,6 +1,7 @@
-"""Limits of time, each kept by one timer of the event loop, however many run under it.
+"""Time limits for awaitables, with one timer of the event loop for all that share a limit.
 
-`asyncio.timeout` makes a timer for each; on uvloop that takes a twentieth of a whole short answer.
+`asyncio.timeout` creates a timer for each call; on uvloop that takes a twentieth of the time of a
+short response.
 """
 
 from __future__ import annotations
@@ -19,66 +20,66 @@ _CANCEL_EVERY_SECONDS: Final = 0.5
 _Result = TypeVar("_Result")
 
 
-class Late(TimeoutError):
-    """It ran into its limit."""
+class DeadlineExceeded(TimeoutError):
+    """An awaitable was cancelled because it exceeded its time limit."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"not done within {seconds:g} seconds")
         self.seconds = seconds
 
 
-class Limit:
-    """So many seconds, for each that runs under it."""
+class Deadline:
+    """A time limit of `seconds` for each awaitable run under it."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        #: The first is the first to end.
+        #: In order of start. All have the same limit, so the first is also the first to exceed it.
         self._running: dict[_Run, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, work: Awaitable[_Result]) -> _Result:
-        """Return what comes of it, as under `asyncio.timeout`.
+        """Return the result of `work`; behaves like `asyncio.timeout`.
 
         Raises:
-            Late: it took longer, and was cancelled.
+            DeadlineExceeded: `work` took longer and was cancelled.
         """
         loop = asyncio.get_running_loop()
         task = asyncio.current_task(loop)
-        assert task is not None  # noqa: S101 - only a task can wait
+        assert task is not None  # noqa: S101 - only a task can await
         run = _Run(task, task.cancelling(), loop.time() + self.seconds)
         self._running[run] = None
         if self._timer is None:
-            self._timer = loop.call_at(run.until, self._cancel_late)
+            self._timer = loop.call_at(run.until, self._cancel_exceeded)
         try:
             return await work
         except asyncio.CancelledError as cancelled:
-            # Where someone else has cancelled it as well, it is theirs.
-            if run.is_late and task.cancelling() <= run.cancelling + 1:
-                raise Late(self.seconds) from cancelled
+            # If other code has cancelled the task as well, the cancellation goes on to that code.
+            if run.is_exceeded and task.cancelling() <= run.cancelling + 1:
+                raise DeadlineExceeded(self.seconds) from cancelled
             raise
         finally:
             del self._running[run]
-            if run.is_late:
+            if run.is_exceeded:
                 task.uncancel()
 
-    def _cancel_late(self) -> None:
+    def _cancel_exceeded(self) -> None:
         self._timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
         for run in self._running:
             if run.until > now:
-                self._timer = loop.call_at(run.until, self._cancel_late)
+                self._timer = loop.call_at(run.until, self._cancel_exceeded)
                 return
-            if not run.is_late:
-                run.is_late = True
+            if not run.is_exceeded:
+                run.is_exceeded = True
                 run.task.cancel()
 
 
 async def stop(*tasks: asyncio.Task[None]) -> None:
-    """Cancel tasks until they have ended, for some seconds at most.
+    """Cancel tasks, and wait up to five seconds for them to end.
 
-    A task can lose a cancellation: `asyncio.wait_for` before Python 3.12, which asyncpg uses, drops
-    one that arrives in the moment in which what it waits for is done.
+    A cancellation is repeated, because a task can lose one: `asyncio.wait_for` before Python 3.12,
+    which asyncpg uses, drops a cancellation that arrives while its awaitable completes.
     """
     running = set(tasks)
     for _ in range(_CANCELLATIONS):
@@ -93,8 +94,8 @@ async def stop(*tasks: asyncio.Task[None]) -> None:
 @dataclass(slots=True, eq=False)
 class _Run:
     task: asyncio.Task[object]
-    #: How often others had cancelled it before.
+    #: Cancellations of the task that were pending before this run.
     cancelling: int
-    #: By the clock of the loop.
+    #: On the clock of the event loop.
     until: float
-    is_late: bool = False
+    is_exceeded: bool = False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from audit.access.identity import Identity, Scope, refused
-from audit.deadlines import Limit
+from audit.deadlines import Deadline
 from audit.errors import Invalid
 from audit.postgres import statements
 from audit.postgres.pool import acquired
@@ -115,7 +115,7 @@ async def create_key(
     at = expires if isinstance(expires, datetime) else None
     if at is not None and at <= datetime.now(at.tzinfo):
         raise Invalid("the time of expiry has passed already")
-    async with acquired(pool, Limit(_PATIENCE_SECONDS)) as connection:
+    async with acquired(pool, Deadline(_PATIENCE_SECONDS)) as connection:
         row = await connection.fetchrow(
             statements.CREATE_KEY, name, digest_of(key), sorted(scopes), project_id, lasting, at
         )
@@ -130,7 +130,7 @@ async def revoke_key(pool: Pool, name: str) -> datetime:
     Raises:
         Invalid: there is none of that name.
     """
-    async with acquired(pool, Limit(_PATIENCE_SECONDS)) as connection:
+    async with acquired(pool, Deadline(_PATIENCE_SECONDS)) as connection:
         row = await connection.fetchrow(statements.REVOKE_KEY, name)
     if row is None:
         raise Invalid(f"there is no key {name!r}")
@@ -139,7 +139,7 @@ async def revoke_key(pool: Pool, name: str) -> datetime:
 
 
 async def _read(pool: Pool, timeout_seconds: float) -> list[tuple[bytes, Key]]:
-    async with acquired(pool, Limit(timeout_seconds)) as connection:
+    async with acquired(pool, Deadline(timeout_seconds)) as connection:
         rows = await connection.fetch(statements.LIST_KEYS, timeout=timeout_seconds)
     return [(row["digest"], _key(row)) for row in rows]
 

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import asyncpg
 
-from audit.deadlines import Late, Limit
+from audit.deadlines import Deadline, DeadlineExceeded
 from audit.errors import (
     Conflict,
     Invalid,
@@ -150,7 +150,7 @@ class AuditService:
         self._most_partitions = settings.max_partitions
         self._fold_pace = FoldPace(settings.max_fold_cells)
         self._max_page_bytes = settings.max_page_bytes
-        self._waiting = Limit(settings.acquire_timeout_seconds)
+        self._waiting = Deadline(settings.acquire_timeout_seconds)
         self._write_seconds = settings.write_timeout_seconds
         self._statement_seconds = settings.statement_timeout_seconds
         self._queues = Admission(pool.get_max_size(), settings.queue_seconds, self._metrics)
@@ -586,7 +586,7 @@ class AuditService:
                         self._fold_pace.cells,
                         self._fold_pace.split_seconds,
                     )
-            except (TimedOut, Late):
+            except (TimedOut, DeadlineExceeded):
                 self._fold_pace.timed_out()
                 raise
             if row["folded"] is None:

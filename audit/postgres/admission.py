@@ -24,7 +24,7 @@ from contextlib import asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
-from audit.deadlines import Late, Limit
+from audit.deadlines import Deadline, DeadlineExceeded
 from audit.errors import Unavailable
 from audit.telemetry.metrics import Metrics, Queue
 
@@ -96,7 +96,7 @@ class Lane:
         self.slots: Final = slots
         self._queue_seconds = queue_seconds
         self._metrics = queue
-        self._patience = Limit(_PATIENCE * queue_seconds)
+        self._patience = Deadline(_PATIENCE * queue_seconds)
         #: By caller. The first caller has the next turn.
         self._waiting: OrderedDict[int | None, deque[asyncio.Future[None]]] = OrderedDict()
         self._waiting_tasks: set[asyncio.Task[Any] | None] = set()
@@ -153,13 +153,13 @@ class Lane:
         try:
             with self._metrics.waiting if self._metrics else nullcontext():
                 await self._patience.run(future)
-        except (Late, asyncio.CancelledError) as failure:
+        except (DeadlineExceeded, asyncio.CancelledError) as failure:
             if future.cancelled():
                 self._forget(caller, future)
             else:  # the slot came in the same moment
                 del self._running[future]
                 self._admit_next()
-            if isinstance(failure, Late):
+            if isinstance(failure, DeadlineExceeded):
                 detail = (
                     f"the database was not free within {self._patience.seconds:g} seconds,"
                     f" {_PATIENCE:g} times queue_seconds"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import asyncpg
 
-from audit.deadlines import Late, Limit
+from audit.deadlines import Deadline, DeadlineExceeded
 from audit.dsn import Dsn, parse
 from audit.errors import Invalid, Malformed, Problem, TimedOut, Unavailable
 from audit.postgres import statements
@@ -62,7 +62,7 @@ class _Session(Session):
     servers: Servers
     metrics: Metrics
     traces: Traces
-    limit: Limit
+    deadline: Deadline
 
     async def reset(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
         if self.is_in_transaction():
@@ -98,7 +98,7 @@ class _Session(Session):
         started = time.perf_counter()
         try:
             try:
-                result = await self.limit.run(run())
+                result = await self.deadline.run(run())
             except (asyncpg.PostgresError, asyncpg.InternalClientError) as failure:
                 if not await self._can_run_again(failure, is_whole=is_whole):
                     raise
@@ -135,7 +135,7 @@ class _Session(Session):
 
     async def _run_again(self, run: Callable[[], Awaitable[_Result]]) -> _Result:
         try:
-            return await self.limit.run(run())
+            return await self.deadline.run(run())
         except _CONFLICTS as failure:
             raise Unavailable(
                 "the database has cancelled the statement twice in favour of others",
@@ -175,7 +175,7 @@ async def open_pool(
         Unavailable: the database does not let us in.
     """
     metrics = metrics or Metrics(statements=statements.names())
-    limit = Limit(settings.statement_timeout_seconds + _NETWORK_SECONDS)
+    deadline = Deadline(settings.statement_timeout_seconds + _NETWORK_SECONDS)
     address = read_dsn(dsn)
     servers = Servers(
         address, _session_settings(settings), seconds=settings.acquire_timeout_seconds
@@ -185,7 +185,7 @@ async def open_pool(
         assert isinstance(session, _Session)  # noqa: S101 - as the pool is told
         session.servers = servers
         session.metrics = metrics
-        session.limit = limit
+        session.deadline = deadline
         if traces:
             session.traces = traces
 
@@ -249,9 +249,9 @@ async def fetch_row(connection: Connection, statement: str, *values: object) -> 
 
 @asynccontextmanager
 async def acquired(
-    pool: Pool, limit: Limit, metrics: Metrics | None = None
+    pool: Pool, deadline: Deadline, metrics: Metrics | None = None
 ) -> AsyncIterator[Connection]:
-    """Take a connection for a while; no longer than the limit, wait for one.
+    """Take a connection for a while, and wait for one at most until the deadline.
 
     Whoever is cancelled leaves at once: that the server cancels the statement is waited for in the
     background, and a connection that does not come back from it is replaced by a new one.
@@ -262,8 +262,8 @@ async def acquired(
     with driver_errors():
         try:
             with _connecting(), metrics.waiting if metrics else nullcontext():
-                connection = await limit.run(pool.acquire())
-        except Late as busy:
+                connection = await deadline.run(pool.acquire())
+        except DeadlineExceeded as busy:
             raise Unavailable(
                 "all connections to the database are busy", retry_after_seconds=1
             ) from busy
@@ -274,7 +274,7 @@ async def acquired(
         except (Exception, asyncio.CancelledError) as failure:
             has_left = True
             is_gone = _is_gone(connection)
-            returning = asyncio.ensure_future(pool.release(connection, timeout=limit.seconds))
+            returning = asyncio.ensure_future(pool.release(connection, timeout=deadline.seconds))
             _returning.add(returning)
             returning.add_done_callback(_returned)
             if isinstance(failure, asyncpg.InterfaceError | asyncpg.InternalClientError):
@@ -284,7 +284,7 @@ async def acquired(
             raise
         finally:
             if not has_left:
-                await pool.release(connection, timeout=limit.seconds)
+                await pool.release(connection, timeout=deadline.seconds)
 
 
 def _is_gone(connection: Connection) -> bool:
@@ -407,7 +407,7 @@ async def require_current(pool: Pool) -> None:
         UnsuitableDatabase: its encoding is not UTF8.
         SchemaNotCurrent: it lacks migrations.
     """
-    async with acquired(pool, Limit(_MIGRATIONS_SECONDS)) as connection:
+    async with acquired(pool, Deadline(_MIGRATIONS_SECONDS)) as connection:
         require_utf8(connection.get_settings().server_encoding)
     pending = await pending_migrations(pool)
     if pending:
@@ -432,7 +432,7 @@ async def pending_migrations(pool: Pool, timeout_seconds: float = _MIGRATIONS_SE
     Raises:
         Unavailable: the database does not answer.
     """
-    async with acquired(pool, Limit(timeout_seconds)) as connection:
+    async with acquired(pool, Deadline(timeout_seconds)) as connection:
         try:
             rows = await connection.fetch(statements.LIST_MIGRATIONS)
         except asyncpg.UndefinedTableError:

@@ -13,7 +13,7 @@ from aiohttp.typedefs import Handler
 from audit.access.identity import Scope
 from audit.access.rates import Rates
 from audit.addresses import networks_of
-from audit.deadlines import Late, Limit, stop
+from audit.deadlines import Deadline, DeadlineExceeded, stop
 from audit.errors import TimedOut
 from audit.history.answers import Answers
 from audit.history.service import AuditService
@@ -32,7 +32,7 @@ from audit.web.problems import problems
 from audit.web.state import (
     ANSWERS,
     BODY,
-    BODY_LIMIT,
+    BODY_DEADLINE,
     DRAINING,
     METRICS,
     PARSER,
@@ -62,7 +62,7 @@ def create_app(
     app = web.Application(handler_args={"auto_decompress": False})
     app[SETTINGS] = settings
     app[DRAINING] = asyncio.Event()
-    app[BODY_LIMIT] = Limit(settings.request_timeout_seconds)
+    app[BODY_DEADLINE] = Deadline(settings.request_timeout_seconds)
     guard = Guard(settings, rates or Rates(settings.rate_per_second))
     app.cleanup_ctx.append(_parser)
     app.cleanup_ctx.append(_guard(guard, dsn))
@@ -167,12 +167,14 @@ def _with_room(incoming: Incoming, handler: Handler) -> Handler:
 
 def _in_time(settings: Settings, handler: Handler) -> Handler:
     """End a request that takes longer than `request_timeout_seconds`."""
-    limit = Limit(settings.request_timeout_seconds)
+    deadline = Deadline(settings.request_timeout_seconds)
 
     async def handle(request: web.Request) -> web.StreamResponse:
         try:
-            return await limit.run(handler(request))
-        except Late as late:
-            raise TimedOut(f"the request was not done within {late.seconds:g} seconds") from None
+            return await deadline.run(handler(request))
+        except DeadlineExceeded as exceeded:
+            raise TimedOut(
+                f"the request was not done within {exceeded.seconds:g} seconds"
+            ) from None
 
     return handle

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from audit.access.identity import Identity
-from audit.deadlines import Limit
+from audit.deadlines import Deadline
 from audit.history.answers import Answers
 from audit.history.service import AuditService
 from audit.settings import Settings
@@ -34,7 +34,7 @@ REASON: Final = web.RequestKey("reason", str)
 #: The body of the request, as far as it has arrived.
 BODY: Final = web.RequestKey("body", Body)
 #: How long a client may take to send a body.
-BODY_LIMIT: Final = web.AppKey("body_limit", Limit)
+BODY_DEADLINE: Final = web.AppKey("body_deadline", Deadline)
 #: Set when the process is to end: each answer is the last of its connection.
 DRAINING: Final = web.AppKey("draining", asyncio.Event)
 #: Parses large bodies, one after the other.

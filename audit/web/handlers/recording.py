@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from audit.deadlines import Late
+from audit.deadlines import DeadlineExceeded
 from audit.errors import BodyTooSlow, Malformed, TimedOut, UnsupportedMedia
 from audit.history.models import NoParams, parse_change, parse_lines, parse_query, parse_tasks
 from audit.history.service import AuditService
@@ -27,7 +27,7 @@ from audit.web.responses import BytesResponse, json_response
 from audit.web.state import (
     ACCEPT_PATCH,
     BODY,
-    BODY_LIMIT,
+    BODY_DEADLINE,
     IDENTITY,
     PARSER,
     ROWS,
@@ -87,9 +87,9 @@ async def update(request: web.Request) -> BytesResponse:
 async def _in_time(request: web.Request, reading: Awaitable[_Result]) -> _Result:
     """Receive a body within the time of a request."""
     try:
-        return await request.app[BODY_LIMIT].run(reading)
-    except Late as late:
-        raise BodyTooSlow(f"the body did not arrive within {late.seconds:g} seconds") from None
+        return await request.app[BODY_DEADLINE].run(reading)
+    except DeadlineExceeded as exceeded:
+        raise BodyTooSlow(f"the body did not arrive within {exceeded.seconds:g} seconds") from None
 
 
 async def _to_its_end(service: AuditService, write: Coroutine[Any, Any, _Result]) -> _Result:
@@ -155,9 +155,9 @@ async def _parsed(
         request.app[PARSER], _without_collections, parse, _unless(abandoned, pieces)
     )
     try:
-        return await request.app[BODY_LIMIT].run(parsing)
-    except Late as late:
-        raise TimedOut(f"the body was not parsed within {late.seconds:g} seconds") from None
+        return await request.app[BODY_DEADLINE].run(parsing)
+    except DeadlineExceeded as exceeded:
+        raise TimedOut(f"the body was not parsed within {exceeded.seconds:g} seconds") from None
     finally:
         abandoned.set()
 

@@ -1,4 +1,4 @@
-"""Limits of time: what is late is cancelled, all else is left alone."""
+"""A deadline cancels only what exceeds it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-from audit.deadlines import Late, Limit
+from audit.deadlines import Deadline, DeadlineExceeded
 
 
-async def test_what_is_done_in_time_is_returned() -> None:
-    assert await Limit(5).run(asyncio.sleep(0, "done")) == "done"
+async def test_work_within_the_deadline_returns_its_result() -> None:
+    assert await Deadline(5).run(asyncio.sleep(0, "done")) == "done"
 
 
-async def test_what_is_late_is_cancelled_and_says_so() -> None:
+async def test_work_over_the_deadline_is_cancelled_and_raises() -> None:
     cancelled = asyncio.Event()
 
     async def work() -> None:
@@ -25,10 +25,10 @@ async def test_what_is_late_is_cancelled_and_says_so() -> None:
             raise
 
     began = time.monotonic()
-    with pytest.raises(Late, match=r"not done within 0\.05 seconds") as late:
-        await Limit(0.05).run(work())
+    with pytest.raises(DeadlineExceeded, match=r"not done within 0\.05 seconds") as exceeded:
+        await Deadline(0.05).run(work())
 
-    assert late.value.seconds == 0.05
+    assert exceeded.value.seconds == 0.05
     assert cancelled.is_set()
     assert time.monotonic() - began < 5
     task = asyncio.current_task()
@@ -36,34 +36,34 @@ async def test_what_is_late_is_cancelled_and_says_so() -> None:
     assert not task.cancelling()
 
 
-async def test_one_timer_ends_each_in_its_own_time() -> None:
-    limit = Limit(0.2)
+async def test_concurrent_runs_each_get_the_full_time() -> None:
+    deadline = Deadline(0.2)
     ended: list[tuple[int, float]] = []
 
     async def one(number: int) -> None:
         await asyncio.sleep(number * 0.05)
         began = time.monotonic()
-        with pytest.raises(Late):
-            await limit.run(asyncio.sleep(60))
+        with pytest.raises(DeadlineExceeded):
+            await deadline.run(asyncio.sleep(60))
         ended.append((number, time.monotonic() - began))
 
-    await asyncio.gather(*(one(number) for number in range(5)), limit.run(asyncio.sleep(0.1)))
+    await asyncio.gather(*(one(number) for number in range(5)), deadline.run(asyncio.sleep(0.1)))
 
     assert [number for number, _ in ended] == list(range(5))
     assert all(seconds >= 0.19 for _, seconds in ended)
 
 
-async def test_an_error_is_passed_on() -> None:
+async def test_an_error_of_the_work_is_raised() -> None:
     async def fail() -> None:
         raise ValueError("as it is")
 
     with pytest.raises(ValueError, match="as it is"):
-        await Limit(5).run(fail())
+        await Deadline(5).run(fail())
 
 
-async def test_who_is_cancelled_by_others_is_not_late() -> None:
-    limit = Limit(60)
-    task = asyncio.create_task(limit.run(asyncio.sleep(60)))
+async def test_a_cancelled_task_stays_cancelled() -> None:
+    deadline = Deadline(60)
+    task = asyncio.create_task(deadline.run(asyncio.sleep(60)))
     await asyncio.sleep(0)
     task.cancel()
 
@@ -71,7 +71,7 @@ async def test_who_is_cancelled_by_others_is_not_late() -> None:
         await task
 
 
-async def test_who_is_late_and_cancelled_by_others_is_cancelled() -> None:
+async def test_a_task_that_exceeds_the_deadline_and_is_cancelled_stays_cancelled() -> None:
     async def stubborn() -> None:
         try:
             await asyncio.sleep(60)
@@ -79,7 +79,7 @@ async def test_who_is_late_and_cancelled_by_others_is_cancelled() -> None:
             await asyncio.sleep(0.1)
             raise
 
-    task = asyncio.create_task(Limit(0.02).run(stubborn()))
+    task = asyncio.create_task(Deadline(0.02).run(stubborn()))
     await asyncio.sleep(0.06)
     task.cancel()
 
@@ -88,18 +88,18 @@ async def test_who_is_late_and_cancelled_by_others_is_cancelled() -> None:
     assert task.cancelling() == 1
 
 
-async def test_an_outer_limit_is_not_taken_for_an_inner_one() -> None:
+async def test_an_outer_deadline_is_not_reported_as_the_inner_one() -> None:
     async def work() -> None:
         with pytest.raises(asyncio.CancelledError):
-            await Limit(60).run(asyncio.sleep(60))
+            await Deadline(60).run(asyncio.sleep(60))
         raise asyncio.CancelledError
 
-    with pytest.raises(Late) as late:
-        await Limit(0.02).run(work())
-    assert late.value.seconds == 0.02
+    with pytest.raises(DeadlineExceeded) as exceeded:
+        await Deadline(0.02).run(work())
+    assert exceeded.value.seconds == 0.02
 
 
-async def test_a_result_in_spite_of_being_late_is_returned() -> None:
+async def test_a_result_after_the_cancellation_is_returned() -> None:
     async def stubborn() -> str:
         try:
             await asyncio.sleep(60)
@@ -107,5 +107,5 @@ async def test_a_result_in_spite_of_being_late_is_returned() -> None:
             return "done after all"
         return "never"
 
-    assert await Limit(0.02).run(stubborn()) == "done after all"
+    assert await Deadline(0.02).run(stubborn()) == "done after all"
     await asyncio.sleep(0)
