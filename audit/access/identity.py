@@ -1,4 +1,4 @@
-"""Who asks, and what they may do."""
+"""The identity behind a request: its scopes, and the project it is limited to."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from audit.errors import Forbidden, Problem, Unauthenticated
 
 
 class Insecure(Problem):
-    """Without any key the service would answer anyone, on an address that others reach."""
+    """The service has no keys and would listen on an address that other hosts can reach."""
 
 
 class Scope(StrEnum):
-    """What a key may do. None contains another."""
+    """What a key allows. No scope includes another."""
 
     READ = "read"
-    """Ask questions."""
+    """Read tasks."""
     RECORD = "record"
-    """Record tasks and move them on."""
+    """Record and change tasks."""
     ADMIN = "admin"
-    """See how the service does."""
+    """Read the metrics."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who asks."""
+    """The holder of an API key or of a token."""
 
     name: str
     scopes: frozenset[Scope]
     project_id: UUID | None = None
-    """The only project whose tasks are seen and recorded; None: all."""
+    """The only project whose tasks are visible and can be recorded; None: all projects."""
     number: int | None = None
-    """What its rate is counted under; None: it is not."""
+    """The number of the rate limit; None: no rate limit applies."""
 
     def require(self, scope: Scope) -> None:
-        """Raise Forbidden where the scope is missing."""
+        """Raise Forbidden if the scope is missing."""
         if scope not in self.scopes:
             raise Forbidden(
                 f"this needs the scope {scope}; {self.name} has"
@@ -45,11 +45,23 @@ class Identity:
                 headers={"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'},
             )
 
+    def bind(self, project_id: UUID | None) -> UUID | None:
+        """Return the project that a list is limited to, given the one its filter names.
 
-#: Where nobody has made a key yet.
+        Raises:
+            Forbidden: the key is bound to another project.
+        """
+        if self.project_id is None:
+            return project_id
+        if project_id not in (None, self.project_id):
+            raise Forbidden(f"{self.name} has access to the project {self.project_id} only")
+        return self.project_id
+
+
+#: Used as long as no key exists and no issuer of tokens is configured.
 ANYONE: Final = Identity("anyone", frozenset(Scope))
 
 
 def refused(why: str) -> Unauthenticated:
-    """Return what tells a client that its token is no good (RFC 6750, 3.1)."""
+    """Return the problem for a key or token that is not valid (RFC 6750, 3.1)."""
     return Unauthenticated(why, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})

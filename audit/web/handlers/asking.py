@@ -13,7 +13,7 @@ from uuid import UUID
 from aiohttp import hdrs, web
 from multidict import istr
 
-from audit.errors import Forbidden, Malformed, PreconditionFailed
+from audit.errors import Malformed, PreconditionFailed
 from audit.history.answers import Answer
 from audit.history.models import (
     AuditQuery,
@@ -74,17 +74,13 @@ async def _list(
     model: type[TaskQuery],
     read: Callable[[web.Request], dict[str, list[str]]],
 ) -> BytesResponse:
-    project_id = request[IDENTITY].project_id
+    identity = request[IDENTITY]
+    project_id = identity.project_id
     question = request.raw_path if project_id is None else f"{project_id} {request.raw_path}"
 
     def parse() -> TaskQuery:
-        params = read(request)
-        if project_id is not None:
-            params.setdefault("project_id", [str(project_id)])
-        query = parse_query(model, params)
-        if project_id is not None and query.project_id != project_id:
-            raise Forbidden(f"this key is for the project {project_id} alone")
-        return query
+        query = parse_query(model, read(request))
+        return query.model_copy(update={"project_id": identity.bind(query.project_id)})
 
     answer = await request.app[ANSWERS].find(question, parse)
     if answer.etag and _is_held(request, answer.etag):
