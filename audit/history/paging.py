@@ -12,7 +12,8 @@ from collections.abc import Hashable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from uuid import UUID
 
 import asyncpg
 
@@ -50,8 +51,8 @@ _LONGEST: Final = 2**30
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """A page that is asked for: `query` from `since` on, after `position` if there is one."""
+class PageRequest:
+    """One page of `query`: tasks from `since` on, after `position` if there is one."""
 
     query: TaskQuery
     since: datetime | None
@@ -92,69 +93,79 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A page and its total."""
+class Page:
+    """A page and its total, both of one snapshot."""
 
+    tasks_json: str
+    """The tasks as a JSON array."""
+    rows: int
+    """How many tasks the page has."""
     total: int | None
-    """None: it is not known, and not asked for."""
-    row: asyncpg.Record
-    """As `list_tasks` gave it."""
+    """How many tasks match; None if the request did not ask for it."""
+    last: tuple[datetime, UUID] | None
+    """`created_at` and `task_id` of the last task; None if no tasks follow the page."""
+
+    @classmethod
+    def of(cls, row: asyncpg.Record, total: int | None) -> Self:
+        """Return the page in a row of `list_tasks`."""
+        last = (row["last_at"], row["last_id"]) if row["fetched"] > row["shown"] else None
+        return cls(row["tasks"], row["shown"], total, last)
 
 
 class Pager:
-    """Remembers of the questions asked lately where their pages lay, and what matched by day."""
+    """Remembers of the requests made lately where their pages lay, and what matched by day."""
 
     def __init__(self, portion: int = _PORTION) -> None:
         self._portion = portion
         self._places = _Places()
         self._tallies = Tallies()
 
-    async def find(self, connection: Connection, question: Question) -> Found | None:
+    async def find(self, connection: Connection, request: PageRequest) -> Page | None:
         """Return the page, and the exact total in the same snapshot; None: `tally` it first.
 
         A page has one task at least, however long that is.
         """
-        found = await self._find(connection, question)
-        if found and found.row["fetched"] and not found.row["shown"]:
-            return await self._find(connection, replace(question, limit=1, max_bytes=_LONGEST))
+        found = await self._find(connection, request)
+        if found and found.last and not found.rows:
+            return await self._find(connection, replace(request, limit=1, max_bytes=_LONGEST))
         return found
 
-    async def _find(self, connection: Connection, question: Question) -> Found | None:
-        if question.query.is_counted:
-            found = await self._counted(connection, question)
+    async def _find(self, connection: Connection, request: PageRequest) -> Page | None:
+        if request.query.is_counted:
+            found = await self._counted(connection, request)
             if found:
                 return found
-        if question.query.total == "none":
-            return await self._uncounted(connection, question)
-        return await self._tallied(connection, question)
+        if request.query.total == "none":
+            return await self._uncounted(connection, request)
+        return await self._tallied(connection, request)
 
-    async def _uncounted(self, connection: Connection, question: Question) -> Found:
+    async def _uncounted(self, connection: Connection, request: PageRequest) -> Page:
         """Read the page without counting what matches: PostgreSQL alone decides where it looks."""
-        position = question.position
+        position = request.position
         row = await fetch_row(
             connection,
             statements.LIST_TASKS,
-            *question.values(question.limit, question.offset),
+            *request.values(request.limit, request.offset),
             *(None, None, None, None),
             *(None, None, False),
-            *(None, None, None, None, question.max_bytes, None, None),
+            *(None, None, None, None, request.max_bytes, None, None),
         )
-        return Found(position.total if position else None, row)
+        return Page.of(row, position.total if position else None)
 
-    async def _counted(self, connection: Connection, question: Question) -> Found | None:
+    async def _counted(self, connection: Connection, request: PageRequest) -> Page | None:
         """Go by the database's counts; None: they are of no use here."""
-        query, position = question.query, question.position
+        query, position = request.query, request.position
         counted = query.service[0] if query.service else ""
-        page = (query.fingerprint, position, question.offset, question.limit)
+        page = (query.fingerprint, position, request.offset, request.limit)
         for _ in range(_ATTEMPTS):
-            at = self._places.find(page, question.since)
+            at = self._places.find(page, request.since)
             if at is None:
                 at = await fetch_row(
                     connection,
                     statements.LOCATE_PAGE,
                     *(counted, query.statuses or None, query.intent or None),
-                    *(question.since, query.until, position and position.created_at),
-                    *(question.offset, question.limit),
+                    *(request.since, query.until, position and position.created_at),
+                    *(request.offset, request.limit),
                 )
                 self._places.keep(page, at)
             if not at["is_counted"]:
@@ -162,26 +173,26 @@ class Pager:
             row = await fetch_row(
                 connection,
                 statements.LIST_TASKS,
-                *question.values(question.limit, question.offset),
+                *request.values(request.limit, request.offset),
                 position and position.total,
                 *(counted, at["since_edge"], at["until_edge"]),
                 *(at["page_since"], at["page_until"], at["is_sparse"]),
-                *(None, None, None, None, question.max_bytes, None, None),
+                *(None, None, None, None, request.max_bytes, None, None),
             )
             total, skipped = row["total"], row["skipped"]
             place = Place(at["page_since"], at["page_until"])
             # NULL: an edge is none, as after a failover to a server that is behind.
-            is_there = None not in (total, skipped) and skipped <= question.offset
-            if is_there and _is_whole(question, row, total, place):
-                return Found(total, row)
+            is_there = None not in (total, skipped) and skipped <= request.offset
+            if is_there and _is_whole(request, row, total, place):
+                return Page.of(row, total)
             self._places.forget(page)
         return None
 
-    async def _tallied(self, connection: Connection, question: Question) -> Found | None:
+    async def _tallied(self, connection: Connection, request: PageRequest) -> Page | None:
         """Go by the tally that is remembered; the tasks of the days that changed are counted."""
-        position, limit = question.position, question.limit
+        position, limit = request.position, request.limit
         for attempts_left in reversed(range(_ATTEMPTS)):
-            known = self._tallies.find(question.tally_name)
+            known = self._tallies.find(request.tally_name)
             if known is None or not known.is_whole:
                 return None
             place = Place()
@@ -189,43 +200,43 @@ class Pager:
                 place = (
                     known.place_after(position.created_at, limit)
                     if position
-                    else known.place_of(question.offset, limit)
+                    else known.place_of(request.offset, limit)
                 )
-            row, tally = await self._update(connection, question, known, BEGINNING, place)
+            row, tally = await self._update(connection, request, known, BEGINNING, place)
             if tally is None:
                 return None
             skipped = tally.at_or_after(place.page_until) if place.page_until else 0
-            if skipped == place.skipped and _is_whole(question, row, tally.total, place):
+            if skipped == place.skipped and _is_whole(request, row, tally.total, place):
                 known_total = position.total if position else None
-                return Found(tally.total if known_total is None else known_total, row)
+                return Page.of(row, tally.total if known_total is None else known_total)
         raise AssertionError("the last attempt looks everywhere")
 
-    async def tally(self, connect: Connect, question: Question) -> None:
+    async def tally(self, connect: Connect, request: PageRequest) -> None:
         """Tally what matches, in portions: what is done is kept, whatever becomes of the rest.
 
         No connection is held between two portions, nor by those who wait for the same tally.
         """
-        async with self._tallies.turn(question.tally_name):
-            await self._tally(connect, question)
+        async with self._tallies.turn(request.tally_name):
+            await self._tally(connect, request)
 
-    async def _tally(self, connect: Connect, question: Question) -> None:
+    async def _tally(self, connect: Connect, request: PageRequest) -> None:
         for portion in range(_MOST_PORTIONS):
-            known = self._tallies.find(question.tally_name)
+            known = self._tallies.find(request.tally_name)
             if known is not None and known.is_whole:
                 return
             async with connect(again=portion > 0) as connection:
-                until = known.since if known else question.query.until
+                until = known.since if known else request.query.until
                 at = await fetch_row(connection, statements.LOCATE_PORTION, until, self._portion)
                 since = at["since"]
-                if since is None or (question.since and since <= question.since):
+                if since is None or (request.since and since <= request.since):
                     since = BEGINNING
-                await self._update(connection, question, known, since, None)
+                await self._update(connection, request, known, since, None)
         raise Unavailable("other servers answer all the time", retry_after_seconds=1)
 
     async def _update(
         self,
         connection: Connection,
-        question: Question,
+        request: PageRequest,
         known: Tally | None,
         since: datetime,
         place: Place | None,
@@ -234,23 +245,23 @@ class Pager:
 
         The tally that is returned, and kept, is None where the server is another one by now.
         """
-        name = question.tally_name
-        limit, offset = (question.limit, question.offset - place.skipped) if place else (0, 0)
+        name = request.tally_name
+        limit, offset = (request.limit, request.offset - place.skipped) if place else (0, 0)
         place = place or _NOWHERE
         # Most changes are recent. What of them lies elsewhere is tallied by another attempt.
         today = start_of_day(datetime.now(UTC))
-        fresh_since = min(today - _DAY, question.cut_day or today)
+        fresh_since = min(today - _DAY, request.cut_day or today)
         fresh_until = today + 2 * _DAY
         try:
             while True:
                 row = await fetch_row(
                     connection,
                     statements.LIST_TASKS,
-                    *question.values(limit, offset),
+                    *request.values(limit, offset),
                     *(None, None, None, None),
                     *(place.page_since, place.page_until, place.is_sparse),
-                    *(known and known.fold, question.cut_day, known and known.since, since),
-                    *(question.max_bytes, fresh_since, fresh_until),
+                    *(known and known.fold, request.cut_day, known and known.since, since),
+                    *(request.max_bytes, fresh_since, fresh_until),
                 )
                 changed = tallies.changed_days(row, known)
                 if all(fresh_since <= day < fresh_until for day in changed):
@@ -269,11 +280,11 @@ class Pager:
         return row, tally
 
 
-def _is_whole(question: Question, row: asyncpg.Record, total: int, place: Place) -> bool:
+def _is_whole(request: PageRequest, row: asyncpg.Record, total: int, place: Place) -> bool:
     """Whether nothing of the page lies outside of where it was sought."""
-    if question.limit == 0 or row["fetched"] > row["shown"] or place.is_anywhere:
+    if request.limit == 0 or row["fetched"] > row["shown"] or place.is_anywhere:
         return True
-    return question.position is None and row["fetched"] == max(0, total - question.offset)
+    return request.position is None and row["fetched"] == max(0, total - request.offset)
 
 
 class _Places:

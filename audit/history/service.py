@@ -40,7 +40,7 @@ from audit.history.models import (
     TaskQuery,
     TaskSummary,
 )
-from audit.history.paging import Found, Pager, Question
+from audit.history.paging import Page, Pager, PageRequest
 from audit.history.upkeep import upkeep
 from audit.postgres import statements
 from audit.postgres.admission import Admission
@@ -281,9 +281,9 @@ class AuditService:
             if name in filters:
                 raise Invalid(f"{name}: a count has no pages")
         query = _query(AuditQuery, **{**given, **filters})
-        found, _ = await self._find(query, 0, None, None)
-        assert found.total is not None  # noqa: S101 - it is asked for
-        return found.total
+        page, _ = await self._find(query, 0, None, None)
+        assert page.total is not None  # noqa: S101 - it is asked for
+        return page.total
 
     async def list_tasks(
         self, query: TaskQuery, *, clock: datetime | None = None, server: str | None = None
@@ -302,17 +302,15 @@ class AuditService:
                 query.cursor, query.fingerprint, has_clock=query.span is not None
             )
         clock = position.clock if position else clock
-        found, clock = await self._find(query, query.limit, clock, position, server)
-        row, following = found.row, None
-        if row["fetched"] > row["shown"]:
-            following = Cursor(clock, row["last_at"], row["last_id"], found.total)
+        page, clock = await self._find(query, query.limit, clock, position, server)
+        following = Cursor(clock, *page.last, page.total) if page.last else None
         return TaskPage(
-            tasks_json=row["tasks"],
-            total=found.total if query.total == "exact" else None,
+            tasks_json=page.tasks_json,
+            total=page.total if query.total == "exact" else None,
             limit=query.limit,
             offset=None if position else query.offset or 0,
             next_cursor=following.encode(query.fingerprint) if following else None,
-            rows=row["shown"],
+            rows=page.rows,
         )
 
     async def _find(
@@ -322,7 +320,7 @@ class AuditService:
         clock: datetime | None,
         position: Cursor | None,
         server: str | None = None,
-    ) -> tuple[Found, datetime | None]:
+    ) -> tuple[Page, datetime | None]:
         """Return the page, and what its `days` count back from."""
         for attempt in range(_ATTEMPTS):
             async with (
@@ -335,11 +333,11 @@ class AuditService:
                     )
                 clock = await _clock(connection, query, clock)
                 since = window_start(clock, query.span) if clock and query.span else query.since
-                question = Question(query, since, position, limit, self._max_page_bytes)
-                found = await self._pager.find(connection, question)
-            if found is not None:
-                return found, clock
-            await self._pager.tally(self._tallying, question)
+                request = PageRequest(query, since, position, limit, self._max_page_bytes)
+                page = await self._pager.find(connection, request)
+            if page is not None:
+                return page, clock
+            await self._pager.tally(self._tallying, request)
         raise Unavailable("other servers answer all the time", retry_after_seconds=1)
 
     async def read_tokens(self) -> AsyncGenerator[Token, None]:

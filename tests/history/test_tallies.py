@@ -15,7 +15,7 @@ import pytest
 from audit.errors import TimedOut, Unavailable
 from audit.history import paging
 from audit.history.models import AuditQuery
-from audit.history.paging import Pager, Question
+from audit.history.paging import Pager, PageRequest
 from audit.history.service import AuditService
 from audit.history.tallies import BEGINNING, Tallies, Tally, updated
 from audit.postgres import statements
@@ -254,7 +254,7 @@ async def test_what_changes_between_two_portions_is_tallied(service: AuditServic
                 await service.fold_counts()
 
     query = AuditQuery(created_by="ada")
-    await service._pager.tally(busy, Question(query, None, None, 10))
+    await service._pager.tally(busy, PageRequest(query, None, None, 10))
 
     ran = await statements_of(service, query)
     assert {statements.LIST_TASKS} == {statement for statement, _ in ran}
@@ -278,7 +278,7 @@ async def test_an_interrupted_tally_goes_on_where_it_was(service: AuditService) 
 
     query = AuditQuery(created_by="ada")
     with pytest.raises(Unavailable):
-        await service._pager.tally(failing, Question(query, None, None, 10))
+        await service._pager.tally(failing, PageRequest(query, None, None, 10))
 
     assert await portions_of(service, query) in (2, 3)
     assert (await service.list_tasks(query)).total == 40
