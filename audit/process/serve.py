@@ -48,7 +48,7 @@ class Started:
 def serve(settings: Settings, announce: Callable[[Started], None]) -> None:
     """Serve until SIGINT or SIGTERM, then finish what is under way; SIGHUP replaces the workers.
 
-    The first two are a KeyboardInterrupt, as `cli.main` arranges, and leave as one.
+    The first two are a KeyboardInterrupt, as `commands.signals` arranges, and leave as one.
     `announce` is called once it listens.
 
     Raises:

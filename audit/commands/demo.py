@@ -1,0 +1,68 @@
+"""`audit demo`: records or prints a made-up history."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic import ValidationError
+
+from audit.commands.options import ApiKey, DataDir, Dsn, Partition, Url, settings_from
+from audit.commands.output import print_line
+from audit.commands.record import run_recording
+
+if TYPE_CHECKING:
+    from audit.commands.record import Advance
+    from audit.commands.record_file import Target
+
+
+def demo(
+    tasks: Annotated[int, typer.Option("--tasks", min=1, help="Number of tasks.")] = 100_000,
+    days: Annotated[
+        int, typer.Option("--days", min=1, max=3650, help="Days that they span.")
+    ] = 365,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed makes the same tasks.")] = 1,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            "--until",
+            help="RFC 3339 time at which the history ends.",
+            show_default="the last full hour",
+        ),
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--print", help="Print the tasks as NDJSON instead of recording them.")
+    ] = False,
+    url: Url = None,
+    key: ApiKey = None,
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    partition: Partition = None,
+) -> None:
+    """Record a realistic made-up history: busy and rare services, quiet nights, failures."""
+    from audit.commands.record_file import send_all
+    from audit.history.demo import generate
+    from audit.history.models import MAX_TASKS_IN_ARRAY, TimeAdapter, batch_of
+
+    end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    if until is not None:
+        try:
+            end = TimeAdapter.validate_python(until)
+        except ValidationError as failure:
+            detail = failure.errors()[0]["msg"].removeprefix("Value error, ")
+            raise typer.BadParameter(detail, param_hint="--until") from None
+    history = generate(tasks, days=days, until=end, seed=seed)
+    if show:
+        for task in history:
+            print_line(json.dumps(task))
+        return
+
+    async def work(target: Target, advance: Advance) -> None:
+        parts = iter(lambda: list(itertools.islice(history, MAX_TASKS_IN_ARRAY)), [])
+        await send_all(((batch_of(part), len(part)) for part in parts), target, advance)
+
+    settings = settings_from(dsn=dsn, data_dir=data_dir, partition=partition)
+    run_recording(work, tasks, settings, url, key, create=True)
