@@ -66,7 +66,7 @@ async def status_of(client: Client, path: str, key: str | None = None) -> int:
 
 
 async def soon(client: Client, path: str, key: str | None, status: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while await status_of(client, path, key) != status:  # noqa: ASYNC110 - of the service
             await asyncio.sleep(0.02)
 

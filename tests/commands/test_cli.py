@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +27,7 @@ from audit.postgres.pool import migrations_on_disk
 from audit.settings import Settings
 from audit.web.openapi import document
 from tests.conftest import execute, task
+from tests.waiting import wait_until
 
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith("AUDIT_")},
@@ -432,10 +432,9 @@ def test_what_was_interrupted_is_completed_by_a_second_run(
         assert process.stdin is not None
         process.stdin.write(tasks[: tasks.index("\n", len(tasks) // 2)])
         process.stdin.flush()
-        while count(dsn) < 1000:
-            time.sleep(0.02)
+        wait_until(lambda: count(dsn) >= 1000)
         process.send_signal(number)
-        process.wait(10)
+        process.wait(60)
         out, err = process.communicate()
 
     assert (130, "recorded 1,000, duplicates 0\n") == (process.returncode, out)

@@ -20,6 +20,7 @@ from tests.commands.test_cli import ENVIRONMENT, HIDDEN, UNREACHABLE
 from tests.conftest import FAST, execute, task
 from tests.postgres.test_embedded import kill, own, said, servers_on
 from tests.processes import AUDIT, serving
+from tests.waiting import wait_until
 
 CREATE = ("keys", "create", "--scope", "read", "--name")
 
@@ -124,10 +125,7 @@ def test_a_key_made_in_a_second_terminal_is_good_in_the_first(
         with urllib.request.urlopen(question, timeout=20) as answer:
             assert json.load(answer)["total"] == 20_000
 
-        deadline = time.monotonic() + 20
-        while not _is_refused(url):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: _is_refused(url))
         assert "dashboard" in ended(command("keys", "list", **variables))[1]
 
 
@@ -193,8 +191,7 @@ def test_a_command_waits_for_a_service_that_is_starting(tmp_path: Path) -> None:
 def serving_soon(data_dir: Path) -> subprocess.Popen[str]:
     """Start a service on a new data directory; return when it has locked it."""
     process = command("serve", "--port", "0", AUDIT_DATA_DIR=str(data_dir))
-    while not (data_dir / "lock").exists():
-        time.sleep(0.005)
+    wait_until((data_dir / "lock").exists)
     time.sleep(0.05)
     return process
 

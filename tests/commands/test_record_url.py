@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +21,7 @@ from tests.conftest import task
 from tests.needs import needs
 from tests.processes import serving
 from tests.project.test_deploy import free_port
+from tests.waiting import wait_until
 
 #: Status, headers and body.
 Answer = tuple[int, dict[str, str], bytes]
@@ -132,10 +132,7 @@ def nginx_before(tmp_path_factory: pytest.TempPathFactory) -> Before:
             str(folder / "error.log"),
         ]
         with subprocess.Popen(command) as process:
-            deadline = time.monotonic() + 20
-            while not _answers(f"http://127.0.0.1:{port}/healthz"):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            wait_until(lambda: _answers(f"http://127.0.0.1:{port}/healthz"))
             yield f"http://127.0.0.1:{port}"
             process.terminate()
 

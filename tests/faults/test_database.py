@@ -72,7 +72,7 @@ async def test_postgresql_killed_and_started_again(
     )
     assert set(load.failures) <= {503, 504}
     assert load.failures
-    assert max(seconds) < 1
+    assert max(seconds) < 5
 
 
 async def test_an_embedded_postgresql_that_dies_is_started_again(

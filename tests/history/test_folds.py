@@ -18,6 +18,7 @@ from audit.postgres import statements
 from audit.postgres.pool import fetch_row, open_pool
 from audit.settings import Settings
 from tests.conftest import SERVING, ago, as_role, execute, task
+from tests.waiting import until
 
 WAITING = "SELECT count(*) FROM task_count_deltas"
 INSERT = "INSERT INTO tasks (task_id, request_text) VALUES (gen_random_uuid(), 'x')"
@@ -203,8 +204,7 @@ async def test_a_rebuild_that_waits_for_a_fold_counts_what_was_folded(dsn: str) 
         await first.fetchval("SELECT folded FROM fold_task_counts(1000)")
         rebuilding = await asyncpg.connect(dsn)
         waiting = asyncio.create_task(rebuilding.fetchval("SELECT rebuild_task_counts()"))
-        while not execute(dsn, "SELECT 1 FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await until(lambda: execute(dsn, "SELECT 1 FROM pg_locks WHERE NOT granted"))
         await transaction.commit()
 
         assert await waiting == 20

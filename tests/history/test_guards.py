@@ -20,6 +20,7 @@ from audit.history.models import NewTask, TaskChange
 from audit.history.states import State
 from tests.conftest import Client, execute, task
 from tests.conftest import _database as database
+from tests.waiting import until
 
 TERMINAL, STEP_BACK, FIXED, REMOVAL, NOT_THE_CLOCK = "TA001", "TA002", "TA003", "TA004", "TA005"
 PARTITION = "TA006"
@@ -527,7 +528,7 @@ async def test_two_that_need_the_same_partition_wait_for_one_another(fresh: str)
     with psycopg.connect(fresh) as first:
         first.execute(made)
         second = asyncio.create_task(asyncio.to_thread(execute, fresh, made))
-        await asyncio.sleep(0.2)
+        await until(lambda: execute(fresh, "SELECT 1 FROM pg_locks WHERE NOT granted"))
         assert not second.done()
 
     await second

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import subprocess
@@ -29,6 +28,7 @@ from audit import (
 )
 from audit.history.models import RecordedBody
 from tests.conftest import Client, ago, execute, task
+from tests.waiting import until
 
 API = "/api/v1/audit"
 ROOT = Path(__file__).parents[2]
@@ -43,13 +43,7 @@ CURSOR = "AQAGVOclSUAAAAZUv_Jwoy59nxyeDD9NDppja28LfC0RAAAAAAAAEKB7pF2UdQMtFA"
 async def test_open_folds_counts_and_makes_partitions(dsn: str) -> None:
     async with AuditService.open(dsn) as service:
         await service.record([task(), task(status="failed")])
-        for _ in range(100):
-            ((left,),) = execute(dsn, "SELECT count(*) FROM task_count_deltas")
-            if left == 0:
-                break
-            await asyncio.sleep(0.1)
-
-        assert left == 0
+        await until(lambda: not execute(dsn, "SELECT 1 FROM task_count_deltas LIMIT 1"))
         assert await service.get_task_count() == 2
     with pytest.raises(Problem):
         await service.get_task_count()

@@ -23,6 +23,7 @@ from audit.settings import Settings
 from tests.commands.test_cli import ENVIRONMENT
 from tests.conftest import FAST, SERVING, _database, ago, as_role, execute, task
 from tests.processes import AUDIT
+from tests.waiting import until
 
 PARTITIONS = "SELECT count(*) FROM task_partitions"
 
@@ -64,8 +65,7 @@ async def test_a_request_that_is_cut_off_keeps_the_partitions_it_made(fresh: str
     before = count(fresh)
     async with serving(fresh, partition="day") as service:
         recording = asyncio.create_task(service.record(tasks))
-        while count(fresh) == before:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await until(lambda: count(fresh) > before)
         recording.cancel()
         await asyncio.gather(recording, return_exceptions=True)
         kept = count(fresh)

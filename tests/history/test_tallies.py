@@ -22,6 +22,7 @@ from audit.postgres import statements
 from audit.postgres.pool import fetch_row
 from tests.conftest import ago, execute, task
 from tests.plans import plan_of, rows_read, statements_of
+from tests.waiting import until
 
 FIRST = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -162,8 +163,7 @@ async def test_a_tally_that_takes_too_long_is_dropped(service: AuditService, dsn
             "SELECT pg_cancel_backend(pid) FROM pg_locks"
             " WHERE relation = 'task_day_changes'::regclass AND NOT granted"
         )
-        while not execute(dsn, waiting):  # noqa: ASYNC110 - another session is to wait
-            await asyncio.sleep(0.01)
+        await until(lambda: execute(dsn, waiting))
         with pytest.raises(TimedOut):
             await asked
 

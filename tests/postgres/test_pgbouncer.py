@@ -7,7 +7,6 @@ import contextlib
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -24,6 +23,8 @@ from audit.settings import Settings
 from tests.commands.test_cli import audit
 from tests.conftest import execute, task
 from tests.needs import needs
+from tests.processes import accepts
+from tests.waiting import wait_until
 
 CONFIGURATION = """
 [databases]
@@ -56,18 +57,12 @@ def pgbouncer(files: Path, dsn: str, mode: str, more: str = "") -> Iterator[str]
             embedded._as_ordinary_user(command), stdout=log, stderr=log, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 10
-        while True:
-            with contextlib.suppress(ConnectionRefusedError):
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            assert process.poll() is None, (files / "log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: accepts(port) or process.poll() is not None)
+        assert process.poll() is None, (files / "log").read_text()
         yield f"postgresql://audit@127.0.0.1:{port}/{quote(server['dbname'])}"
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(10)
+        process.wait(60)
 
 
 async def test_session_pooling_has_every_setting(dsn: str, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from audit.settings import Settings
 from audit.web.problems import MAX_HEADER_BYTES, MAX_URL_BYTES
 from tests.conftest import task
 from tests.needs import needs
-from tests.processes import AUDIT, serving
+from tests.processes import AUDIT, accepts, serving
+from tests.waiting import wait_until
 
 DEPLOY = Path(__file__).parents[2] / "docs/deploy"
 NGINX = (DEPLOY / "nginx.conf").read_text()
@@ -104,21 +105,12 @@ def proxying(url: str, folder: Path) -> Iterator[Proxy]:
     context = ssl.create_default_context(cafile=certificate)
     with (folder / "log").open("wb") as log, subprocess.Popen(command, stderr=log) as process:
         try:
-            deadline = time.monotonic() + 20
-            while not accepts(port):
-                assert process.poll() is None, (folder / "log").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            wait_until(lambda: accepts(port) or process.poll() is not None)
+            assert process.poll() is None, (folder / "log").read_text()
             yield Proxy(port, plain_port, context)
         finally:
             process.terminate()
             process.wait(20)
-
-
-def accepts(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
 
 
 @pytest.fixture
@@ -186,16 +178,18 @@ def test_proxy_passes_bodies_of_20_mib_and_pages_of_32_mib(proxy: Proxy) -> None
 
 
 def test_slow_client_behind_the_proxy_gets_its_whole_page(dsn: str, tmp_path: Path) -> None:
-    """nginx takes the page at once; the service would end the connection after two seconds."""
-    limits = ("--request-timeout-seconds", "2")
+    """nginx takes the page at once; the service would end the connection after three seconds."""
+    limits = ("--request-timeout-seconds", "3")
     with serving("--dsn", dsn, *limits) as (_, url, _), proxying(url, tmp_path) as proxy:
-        proxy.request("POST", f"{API}/tasks", big(20))
+        for _ in range(4):
+            response, _ = proxy.request("POST", f"{API}/tasks", big(5))
+            assert 201 == response.status
         connection = proxy.connection()
         with contextlib.closing(connection):
             connection.request("GET", f"{API}/query")
             response = connection.getresponse()
             started = response.read(1000)
-            time.sleep(5)
+            time.sleep(6)
             page = json.loads(started + response.read())
 
     assert 20 == len(page["tasks"])

@@ -296,15 +296,11 @@ REQUESTS = {
 def test_what_the_parser_refuses(running: Running, kind: str) -> None:
     address = urlsplit(running.url)
     assert address.hostname is not None
-    with socket.create_connection((address.hostname, address.port or 0), timeout=10) as connection:
+    with socket.create_connection((address.hostname, address.port or 0), timeout=60) as connection:
         connection.sendall(REQUESTS[kind])
-        connection.settimeout(3)
         answer = b""
-        try:
-            while chunk := connection.recv(65536):
-                answer += chunk
-        except (TimeoutError, ConnectionResetError):
-            pass
+        while not answer.endswith(b"}") and (chunk := connection.recv(65536)):
+            answer += chunk
 
     status = int(answer.split(b" ", 2)[1])
     assert 400 <= status < 500

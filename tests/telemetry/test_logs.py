@@ -89,7 +89,7 @@ def test_a_request_is_one_line_of_text(dsn: str) -> None:
 
 
 def test_without_a_sample_only_failures_are_logged(dsn: str) -> None:
-    options = ("--log-format", "json", "--statement-timeout-seconds", "0.1")
+    options = ("--log-format", "json", "--statement-timeout-seconds", "1")
     with serving("--dsn", dsn, *options) as (process, url), psycopg.connect(dsn) as other:
         assert [200, 404] == [fetch(f"{url}{API}/query"), fetch(f"{url}{NOBODY}")]
         other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")

@@ -9,7 +9,7 @@ import signal
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack
 from http import HTTPStatus
 from importlib.metadata import version
@@ -25,7 +25,7 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from audit.settings import Settings
 from audit.telemetry.metrics import Metrics, seats
 from audit.web.app import create_app
-from audit.web.state import METRICS, POOL
+from audit.web.state import METRICS
 from tests.commands.test_cli import serving
 from tests.conftest import Client, execute, task
 from tests.process.test_server import eventually, workers_of
@@ -122,12 +122,14 @@ async def test_statements_are_counted_by_file(client: Client) -> None:
     assert 1 <= value(before, f"{STATEMENTS}_count", statement="list_keys")
 
 
-async def test_a_statement_that_fails_is_counted_as_failed(dsn: str, client: Client) -> None:
+async def test_a_statement_that_fails_is_counted_as_failed(
+    dsn: str, aiohttp_client: Callable[..., Awaitable[Client]]
+) -> None:
+    settings = Settings(pool_size=4, statement_timeout_seconds=0.5)
+    client = await aiohttp_client(create_app(settings, dsn))
     with psycopg.connect(dsn) as other:
         other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
-        async with client.app[POOL].acquire() as connection:
-            await connection.execute("SET statement_timeout = 50")
-        statuses = [(await client.get(f"{API}/query?offset={i}")).status for i in range(6)]
+        statuses = [(await client.get(f"{API}/query?offset={i}")).status for i in range(2)]
         other.rollback()
     series = await scrape(client)
 
@@ -369,9 +371,9 @@ def test_what_is_refused_before_it_is_read_is_counted(dsn: str) -> None:
 def test_a_client_that_left_is_counted_as_499(dsn: str) -> None:
     with serving("--dsn", dsn) as (_, url), psycopg.connect(dsn) as other:
         other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
-        leaving = threading.Thread(target=leave, args=(f"{url}{API}/query",))
-        leaving.start()
-        leaving.join()
+        with connected(url) as leaving:
+            leaving.sendall(f"GET {API}/query HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            assert eventually(lambda: is_waiting(dsn))
 
         def left() -> bool:
             told = value(scraped(url), REQUESTS, route=f"{API}/query", method="GET", status="499")
@@ -379,11 +381,6 @@ def test_a_client_that_left_is_counted_as_499(dsn: str) -> None:
 
         assert eventually(left)
         other.rollback()
-
-
-def leave(url: str) -> None:
-    with pytest.raises(TimeoutError):
-        urllib.request.urlopen(url, timeout=0.5)
 
 
 def one_worker(dsn: str) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from audit.web.app import create_app
 from audit.web.state import POOL
 from tests.conftest import Client, ago, execute, task
 from tests.conftest import _database as database
+from tests.waiting import until
 
 TASKS = "/api/v1/audit/tasks"
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -864,18 +865,12 @@ async def test_a_session_killed_before_its_commit_leaves_nothing(client: Client,
     assert count(dsn, sent) == 0
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - the database has no event
-            await asyncio.sleep(0.01)
-
-
 async def waiting_for_a_lock(dsn: str) -> None:
     query = (
         "SELECT 1 FROM pg_stat_activity"
         " WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
-    await until(lambda: bool(execute(dsn, query)))
+    await until(lambda: execute(dsn, query))
 
 
 async def test_a_client_that_leaves_after_its_request_does_not_undo_it(
