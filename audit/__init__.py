@@ -19,9 +19,9 @@ if TYPE_CHECKING:
         TimedOut,
         Unavailable,
     )
-    from audit.history.models import NewTask, Task, TaskDocument, TaskPage, TaskSummary
     from audit.history.service import AuditService, Recorded
     from audit.history.states import State
+    from audit.history.task import NewTask, Task, TaskDocument, TaskPage, TaskSummary
     from audit.postgres.pool import open_pool
     from audit.settings import Settings
 
@@ -63,11 +63,11 @@ _MODULES = {
     "TaskNotFound": "audit.errors",
     "TimedOut": "audit.errors",
     "Unavailable": "audit.errors",
-    "NewTask": "audit.history.models",
-    "Task": "audit.history.models",
-    "TaskDocument": "audit.history.models",
-    "TaskPage": "audit.history.models",
-    "TaskSummary": "audit.history.models",
+    "NewTask": "audit.history.task",
+    "Task": "audit.history.task",
+    "TaskDocument": "audit.history.task",
+    "TaskPage": "audit.history.task",
+    "TaskSummary": "audit.history.task",
     "AuditService": "audit.history.service",
     "Recorded": "audit.history.service",
     "Settings": "audit.settings",

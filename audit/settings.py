@@ -234,6 +234,10 @@ class Settings(BaseSettings):
         return self
 
 
+#: The settings of a program that gives none. The environment does not change them.
+DEFAULTS: Final = Settings.model_construct()
+
+
 def _meant_for_us(
     variables: Mapping[str, str | None], settings: type[BaseSettings]
 ) -> Iterator[tuple[str, str | None]]:

@@ -7,7 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 from audit.history import paging
-from audit.history.models import TaskQuery
+from audit.history.query import TaskQuery
 from audit.history.service import AuditService
 from audit.postgres import statements
 from audit.postgres.pool import fetch_row

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 
 from audit.commands.options import ApiKey, DataDir, Dsn, Partition, Url, settings_from
 from audit.commands.output import print_line
@@ -45,15 +44,15 @@ def demo(
     """Record a realistic made-up history: busy and rare services, quiet nights, failures."""
     from audit.commands.record_file import send_all
     from audit.history.demo import generate
-    from audit.history.models import MAX_TASKS_IN_ARRAY, TimeAdapter, batch_of
+    from audit.history.parsing import MAX_TASKS_IN_ARRAY, batch_of
+    from audit.history.values import parse_time
 
     end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     if until is not None:
         try:
-            end = TimeAdapter.validate_python(until)
-        except ValidationError as failure:
-            detail = failure.errors()[0]["msg"].removeprefix("Value error, ")
-            raise typer.BadParameter(detail, param_hint="--until") from None
+            end = parse_time(until)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--until") from None
     history = generate(tasks, days=days, until=end, seed=seed)
     if show:
         for task in history:

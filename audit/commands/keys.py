@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
-from pydantic import ValidationError
 
 from audit.access.identity import Scope
 from audit.commands.database import run_with_pool
@@ -126,7 +125,7 @@ def _validity(key: Key) -> str:
 
 
 def _expiry(given: str) -> timedelta | datetime | None:
-    from audit.history.models import TimeAdapter
+    from audit.history.values import parse_time
 
     if given == "never":
         return None
@@ -136,8 +135,8 @@ def _expiry(given: str) -> timedelta | datetime | None:
             raise typer.BadParameter(f"1d to {_MAX_DAYS}d, or never", param_hint="--expires")
         return timedelta(days=days)
     try:
-        return TimeAdapter.validate_python(given)
-    except ValidationError:
+        return parse_time(given)
+    except ValueError:
         raise typer.BadParameter(
             "must be days such as 90d, an RFC 3339 time, or never", param_hint="--expires"
         ) from None

@@ -10,14 +10,14 @@ from contextlib import asynccontextmanager
 from typing import IO, Any, Protocol
 
 from audit.errors import Invalid, Malformed, Problem, TimedOut, Unavailable
-from audit.history import json_text, models
+from audit.history import utf8
 from audit.history.json_text import Reader
-from audit.history.models import TaskBatch, TaskCollector
+from audit.history.parsing import MAX_TASKS_IN_ARRAY, TaskBatch, TaskCollector
 from audit.history.service import AuditService, Recorded
 from audit.postgres.pool import open_pool, require_current
-from audit.settings import Settings
+from audit.settings import DEFAULTS, Settings
 
-_BATCH = models.MAX_TASKS_IN_ARRAY
+_BATCH = MAX_TASKS_IN_ARRAY
 _BATCH_BYTES = 8 * 1024 * 1024
 _PIECE_BYTES = 64 * 1024
 _AT_ONCE = 2
@@ -39,7 +39,7 @@ async def record_file(
     name: str,
     target: Target,
     advance: Callable[[int, Recorded], None],
-    settings: Settings = models.DEFAULTS,
+    settings: Settings = DEFAULTS,
 ) -> None:
     """Record every task of a file of NDJSON or JSON.
 
@@ -121,7 +121,7 @@ def _tasks(source: IO[bytes], settings: Settings) -> Iterator[tuple[str, str, An
     if line.lstrip()[:1] != b"[" and _is_json(reader, line):
         while line:
             label = f"line {number}: "
-            text = json_text.line_text(line.strip(), label)
+            text = utf8.line_text(line.strip(), label)
             yield label, text, reader.read(text, label) if text else None, len(line)
             number, line = number + 1, source.readline()
         return
@@ -129,7 +129,7 @@ def _tasks(source: IO[bytes], settings: Settings) -> Iterator[tuple[str, str, An
         [b"\n" * (number - 1) + line], iter(lambda: source.read(_PIECE_BYTES), b"")
     )
     try:
-        for label, text, value in reader.elements(json_text.texts(pieces), _by_line):
+        for label, text, value in reader.elements(utf8.texts(pieces), _by_line):
             yield label, text, value, len(text.encode())
     except Malformed as broken:
         raise Malformed(f"neither NDJSON nor JSON: {broken.detail}") from None
@@ -142,7 +142,7 @@ def _by_line(_position: int | None, line: int) -> str:
 def _first_line(source: IO[bytes], settings: Settings) -> bytes:
     """Return the first line; of a long one that begins an array, no more than its beginning."""
     line = source.readline(settings.max_task_bytes)
-    line = b"".join(json_text.without_mark([line]))
+    line = b"".join(utf8.without_mark([line]))
     if line.lstrip()[:1] == b"[" or line.endswith(b"\n"):
         return line
     return line + source.readline()
@@ -150,7 +150,7 @@ def _first_line(source: IO[bytes], settings: Settings) -> bytes:
 
 def _is_json(reader: Reader, line: bytes) -> bool:
     try:
-        reader.read(json_text.line_text(line.strip(), ""))
+        reader.read(utf8.line_text(line.strip(), ""))
     except Malformed:
         return False
     except Invalid:

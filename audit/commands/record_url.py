@@ -17,8 +17,9 @@ from pydantic_core import from_json
 from yarl import URL
 
 from audit.errors import Invalid, Unavailable
-from audit.history.models import RecordedBody, TaskBatch
+from audit.history.parsing import TaskBatch
 from audit.history.service import Recorded
+from audit.history.task import RecordedBody
 
 log = logging.getLogger("audit")
 

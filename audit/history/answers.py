@@ -33,7 +33,7 @@ from importlib.metadata import version
 from typing import Any, Final, Generic, TypeVar
 
 from audit.history import cursor
-from audit.history.models import TaskQuery
+from audit.history.query import TaskQuery
 from audit.history.service import AuditService, Token
 
 _VERSION: Final = version("task-audit")

@@ -1,43 +1,45 @@
-"""Reads JSON text within limits, one task at a time. The API, files and programs all use it.
+"""Reads JSON text within limits, one task at a time.
 
-Python's own decoder does the work. Hooks refuse what it would accept or alter in silence: a member
-that an object has twice, NaN and Infinity, and numbers that are longer when they are written out.
+Python's own decoder does the work. Hooks refuse what it would accept or change without an error:
+a member that an object has twice, NaN and Infinity, and numbers with very large exponents.
 """
 
 from __future__ import annotations
 
-import codecs
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from audit.errors import FieldError, Invalid, Malformed
+from audit.errors import Invalid, Malformed
+from audit.history.validation import invalid, with_label
 from audit.settings import Settings
 
-_SPACE = re.compile(r"[ \t\r\n]*")
-_SPACE_BYTES: Final = b" \t\r\n"
-_AFTER_A_VALUE: Final = frozenset(" \t\r\n,]")
-_UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+#: The white space of JSON.
+SPACE: Final = " \t\r\n"
+_SPACE = re.compile(f"[{SPACE}]*")
+_AFTER_A_VALUE: Final = frozenset(f"{SPACE},]")
 _NUL_ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-#: Escapes that are not half of a character: `\\`, `\n`, …, and whole surrogate pairs.
+#: Escapes that are no surrogate, such as `\n`, and whole pairs of surrogates.
 _WHOLE_ESCAPES = re.compile(
     r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|[^u])", re.DOTALL
 )
-_HALF_A_CHARACTER: Final = "half of a surrogate pair is not allowed in JSON text"
+_HALF_OF_A_PAIR: Final = "half of a surrogate pair is not allowed in JSON text"
 #: An exponent with more digits than this is beyond every limit.
 _LONGEST_EXPONENT: Final = 6
-#: The decoder reports a text that is cut off at most this many characters before its end.
+#: If a text is cut off, the decoder reports an error at most this many characters before its end.
 _LONGEST_TOKEN: Final = 16
 
 
+#: The way to a value within a text: the path to its object or array, and its name or index there.
+Path = tuple[Any, Any] | None
+
+
 class Element(NamedTuple):
-    """One task: its text as it was written, and its value."""
+    """An element of an array: its label in errors, its text as it was sent, and its value."""
 
     label: str
-    """What stands before a member's name in errors."""
     text: str
     value: Any
 
@@ -55,19 +57,7 @@ class _Constant(Exception):
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """The members of an object, repeated ones too."""
-
-
-def place(label: str, field: str = "") -> str:
-    """Return how an error names a member of the task that `label` names, or the task itself."""
-    return label + field if field else label.rstrip(".: ")
-
-
-def refused(label: str, detail: str, field: str = "") -> Invalid:
-    """Return the error for one member of a task, or for the task itself."""
-    where = place(label, field)
-    errors: list[FieldError] = [{"field": where, "detail": detail}]
-    return Invalid(f"{where}: {detail}" if where else detail, errors=errors)
+    """The members of an object, including repeated ones."""
 
 
 def _by_position(position: int | None, _line: int) -> str:
@@ -75,13 +65,13 @@ def _by_position(position: int | None, _line: int) -> str:
 
 
 class Reader:
-    """Reads the JSON texts of one request, file or call. It is not safe to share with a thread."""
+    """Reads the JSON texts of one request, file or call. Two threads must not share it."""
 
     def __init__(self, settings: Settings) -> None:
+        self.max_digits = settings.max_number_digits
+        self.max_nesting = settings.max_nesting
         self._task_bytes = settings.max_task_bytes
-        self._digits = settings.max_number_digits
-        self._nesting = settings.max_nesting
-        #: How much longer the numbers of the text are when PostgreSQL writes them out.
+        #: How many characters the text gains when PostgreSQL writes its numbers without exponents.
         self._growth = 0
         self._read_from = json.JSONDecoder(
             object_pairs_hook=_object,
@@ -89,16 +79,15 @@ class Reader:
             parse_float=self._float,
             parse_constant=_constant,
         ).raw_decode
-        self._encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
 
     def read(self, text: str, label: str = "") -> Any:
         """Return the value of a JSON text that has no white space around it.
 
         Raises:
-            Malformed: it is not JSON, or contains a NUL character or half a character.
+            Malformed: it is not JSON, or contains a NUL character or half of a surrogate pair.
             Invalid: it is over a limit, or an object has a member twice.
         """
-        # Before it is read: reading may take as long as the text is.
+        # The size is checked before the text is read, because reading a large text takes long.
         self._check_size(text, label)
         try:
             value, end = self._decode(text, 0, label)
@@ -112,10 +101,10 @@ class Reader:
     def elements(
         self, pieces: Iterable[str], label: Callable[[int | None, int], str] = _by_position
     ) -> Iterator[Element]:
-        """Yield the elements of a JSON array, or the one value, of a text that comes in pieces.
+        """Yield the elements of a JSON array, or the one value, of a text that arrives in pieces.
 
-        No more of the text is held, nor read at once, than one element may have, and a piece.
-        `label` names an element by its position in the array and the line on which it begins.
+        At most the largest allowed element and one piece are in memory at a time. `label` makes
+        the label of an element from its position in the array and the line on which it begins.
 
         Raises:
             Malformed, Invalid: as for `read`.
@@ -143,7 +132,7 @@ class Reader:
     def _next(
         self, window: _Window, position: int | None, name: Callable[[int | None, int], str]
     ) -> Element:
-        """Read the element that begins at the window's place."""
+        """Read the element at which the window stands."""
         label = name(position, window.line)
         while True:
             problem = None
@@ -151,7 +140,7 @@ class Reader:
                 value, end = self._decode(window.text, window.at, label)
                 if isinstance(value, dict) or window.text[end : end + 1] in _AFTER_A_VALUE:
                     break
-                # A number may go on in the next piece.
+                # The next piece may continue the number.
                 read_to = end
             except json.JSONDecodeError as broken:
                 is_string = broken.msg.startswith("Unterminated string")
@@ -176,9 +165,9 @@ class Reader:
             try:
                 return self._read_from(text, at)
             except _Repeated:
-                raise refused(label, "is given twice", _repeated(text, at)) from None
+                raise invalid(label, "is given twice", _repeated(text, at)) from None
         except RecursionError:
-            raise self._too_deep(label) from None
+            raise self.too_deep(label) from None
         except _Constant as constant:
             raise _not_json(f"{constant} is not a JSON value", label) from None
         except _TooLong as number:
@@ -189,171 +178,57 @@ class Reader:
             try:
                 size = len(text.encode())
             except UnicodeEncodeError:
-                raise Malformed(_named(label, _HALF_A_CHARACTER)) from None
+                raise Malformed(with_label(label, _HALF_OF_A_PAIR)) from None
             if size > self._task_bytes:
                 raise self._too_large(label, size)
 
     def _check(self, text: str, value: Any, label: str) -> None:
-        """Refuse what the decoder has read, but no answer could carry."""
+        """Refuse what the decoder has read, but the service could not return."""
         if self._growth and len(text) + self._growth > self._task_bytes:
-            raise refused(
+            raise invalid(
                 label,
                 f"has {len(text) + self._growth} bytes when its numbers are written out; "
                 f"the limit is {self._task_bytes} (max_task_bytes)",
             )
-        if text.count("[") + text.count("{") > self._nesting and _is_deeper(value, self._nesting):
-            raise self._too_deep(label)
+        if text.count("[") + text.count("{") > self.max_nesting and _is_deeper(
+            value, self.max_nesting
+        ):
+            raise self.too_deep(label)
         if "\\u" in text:
             _check_escapes(text, label)
 
     def _too_large(self, label: str, size: int | None) -> Invalid:
         has = "has more" if size is None else f"has {size} bytes"
-        return refused(label, f"{has}; the limit is {self._task_bytes} bytes (max_task_bytes)")
+        return invalid(label, f"{has}; the limit is {self._task_bytes} bytes (max_task_bytes)")
 
-    def _too_deep(self, label: str) -> Invalid:
-        return refused(label, f"is nested over {self._nesting} levels deep (max_nesting)")
+    def too_deep(self, label: str) -> Invalid:
+        """Return the error for a task that is nested too deeply."""
+        return invalid(label, f"is nested over {self.max_nesting} levels deep (max_nesting)")
 
     def _too_long(self, label: str, number: str) -> Invalid:
         shown = number if len(number) <= _LONGEST_TOKEN else f"{number[:_LONGEST_TOKEN]}…"
-        return refused(
+        return invalid(
             label,
-            f"the number {shown} has over {self._digits} digits when it is written out "
+            f"the number {shown} has over {self.max_digits} digits when it is written out "
             "(max_number_digits)",
         )
 
     def _int(self, token: str) -> int:
-        if len(token) > self._digits and len(token.lstrip("-")) > self._digits:
+        if len(token) > self.max_digits and len(token.lstrip("-")) > self.max_digits:
             raise _TooLong(token)
         return int(token)
 
     def _float(self, token: str) -> float:
-        if len(token) > self._digits or "e" in token or "E" in token:
+        if len(token) > self.max_digits or "e" in token or "E" in token:
             digits = _written_digits(token)
-            if digits > self._digits:
+            if digits > self.max_digits:
                 raise _TooLong(token)
             self._growth += max(0, digits - len(token))
         return float(token)
 
-    # --- values of Python -------------------------------------------------------------------------
-
-    def write(self, value: Any, label: str = "", field: str = "") -> tuple[str, Any]:
-        """Return the JSON text of a Python value, and the value that others read from it.
-
-        The two values are equal, except that a tuple becomes a list.
-
-        Raises:
-            Malformed: a text has a NUL character or half a character.
-            Invalid: it is over a limit, or JSON cannot say it: NaN, bytes, a set, a number as name.
-        """
-        try:
-            text = self._encode(value)
-            read = self.read(text, label)
-        except Invalid:
-            self._check_value(value, label, field)
-            raise
-        except (TypeError, ValueError, RecursionError) as unfit:
-            self._check_value(value, label, field)
-            raise refused(label, str(unfit), field) from None
-        if read != value:
-            self._check_value(value, label, field)
-        return text, read
-
-    def _check_value(self, value: Any, label: str, field: str) -> None:
-        level: list[tuple[tuple[Any, Any] | None, Any]] = [(None, value)]
-        for _ in range(self._nesting + 1):
-            inner: list[tuple[tuple[Any, Any] | None, Any]] = []
-            for path, one in level:
-                problem = self._not_json(one)
-                if problem:
-                    raise refused(label, problem, ".".join(filter(None, (field, _path(path)))))
-                if isinstance(one, dict):
-                    inner.extend(((path, name), member) for name, member in one.items())
-                elif isinstance(one, list | tuple):
-                    inner.extend(((path, index), member) for index, member in enumerate(one))
-            level = inner
-        if level:
-            raise self._too_deep(label)
-
-    def _not_json(self, value: Any) -> str:
-        """Return why JSON cannot say a value, whatever it contains; empty: it can."""
-        if value is None or isinstance(value, str | bool | list | tuple):
-            return ""
-        if isinstance(value, dict):
-            others = (type(name).__name__ for name in value if not isinstance(name, str))
-            other = next(others, None)
-            return f"has a member whose name is {other}, not text" if other else ""
-        if isinstance(value, float):
-            return "" if math.isfinite(value) else f"{value} is not a JSON value"
-        if isinstance(value, int):
-            is_short = value.bit_length() <= self._digits * 4 and abs(value) < 10**self._digits
-            return "" if is_short else f"has over {self._digits} digits (max_number_digits)"
-        return f"{type(value).__name__} is not a JSON value"
-
-
-# --- pieces ---------------------------------------------------------------------------------------
-
-
-def texts(pieces: Iterable[bytes]) -> Iterator[str]:
-    """Decode UTF-8 that comes in pieces. A byte order mark at its start is passed over.
-
-    Raises:
-        Malformed: it is not UTF-8.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        for piece in without_mark(pieces):
-            yield decoder.decode(piece)
-        yield decoder.decode(b"", final=True)
-    except UnicodeDecodeError as broken:
-        raise _not_utf8(broken) from None
-
-
-def lines(pieces: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines that come in pieces, without the white space around them, numbered from 1."""
-    number = 1
-    begun: list[bytes] = []
-    for piece in without_mark(pieces):
-        first, *others = piece.split(b"\n")
-        begun.append(first)
-        for other in others:
-            yield number, b"".join(begun).strip(_SPACE_BYTES)
-            number += 1
-            begun = [other]
-    yield number, b"".join(begun).strip(_SPACE_BYTES)
-
-
-def line_text(line: bytes, label: str) -> str:
-    """Decode a line of UTF-8.
-
-    Raises:
-        Malformed: it is not UTF-8.
-    """
-    try:
-        return line.decode()
-    except UnicodeDecodeError as broken:
-        raise _not_utf8(broken, label) from None
-
-
-def without_mark(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Pass over a byte order mark of UTF-8 at the start.
-
-    Raises:
-        Malformed: it is UTF-16.
-    """
-    rest = iter(pieces)
-    start = b""
-    for piece in rest:
-        start += piece
-        if len(start) >= len(codecs.BOM_UTF8):
-            break
-    if start.startswith(_UTF16) or b"\0" in start[:2]:
-        raise Malformed("this is UTF-16, or another encoding with NUL bytes; send UTF-8")
-    yield start.removeprefix(codecs.BOM_UTF8)
-    yield from rest
-
 
 class _Window:
-    """The part of a text that is read now; `at` is where reading goes on."""
+    """The part of a text that is in memory. Reading continues at the index `at`."""
 
     def __init__(self, pieces: Iterable[str]) -> None:
         self.text = ""
@@ -364,12 +239,12 @@ class _Window:
 
     @property
     def offset(self) -> int:
-        """How many characters of the whole text lie before `at`."""
+        """The position of `at` in the whole text."""
         return self._passed + self.at
 
     @property
     def line(self) -> int:
-        """The line that `at` is in."""
+        """The number of the line that contains `at`."""
         self._count_lines()
         return self._line
 
@@ -383,7 +258,7 @@ class _Window:
                 return ""
 
     def grow(self) -> bool:
-        """Drop what was read and at least double the rest; False at the end of the text."""
+        """Drop what was read, and at least double the rest. Return False at the end of the text."""
         self._count_lines()
         held = len(self.text) - self.at
         parts = [self.text[self.at :]]
@@ -402,13 +277,13 @@ class _Window:
         self._counted = self.at
 
     def drained(self) -> int:
-        """Return the bytes from `at` to the end of the text, which is read and dropped."""
+        """Read the text to its end without keeping it. Return its size in bytes, from `at`."""
         rest = len(self.text[self.at :].encode("utf-8", "surrogatepass"))
         return rest + sum(len(piece.encode()) for piece in self._pieces)
 
 
 def replaced(text: str, values: Mapping[str, Any]) -> str:
-    """Return the text of a JSON object that was read before, with other values for some members."""
+    """Return the text of a valid JSON object with other values for some of its members."""
     decoder = json.JSONDecoder(parse_int=len, parse_float=len)
     parts = []
     kept = 0
@@ -431,9 +306,6 @@ def _after_space(text: str, at: int) -> int:
     return space.end() if space else at
 
 
-# --- checks ---------------------------------------------------------------------------------------
-
-
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
@@ -448,7 +320,7 @@ def _constant(name: str) -> None:
 def _repeated(text: str, at: int) -> str:
     """Return the path of the first member that is given twice."""
     decoder = json.JSONDecoder(object_pairs_hook=_Pairs, parse_int=len, parse_float=len)
-    found: list[tuple[tuple[Any, Any] | None, Any]] = [(None, decoder.raw_decode(text, at)[0])]
+    found: list[tuple[Path, Any]] = [(None, decoder.raw_decode(text, at)[0])]
     while found:
         path, value = found.pop()
         members: Iterable[tuple[Any, Any]] = ()
@@ -456,7 +328,7 @@ def _repeated(text: str, at: int) -> str:
             names: set[str] = set()
             for name, _ in value:
                 if name in names:
-                    return _path((path, name))
+                    return name_of((path, name))
                 names.add(name)
             members = value
         elif isinstance(value, list):
@@ -466,16 +338,17 @@ def _repeated(text: str, at: int) -> str:
     raise AssertionError("no member is given twice")
 
 
-def _path(link: tuple[Any, Any] | None) -> str:
+def name_of(path: Path) -> str:
+    """Return a path as errors show it, such as `outcome.steps.0`."""
     parts = []
-    while link is not None:
-        link, name = link
+    while path is not None:
+        path, name = path
         parts.append(str(name))
     return ".".join(reversed(parts))
 
 
 def _written_digits(token: str) -> int:
-    """Return how many digits PostgreSQL writes for a number."""
+    """Return the number of digits that PostgreSQL writes for a number."""
     mantissa, _, exponent = token.lower().lstrip("-").partition("e")
     whole, _, fraction = mantissa.partition(".")
     size = exponent.lstrip("+-0")
@@ -502,24 +375,14 @@ def _is_deeper(value: Any, levels: int) -> bool:
 
 
 def _check_escapes(text: str, label: str) -> None:
-    """Refuse what PostgreSQL cannot store: a NUL character, and half a surrogate pair."""
+    """Refuse what PostgreSQL cannot store: a NUL character, or half of a surrogate pair."""
     if "\\u0000" in text and _NUL_ESCAPE.search(text):
-        raise Malformed(_named(label, "a NUL character is not allowed in JSON text"))
+        raise Malformed(with_label(label, "a NUL character is not allowed in JSON text"))
     if _SURROGATE.search(text) and _SURROGATE.search(_WHOLE_ESCAPES.sub("", text)):
-        raise Malformed(_named(label, _HALF_A_CHARACTER))
+        raise Malformed(with_label(label, _HALF_OF_A_PAIR))
 
 
 def _not_json(problem: str, label: str, at: int | None = None) -> Malformed:
     where = "" if at is None else f" at character {at + 1}"
     reason = problem[:1].lower() + problem[1:].removesuffix(" at")
-    return Malformed(_named(label, f"not JSON: {reason}{where}"))
-
-
-def _not_utf8(broken: UnicodeDecodeError, label: str = "") -> Malformed:
-    byte = broken.object[broken.start]
-    return Malformed(_named(label, f"not UTF-8: byte 0x{byte:02x} is out of place"))
-
-
-def _named(label: str, detail: str) -> str:
-    where = place(label)
-    return f"{where}: {detail}" if where else detail
+    return Malformed(with_label(label, f"not JSON: {reason}{where}"))

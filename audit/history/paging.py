@@ -20,7 +20,7 @@ import asyncpg
 from audit.errors import Unavailable
 from audit.history import tallies
 from audit.history.cursor import Cursor
-from audit.history.models import TaskQuery
+from audit.history.query import TaskQuery
 from audit.history.tallies import BEGINNING, Place, Tallies, Tally, start_of_day
 from audit.postgres import statements
 from audit.postgres.pool import fetch_row

@@ -26,22 +26,21 @@ from audit.errors import (
     TimedOut,
     Unavailable,
 )
-from audit.history import cursor, models
+from audit.history import cursor
 from audit.history.cursor import Cursor
 from audit.history.folding import FoldPace
-from audit.history.models import (
-    AuditQuery,
-    ErrorList,
-    FailuresQuery,
-    NewTask,
-    TaskBatch,
-    TaskDocument,
-    TaskPage,
-    TaskQuery,
-    TaskSummary,
-)
 from audit.history.paging import Page, Pager, PageRequest
+from audit.history.parsing import TaskBatch, batch_of, change_of
+from audit.history.query import (
+    AuditQuery,
+    FailuresQuery,
+    TaskQuery,
+    parse_arguments,
+    task_id_of,
+)
+from audit.history.task import NewTask, TaskDocument, TaskPage, TaskSummary
 from audit.history.upkeep import upkeep
+from audit.history.validation import ErrorList
 from audit.postgres import statements
 from audit.postgres.admission import Admission
 from audit.postgres.pool import (
@@ -355,7 +354,7 @@ class AuditService:
         Raises:
             TaskNotFound: no task has this id.
         """
-        task_id = models.task_id_of(task_id)
+        task_id = task_id_of(task_id)
         async with self._queues.reading.slot(), self._connection() as connection:
             row = await connection.fetchrow(statements.GET_TASK, task_id, project_id)
         if row is None:
@@ -374,10 +373,10 @@ class AuditService:
         """
         if isinstance(tasks, str | bytes | Mapping | NewTask) or not isinstance(tasks, Iterable):
             raise Invalid("tasks: must be a list of tasks")
-        return await self.record_batches([models.batch_of(tasks, self._settings)])
+        return await self.record_batches([batch_of(tasks, self._settings)])
 
     async def record_batches(self, batches: Sequence[TaskBatch]) -> Recorded:
-        """Record batches that are judged already, all in one transaction; like `record`."""
+        """Record validated batches, all in one transaction; like `record`."""
         async with self._queues.writing.slot(question=lambda: hash(tuple(b.text for b in batches))):
             deadline = time.monotonic() + self._write_seconds
             for attempt in range(_ATTEMPTS):
@@ -508,13 +507,13 @@ class AuditService:
             PreconditionFailed: the task has another entity tag than `if_match`.
             Conflict: the task is terminal, or the change goes backwards or may not be made.
         """
-        return await self.update_judged(
+        return await self.update_validated(
             task_id,
-            models.change_of(change, self._settings),
+            change_of(change, self._settings),
             match=None if if_match is None else [if_match],
         )
 
-    async def update_judged(
+    async def update_validated(
         self,
         task_id: UUID | str,
         change: str,
@@ -523,11 +522,11 @@ class AuditService:
         match: Sequence[str] | None = None,
         none_match: Sequence[str] | None = None,
     ) -> TaskDocument:
-        """Make a change that `models.parse_change` has judged; like `update`.
+        """Make a change that `parse_change` has validated; like `update`.
 
         The task must have one of the entity tags of `match` and none of `none_match`; "*" is any.
         """
-        task_id = models.task_id_of(task_id)
+        task_id = task_id_of(task_id)
         values = (task_id, change, project_id, match, none_match)
         async with self._queues.writing.slot(question=lambda: (task_id, change)):
             for _ in range(_ATTEMPTS):
@@ -676,4 +675,4 @@ def window_start(clock: datetime, span: timedelta) -> datetime:
 def _query(model: type[Query], *, limit: object = 100, **given: object) -> Query:
     """Validate arguments by the rules of a URL. None means "not given", except as a `limit`."""
     given = {name: value for name, value in given.items() if value is not None}
-    return models.parse_arguments(model, {**given, "limit": limit})
+    return parse_arguments(model, {**given, "limit": limit})

@@ -17,7 +17,8 @@ from typing import cast
 from audit.access.identity import Insecure
 from audit.access.keys import read_keys
 from audit.errors import Unavailable
-from audit.history import demo, models
+from audit.history import demo
+from audit.history.parsing import batch_of
 from audit.history.service import AuditService
 from audit.postgres import embedded, migrate
 from audit.postgres.pool import open_pool, require_current
@@ -220,6 +221,6 @@ async def _prepare(settings: Settings, dsn: str, listener: socket.socket) -> Sta
             history = list(demo.generate(DEMO_TASKS, days=DEMO_DAYS, until=until))
             batches = [history[i : i + _BATCH] for i in range(0, len(history), _BATCH)]
             # One transaction: a start that is cut short leaves no part of it.
-            done = await service.record_batches([models.batch_of(batch) for batch in batches])
+            done = await service.record_batches([batch_of(batch) for batch in batches])
             tasks = done.recorded + done.duplicates
         return Started(_url(listener), tasks, is_guarded)

@@ -13,7 +13,9 @@ from pydantic_core import core_schema
 
 from audit import errors
 from audit.access.identity import Scope
-from audit.history import models
+from audit.history.parsing import MAX_TASKS_IN_ARRAY
+from audit.history.query import AuditQuery, FailuresQuery, NoParams, TaskPath, TaskQuery
+from audit.history.task import NewTask, RecordedBody, Task, TaskChange, TaskPageBody
 
 _API: Final = "/api/v1/audit"
 _REF: Final = "#/components/schemas/{model}"
@@ -323,19 +325,19 @@ def _get_failures() -> dict[str, Any]:
         "tags": ["ask"],
         "summary": "The tasks that failed",
         "description": "Newest first; by default, those created in the last 7 days.",
-        "parameters": _query(models.FailuresQuery),
+        "parameters": _query(FailuresQuery),
         "responses": _page_or_problem(),
     }
 
 
 def _get_by_service() -> dict[str, Any]:
-    name = _properties(models.AuditQuery)["service"]["items"]
+    name = _properties(AuditQuery)["service"]["items"]
     path = _path(
         "service_name",
         name,
         "Matches an element of `services_touched` exactly. Any character, percent-encoded.",
     )
-    others = _query(models.AuditQuery)
+    others = _query(AuditQuery)
     for parameter in others:
         if parameter["name"] == "service":
             # The one in the path is counted with them.
@@ -356,7 +358,7 @@ def _audit_query() -> dict[str, Any]:
         "tags": ["ask"],
         "summary": "The tasks that match",
         "description": "Newest first; without any filter, all of them.",
-        "parameters": _query(models.AuditQuery),
+        "parameters": _query(AuditQuery),
         "responses": _page_or_problem(),
     }
 
@@ -395,7 +397,7 @@ def _record() -> dict[str, Any]:
         "type": "array",
         "items": _ref("NewTask"),
         "minItems": 1,
-        "maxItems": models.MAX_TASKS_IN_ARRAY,
+        "maxItems": MAX_TASKS_IN_ARRAY,
     }
     lines = {
         "type": "string",
@@ -578,11 +580,11 @@ class _Schemas(GenerateJsonSchema):
 def _schemas() -> dict[str, Any]:
     _, generated = models_json_schema(
         [
-            (models.NewTask, "validation"),
-            (models.TaskChange, "validation"),
-            (models.Task, "serialization"),
-            (models.TaskPageBody, "serialization"),
-            (models.RecordedBody, "serialization"),
+            (NewTask, "validation"),
+            (TaskChange, "validation"),
+            (Task, "serialization"),
+            (TaskPageBody, "serialization"),
+            (RecordedBody, "serialization"),
             (Problem, "serialization"),
         ],
         ref_template=_REF,
@@ -592,13 +594,13 @@ def _schemas() -> dict[str, Any]:
     return schemas
 
 
-def _properties(model: type[models.NoParams]) -> dict[str, Any]:
+def _properties(model: type[NoParams]) -> dict[str, Any]:
     schema = model.model_json_schema(ref_template=_REF, schema_generator=_Schemas)
     properties: dict[str, Any] = schema["properties"]
     return properties
 
 
-def _query(model: type[models.TaskQuery]) -> list[dict[str, Any]]:
+def _query(model: type[TaskQuery]) -> list[dict[str, Any]]:
     parameters = []
     # The state is asked for most, but is the last field, after those that all lists share.
     for name, schema in sorted(_properties(model).items(), key=lambda item: item[0] != "status"):
@@ -624,7 +626,7 @@ def _description(name: str, schema: dict[str, Any]) -> str:
 
 
 def _task_id() -> dict[str, Any]:
-    return _path("task_id", _properties(models.TaskPath)["task_id"], "The id of the task.")
+    return _path("task_id", _properties(TaskPath)["task_id"], "The id of the task.")
 
 
 def _path(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import asyncpg
 import psycopg
 from asyncpg.connection import LoggedQuery
 
-from audit.history.models import AuditQuery, FailuresQuery, TaskQuery, parse_query
+from audit.history.query import AuditQuery, FailuresQuery, TaskQuery, parse_query
 from audit.history.service import AuditService
 from audit.postgres import embedded
 from audit.postgres.pool import open_pool

@@ -10,8 +10,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from audit.history.models import AuditQuery
 from audit.history.paging import Pager
+from audit.history.query import AuditQuery
 from audit.history.service import AuditService
 from audit.history.states import State
 from tests.conftest import EMPTY, ago

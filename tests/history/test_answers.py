@@ -27,8 +27,9 @@ from psycopg.types.json import Jsonb
 
 from audit.errors import Invalid, TimedOut, Unavailable
 from audit.history.answers import Answers, Shared, Tokens
-from audit.history.models import AuditQuery, TaskPage, parse_query
+from audit.history.query import AuditQuery, parse_query
 from audit.history.service import AuditService, Token
+from audit.history.task import TaskPage
 from audit.postgres import embedded, migrate
 from audit.postgres.pool import open_pool
 from audit.settings import Settings

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from audit.errors import Invalid
-from audit.history.models import AuditQuery, TaskPage
+from audit.history.query import AuditQuery
 from audit.history.service import AuditService
+from audit.history.task import TaskPage
 from tests.conftest import ago, task
 from tests.plans import plan_of
 

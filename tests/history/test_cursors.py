@@ -10,7 +10,7 @@ import pytest
 
 from audit.errors import Invalid
 from audit.history.cursor import Cursor
-from audit.history.models import AuditQuery, FailuresQuery, TaskQuery
+from audit.history.query import AuditQuery, FailuresQuery, TaskQuery
 from audit.history.service import AuditService
 from tests.conftest import Client
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from audit.history import demo
-from audit.history.models import MAX_TASKS_IN_ARRAY, batch_of
+from audit.history.parsing import MAX_TASKS_IN_ARRAY, batch_of
 from audit.history.states import State
 
 UNTIL = datetime(2026, 11, 23, 8, tzinfo=UTC)

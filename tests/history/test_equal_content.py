@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from audit.errors import Conflict
-from audit.history import models
+from audit.history.parsing import TaskBatch
 from audit.history.service import AuditService
 from audit.postgres import statements
 from audit.postgres.pool import fetch_row
@@ -44,12 +44,12 @@ DIFFERENT = [
 ]
 
 
-def sent(task_id: str, member: str, value: str) -> models.TaskBatch:
+def sent(task_id: str, member: str, value: str) -> TaskBatch:
     """A batch whose member has the value as it is spelled."""
     body = json.dumps([task(task_id=task_id, created_at="2026-03-01T00:00:00Z", **{member: None})])
     text = f"[{value}]" if member == "suggestions" else f'{{"n": {value}}}'
     with_it = body.replace(f'"{member}": null', f'"{member}": {text}')
-    return models.TaskBatch(with_it, ("",), (datetime(2026, 3, 1, tzinfo=UTC),))
+    return TaskBatch(with_it, ("",), (datetime(2026, 3, 1, tzinfo=UTC),))
 
 
 @pytest.mark.parametrize("member", [*OBJECTS, "suggestions"])

@@ -16,8 +16,8 @@ import psycopg
 import psycopg.errors
 import pytest
 
-from audit.history.models import NewTask, TaskChange
 from audit.history.states import State
+from audit.history.task import NewTask, TaskChange
 from tests.conftest import Client, execute, task
 from tests.conftest import _database as database
 from tests.waiting import until

@@ -26,7 +26,7 @@ from audit import (
     Unavailable,
     errors,
 )
-from audit.history.models import RecordedBody
+from audit.history.task import RecordedBody
 from tests.conftest import Client, ago, execute, task
 from tests.waiting import until
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from audit.errors import Invalid, Malformed, Problem
-from audit.history.json_text import Reader, lines, replaced, texts
+from audit.history.json_text import Reader, replaced
+from audit.history.utf8 import lines, texts
 from audit.settings import Settings
 
 

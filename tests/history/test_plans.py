@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from audit.history.demo import generate
-from audit.history.models import AuditQuery, TaskQuery
 from audit.history.paging import Pager
+from audit.history.query import AuditQuery, TaskQuery
 from audit.history.service import AuditService
 from audit.postgres.pool import open_pool
 from audit.settings import Settings

@@ -14,8 +14,8 @@ import pytest
 
 from audit.errors import TimedOut, Unavailable
 from audit.history import paging
-from audit.history.models import AuditQuery
 from audit.history.paging import Pager, PageRequest
+from audit.history.query import AuditQuery
 from audit.history.service import AuditService
 from audit.history.tallies import BEGINNING, Tallies, Tally, updated
 from audit.postgres import statements

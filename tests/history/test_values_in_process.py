@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from audit.errors import Invalid, Malformed
-from audit.history.models import NewTask
 from audit.history.service import AuditService
 from audit.history.states import State
+from audit.history.task import NewTask
 
 
 class Secret:

@@ -18,7 +18,7 @@ from aiohttp import ClientResponse, web
 
 from audit.dsn import parse
 from audit.errors import Unavailable
-from audit.history.models import AuditQuery
+from audit.history.query import AuditQuery
 from audit.history.service import AuditService
 from audit.postgres import embedded, migrate
 from audit.postgres.embedded import Server

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from audit.history.models import Task, TaskSummary
 from audit.history.service import AuditService
+from audit.history.task import Task, TaskSummary
 from audit.postgres import statements
 from tests.conftest import execute, task
 

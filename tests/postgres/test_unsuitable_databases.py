@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from audit.history.answers import Answers
-from audit.history.models import AuditQuery
+from audit.history.query import AuditQuery
 from audit.history.service import AuditService
 from audit.postgres.pool import open_pool
 from audit.settings import Settings

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from audit.history.models import AuditQuery, FailuresQuery, TaskQuery
+from audit.history.query import AuditQuery, FailuresQuery, TaskQuery
 from tests.commands.test_cli import audit
 from tests.conftest import _database, task
 from tests.processes import serving

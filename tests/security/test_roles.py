@@ -16,8 +16,8 @@ import psycopg
 import pytest
 
 from audit.errors import Invalid, Unavailable
-from audit.history.models import NewTask, TaskChange
 from audit.history.service import AuditService
+from audit.history.task import NewTask, TaskChange
 from audit.postgres import migrate, statements
 from audit.postgres.pool import NotGranted, open_pool
 from audit.settings import Settings

@@ -26,7 +26,7 @@ from yarl import URL
 
 from audit.errors import TaskNotFound, Unavailable
 from audit.history.cursor import _LAYOUT, _checksum
-from audit.history.models import AuditQuery
+from audit.history.query import AuditQuery
 from audit.history.service import AuditService
 from audit.postgres import embedded, migrate, statements
 from audit.settings import Settings

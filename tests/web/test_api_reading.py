@@ -12,7 +12,8 @@ from urllib.parse import quote
 import pytest
 from yarl import URL
 
-from audit.history.models import AuditQuery, TaskPageBody
+from audit.history.query import AuditQuery
+from audit.history.task import TaskPageBody
 from audit.web.state import SERVICE
 from tests.conftest import Client, ago, execute, task
 

@@ -10,7 +10,7 @@ from aiohttp import ClientResponse
 from yarl import URL
 
 from audit import Invalid
-from audit.history.models import AuditQuery, FailuresQuery, parse_query
+from audit.history.query import AuditQuery, FailuresQuery, parse_query
 from audit.history.service import AuditService
 from audit.postgres import statements
 from tests.conftest import Client, ago, task

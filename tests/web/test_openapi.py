@@ -22,16 +22,8 @@ from yarl import URL
 
 from audit import errors
 from audit.errors import Invalid
-from audit.history.models import (
-    AuditQuery,
-    FailuresQuery,
-    TaskPath,
-    TaskQuery,
-    parse_change,
-    parse_lines,
-    parse_query,
-    parse_tasks,
-)
+from audit.history.parsing import parse_change, parse_lines, parse_tasks
+from audit.history.query import AuditQuery, FailuresQuery, TaskPath, TaskQuery, parse_query
 from audit.settings import Settings
 from audit.web import openapi
 from audit.web.app import create_app
@@ -243,9 +235,9 @@ def test_descriptions_name_the_defaults(path: str, model: type[TaskQuery]) -> No
     nothing = parse_query(model, {})
     described = {name: p["description"] for name, p in parameters(path, "query").items()}
 
-    assert f"{nothing.limit} if not given" in described["limit"]
-    assert "0 if not given" in described["offset"]
-    assert (f"{nothing.days} if no" in described["days"]) == (model is FailuresQuery)
+    assert f"{nothing.limit} by default" in described["limit"]
+    assert "0 by default" in described["offset"]
+    assert (f"{nothing.days} by default" in described["days"]) == (model is FailuresQuery)
 
 
 def test_requests_are_closed_and_answers_are_open() -> None:

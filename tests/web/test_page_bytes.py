@@ -8,8 +8,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from audit.history.models import TaskPage
 from audit.history.service import AuditService
+from audit.history.task import TaskPage
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from audit.web.app import create_app

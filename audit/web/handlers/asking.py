@@ -15,14 +15,8 @@ from multidict import istr
 
 from audit.errors import Malformed, PreconditionFailed
 from audit.history.answers import Answer
-from audit.history.models import (
-    AuditQuery,
-    FailuresQuery,
-    TaskDocument,
-    TaskPath,
-    TaskQuery,
-    parse_query,
-)
+from audit.history.query import AuditQuery, FailuresQuery, TaskPath, TaskQuery, parse_query
+from audit.history.task import TaskDocument
 from audit.web.responses import BytesResponse, json_response
 from audit.web.state import ANSWERS, IDENTITY, ROWS, SERVICE
 

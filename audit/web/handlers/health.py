@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from audit.errors import Unavailable
-from audit.history.models import AuditQuery
+from audit.history.query import AuditQuery
 from audit.postgres.pool import pending_migrations
 from audit.web.responses import BytesResponse, json_response
 from audit.web.state import METRICS, POOL, SERVICE

@@ -13,7 +13,8 @@ from aiohttp import web
 
 from audit.deadlines import DeadlineExceeded
 from audit.errors import BodyTooSlow, Malformed, TimedOut, UnsupportedMedia
-from audit.history.models import NoParams, parse_change, parse_lines, parse_query, parse_tasks
+from audit.history.parsing import parse_change, parse_lines, parse_tasks
+from audit.history.query import NoParams, parse_query
 from audit.history.service import AuditService
 from audit.web.content_coding import coding_of, decode, too_large
 from audit.web.handlers.asking import (
@@ -72,7 +73,7 @@ async def update(request: web.Request) -> BytesResponse:
     service = request.app[SERVICE]
     document = await _to_its_end(
         service,
-        service.update_judged(
+        service.update_validated(
             task_id,
             change,
             project_id=project_id,
