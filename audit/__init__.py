@@ -19,7 +19,8 @@ if TYPE_CHECKING:
         TimedOut,
         Unavailable,
     )
-    from audit.history.service import AuditService, Recorded
+    from audit.history.recording import Recorded
+    from audit.history.service import AuditService
     from audit.history.states import State
     from audit.history.task import NewTask, Task, TaskDocument, TaskPage, TaskSummary
     from audit.postgres.pool import open_pool
@@ -69,7 +70,7 @@ _MODULES = {
     "TaskPage": "audit.history.task",
     "TaskSummary": "audit.history.task",
     "AuditService": "audit.history.service",
-    "Recorded": "audit.history.service",
+    "Recorded": "audit.history.recording",
     "Settings": "audit.settings",
     "State": "audit.history.states",
 }

@@ -25,7 +25,7 @@ async def statements_of(service: AuditService, query: TaskQuery) -> list[tuple[s
         return await run(connection, statement, *values)
 
     with patch.object(paging, "fetch_row", watched):
-        await service.list_tasks(query)
+        await service.reading.list_tasks(query)
     return ran
 
 
@@ -33,7 +33,7 @@ async def plan_of(service: AuditService, query: TaskQuery) -> list[Node]:
     """The nodes of the plan of the page and its total, with what it read."""
     (*_, (statement, values)) = await statements_of(service, query)
     assert statement == statements.LIST_TASKS
-    text = await service._pool.fetchval(
+    text = await service.database.pool.fetchval(
         "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement, *values
     )
     nodes: list[Node] = []

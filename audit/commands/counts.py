@@ -47,16 +47,16 @@ def counts(
     )
 
     async def rebuild_all(pool: Pool) -> int:
-        return await AuditService(pool).rebuild_counts()
+        return await AuditService(pool).upkeep.rebuild_counts()
 
     async def find_differences(pool: Pool) -> list[tuple[Any, ...]]:
         service = AuditService(pool)
-        for gap in await service.find_missing_partitions():
+        for gap in await service.partitions.find_missing():
             note(
                 f"no partition holds {gap['tasks']:,} recorded tasks, created"
                 f" {_between(gap['since'], gap['until'])}: it was detached or dropped"
             )
-        return [tuple(one) for one in await service.check_counts()]
+        return [tuple(one) for one in await service.upkeep.check_counts()]
 
     if rebuild:
         print_line(f"counted {run_with_pool(rebuild_all, settings):,} tasks")

@@ -20,7 +20,7 @@ from audit.settings import Settings
 
 if TYPE_CHECKING:
     from audit.commands.record_file import Target
-    from audit.history.service import Recorded
+    from audit.history.recording import Recorded
 
     #: Called after each batch with its size and its result.
     Advance = Callable[[int, Recorded], None]

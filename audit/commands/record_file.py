@@ -13,7 +13,8 @@ from audit.errors import Invalid, Malformed, Problem, TimedOut, Unavailable
 from audit.history import utf8
 from audit.history.json_text import Reader
 from audit.history.parsing import MAX_TASKS_IN_ARRAY, TaskBatch, TaskCollector
-from audit.history.service import AuditService, Recorded
+from audit.history.recording import Recorded
+from audit.history.service import AuditService
 from audit.postgres.pool import open_pool, require_current
 from audit.settings import DEFAULTS, Settings
 
@@ -166,7 +167,7 @@ class DatabaseTarget:
 
     async def send(self, batch: TaskBatch) -> Recorded:
         """Record them in one transaction."""
-        return await self._service.record_batches([batch])
+        return await self._service.recording.record_batches([batch])
 
 
 @asynccontextmanager

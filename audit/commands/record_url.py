@@ -18,7 +18,7 @@ from yarl import URL
 
 from audit.errors import Invalid, Unavailable
 from audit.history.parsing import TaskBatch
-from audit.history.service import Recorded
+from audit.history.recording import Recorded
 from audit.history.task import RecordedBody
 
 log = logging.getLogger("audit")

@@ -33,8 +33,8 @@ from importlib.metadata import version
 from typing import Any, Final, Generic, TypeVar
 
 from audit.history import cursor
+from audit.history.asking import Reading, Token
 from audit.history.query import TaskQuery
-from audit.history.service import AuditService, Token
 
 _VERSION: Final = version("task-audit")
 #: What an answer takes besides its question and body: the parsed query, mostly.
@@ -57,9 +57,9 @@ Result = TypeVar("Result")
 class Answers:
     """Answers to the questions asked last, `most_bytes` of them; 0: none is kept or shared."""
 
-    def __init__(self, service: AuditService, most_bytes: int) -> None:
-        self._service = service
-        self._tokens = Tokens(service.read_tokens)
+    def __init__(self, reading: Reading, most_bytes: int) -> None:
+        self._reading = reading
+        self._tokens = Tokens(reading.read_tokens)
         self._most_bytes = most_bytes
         self._kept: OrderedDict[str, Answer] = OrderedDict()
         self.kept_bytes = 0
@@ -75,17 +75,17 @@ class Answers:
         query = known.query if known else _judged(parse)
         is_moving = query.span is not None and query.cursor is None
         if not self._most_bytes and not is_moving:
-            return Answer(self._service, question, query)
+            return Answer(self._reading, question, query)
         token = await self._tokens.next()
         mark = f"{token.text} {token.clock.timestamp()}" if is_moving else token.text
         if not self._most_bytes:
-            return Answer(self._service, question, query, clock=token.clock, server=token.server)
+            return Answer(self._reading, question, query, clock=token.clock, server=token.server)
         known = self._kept.get(question)
         if known and known.mark == mark:
             self._kept.move_to_end(question)
             return known
         answer = Answer(
-            self._service, question, query, mark, token.clock, token.server, self._weigh
+            self._reading, question, query, mark, token.clock, token.server, self._weigh
         )
         self._forget(known)
         self._kept[question] = answer
@@ -123,7 +123,7 @@ class Answer:
 
     def __init__(
         self,
-        service: AuditService,
+        reading: Reading,
         question: str,
         query: TaskQuery,
         mark: str | None = None,
@@ -144,7 +144,7 @@ class Answer:
         self.next_cursor: str | None = None
         #: Its header fields, once they are made: the same for all who ask.
         self.head: dict[str, str] | None = None
-        self._service = service
+        self._reading = reading
         self._clock = clock
         self._server = server
         self._weigh = weigh
@@ -173,7 +173,7 @@ class Answer:
         )
 
     async def _make(self) -> bytes:
-        page = await self._service.list_tasks(self.query, clock=self._clock, server=self._server)
+        page = await self._reading.list_tasks(self.query, clock=self._clock, server=self._server)
         self.rows, self.total, self.next_cursor = page.rows, page.total, page.next_cursor
         self._page = page.to_json()
         self._weigh(self)
@@ -201,7 +201,7 @@ class Tokens:
     def __init__(self, read: Callable[[], AsyncGenerator[Token, None]]) -> None:
         self._read = read
         self._waiting: list[asyncio.Future[Token]] = []
-        self._reading: asyncio.Task[None] | None = None
+        self._reader: asyncio.Task[None] | None = None
 
     async def next(self) -> Token:
         """Return a token that is asked for from now on, not one that is on its way.
@@ -211,8 +211,8 @@ class Tokens:
         """
         future: asyncio.Future[Token] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
-        if self._reading is None:
-            self._reading = asyncio.create_task(self._read_while_waited_for())
+        if self._reader is None:
+            self._reader = asyncio.create_task(self._read_while_waited_for())
         return await future
 
     async def _read_while_waited_for(self) -> None:
@@ -236,7 +236,7 @@ class Tokens:
                 for future in waiting:
                     if not future.done():
                         future.set_exception(failure)
-        self._reading = None
+        self._reader = None
 
 
 class Shared(Generic[Result]):

@@ -1,64 +1,157 @@
-"""Background work of every process that serves: folding the counts, making partitions ahead."""
+"""Keeps the counts folded and partitions ready, and checks or rebuilds the counts."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import time
 from collections.abc import AsyncIterator
-from typing import Protocol
+from contextlib import asynccontextmanager
+from typing import Final
 
-from audit.deadlines import stop
-from audit.postgres.pool import NotGranted
+import asyncpg
+
+from audit.deadlines import DeadlineExceeded, stop
+from audit.errors import Problem, TimedOut
+from audit.history.partitions import Partitions
+from audit.postgres import statements
+from audit.postgres.database import Database
+from audit.postgres.pool import NotGranted, fetch_row
+from audit.settings import Settings
 from audit.telemetry.logs import Recurring
+from audit.telemetry.metrics import Deltas, Metrics
 
-_PARTITIONS_EVERY_SECONDS = 3600
-_FOLD_EVERY_SECONDS = 1
+_PARTITIONS_EVERY_SECONDS: Final = 3600
+_FOLD_EVERY_SECONDS: Final = 1
 #: A role that may only read can be granted more while the process runs.
-_GRANTS_EVERY_SECONDS = 3600
+_GRANTS_EVERY_SECONDS: Final = 3600
+#: A fold that has split buckets for this long leaves the other buckets to later folds.
+_SPLIT_SECONDS: Final = 2.0
+#: After a fold that ran out of time, the next folds split nothing for this long.
+_SPLIT_PAUSE_SECONDS: Final = 600
 
 
-class Maintained(Protocol):
-    """The methods of `AuditService` that are called in the background."""
+class Upkeep:
+    """The work on the counts and partitions that no request waits for."""
 
-    async def fold_counts(self) -> int: ...  # noqa: D102 - see AuditService
-    async def make_coming_partitions(self) -> None: ...  # noqa: D102
+    def __init__(
+        self, database: Database, settings: Settings, metrics: Metrics, partitions: Partitions
+    ) -> None:
+        self._database = database
+        self._metrics = metrics
+        self._partitions = partitions
+        self._pace = FoldPace(settings.max_fold_cells)
 
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Fold the counts and make partitions in the background for as long as the block runs.
 
-@contextlib.asynccontextmanager
-async def upkeep(service: Maintained) -> AsyncIterator[None]:
-    """Run the background work of `service` for as long as the block runs.
+        A step that fails is logged and tried again. Responses stay correct without it, but they
+        get slower.
+        """
+        tasks = [
+            asyncio.create_task(self._keep_partitions_ahead()),
+            asyncio.create_task(self._keep_counts_folded()),
+        ]
+        try:
+            yield
+        finally:
+            await stop(*tasks)
 
-    A step that fails is logged and tried again. No answer depends on it, but without it answers
-    get slower.
-    """
-    running = [
-        asyncio.create_task(_keep_partitions_ahead(service)),
-        asyncio.create_task(_keep_counts_folded(service)),
-    ]
-    try:
-        yield
-    finally:
-        await stop(*running)
+    async def _keep_partitions_ahead(self) -> None:
+        """Make the partitions of the coming months, which programs that record by SQL need."""
+        making = Recurring("making the partitions of the coming months")
+        while True:
+            with making.attempt():
+                await self._partitions.make_coming()
+            await asyncio.sleep(_PARTITIONS_EVERY_SECONDS)
 
+    async def _keep_counts_folded(self) -> None:
+        """Fold once a second. The database lets one process of the cluster fold at a time."""
+        folding = Recurring("folding the counts")
+        while True:
+            pause = _FOLD_EVERY_SECONDS
+            with folding.attempt():
+                try:
+                    await self.fold_counts()
+                except NotGranted:
+                    pause = _GRANTS_EVERY_SECONDS
+                    raise
+            await asyncio.sleep(pause)
 
-async def _keep_partitions_ahead(service: Maintained) -> None:
-    """Make the partitions of the coming months, which programs that record by SQL need."""
-    making = Recurring("making the partitions of the coming months")
-    while True:
-        with making.attempt():
-            await service.make_coming_partitions()
-        await asyncio.sleep(_PARTITIONS_EVERY_SECONDS)
+    async def fold_counts(self) -> int:
+        """Apply the deltas of writers to the counts; return how many were applied.
 
+        Totals are exact whether or not it runs, but they get slower with each delta that is not
+        folded. It works in portions, each a transaction, until nothing is left. If another process
+        folds, it returns at once.
 
-async def _keep_counts_folded(service: Maintained) -> None:
-    """Fold again and again; the database lets one process of the cluster fold at a time."""
-    folding = Recurring("folding the counts")
-    while True:
-        pause = _FOLD_EVERY_SECONDS
-        with folding.attempt():
+        Raises:
+            TimedOut: a portion ran out of time. The next call tries a smaller one.
+        """
+        folded = 0
+        is_last = False
+        while not is_last:
             try:
-                await service.fold_counts()
-            except NotGranted:
-                pause = _GRANTS_EVERY_SECONDS
+                async with self._database.connection() as connection:
+                    row = await fetch_row(
+                        connection,
+                        statements.FOLD_COUNTS,
+                        self._pace.cells,
+                        self._pace.split_seconds,
+                    )
+            except (TimedOut, DeadlineExceeded):
+                self._pace.timed_out()
                 raise
-        await asyncio.sleep(pause)
+            if row["folded"] is None:
+                return folded
+            self._pace.succeeded()
+            folded += row["folded"]
+            is_last = row["is_last"]
+            if row["folded"] and row["may_vacuum"]:
+                async with self._database.connection() as connection:
+                    await connection.execute(statements.VACUUM_DELTAS)
+        self._metrics.folded()
+        return folded
+
+    async def measure_deltas(self, timeout_seconds: float) -> Deltas | None:
+        """Return how many deltas are not folded; None if the database does not answer in time."""
+        try:
+            async with asyncio.timeout(timeout_seconds), self._database.connection() as connection:
+                row = await fetch_row(connection, statements.MEASURE_DELTAS)
+        except (TimeoutError, Problem, asyncpg.PostgresError):
+            return None
+        return Deltas(row["estimate"], row["size_bytes"])
+
+    async def check_counts(self) -> list[asyncpg.Record]:
+        """Count all tasks; return the counts that differ, in the columns of `check_counts.sql`."""
+        async with self._database.connection() as connection:
+            return await connection.fetch(statements.CHECK_COUNTS)
+
+    async def rebuild_counts(self) -> int:
+        """Count all tasks anew, while others record; return how many there are."""
+        async with self._database.connection() as connection:
+            row = await fetch_row(connection, statements.REBUILD_COUNTS)
+        return int(row["counted"])
+
+
+class FoldPace:
+    """The limits of the next fold: halved when one runs out of time, raised by each that ends."""
+
+    def __init__(self, most_cells: int) -> None:
+        self._most = most_cells
+        self.cells = most_cells
+        self._splits_from = 0.0
+
+    @property
+    def split_seconds(self) -> float:
+        """How long the next fold may start to split buckets."""
+        return _SPLIT_SECONDS if time.monotonic() >= self._splits_from else 0
+
+    def timed_out(self) -> None:
+        """Halve the next fold, and split no buckets for a while: splits may have taken the time."""
+        self.cells = max(1, self.cells // 2)
+        self._splits_from = time.monotonic() + _SPLIT_PAUSE_SECONDS
+
+    def succeeded(self) -> None:
+        """Let the next fold do a quarter more, up to the setting."""
+        self.cells = min(self._most, self.cells + self.cells // 4 + 1)

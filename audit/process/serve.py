@@ -212,7 +212,7 @@ async def _prepare(settings: Settings, dsn: str, listener: socket.socket) -> Sta
                 " with `audit keys create`, or say --insecure"
             )
         service = AuditService(pool, settings)
-        if shortage := await service.lock_shortage():
+        if shortage := await service.partitions.lock_shortage():
             log.warning("%s", shortage)
         tasks = await service.get_task_count()
         if settings.demo and tasks == 0:
@@ -221,6 +221,6 @@ async def _prepare(settings: Settings, dsn: str, listener: socket.socket) -> Sta
             history = list(demo.generate(DEMO_TASKS, days=DEMO_DAYS, until=until))
             batches = [history[i : i + _BATCH] for i in range(0, len(history), _BATCH)]
             # One transaction: a start that is cut short leaves no part of it.
-            done = await service.record_batches([batch_of(batch) for batch in batches])
+            done = await service.recording.record_batches([batch_of(batch) for batch in batches])
             tasks = done.recorded + done.duplicates
         return Started(_url(listener), tasks, is_guarded)

@@ -17,7 +17,6 @@ from audit.deadlines import Deadline, DeadlineExceeded, stop
 from audit.errors import TimedOut
 from audit.history.answers import Answers
 from audit.history.service import AuditService
-from audit.history.upkeep import upkeep
 from audit.postgres import statements
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
@@ -134,8 +133,8 @@ def _service(dsn: str, traces: Traces | None) -> Callable[[web.Application], Asy
         async with open_pool(settings, dsn, app[METRICS], traces) as pool:
             app[POOL] = pool
             app[SERVICE] = AuditService(pool, settings, metrics=app[METRICS])
-            app[ANSWERS] = Answers(app[SERVICE], settings.answers_bytes)
-            async with upkeep(app[SERVICE]):
+            app[ANSWERS] = Answers(app[SERVICE].reading, settings.answers_bytes)
+            async with app[SERVICE].upkeep.running():
                 yield
         if traces:
             await traces.close()

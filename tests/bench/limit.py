@@ -60,7 +60,7 @@ async def script_for(dsn: str, query: TaskQuery) -> Script:
         service = AuditService(pool)
         clock = datetime.now(UTC).replace(microsecond=0)
         # What is asked only once is over with: by the driver, and where the page lies.
-        await service.list_tasks(query, clock=clock)
+        await service.reading.list_tasks(query, clock=clock)
         heard: list[LoggedQuery] = []
         async with pool.acquire() as connection:
             connection.add_query_logger(heard.append)
@@ -69,7 +69,7 @@ async def script_for(dsn: str, query: TaskQuery) -> Script:
             )
         await asyncio.sleep(0)
         heard.clear()
-        await service.list_tasks(query, clock=clock)
+        await service.reading.list_tasks(query, clock=clock)
         await asyncio.sleep(0)
         async with pool.acquire() as connection:
             texts, values = [], {}

@@ -212,7 +212,7 @@ def _fold(dsn: str) -> None:
 
     async def fold() -> None:
         async with open_pool(settings, dsn) as pool:
-            while await AuditService(pool).fold_counts():
+            while await AuditService(pool).upkeep.fold_counts():
                 pass
 
     asyncio.run(fold())

@@ -115,8 +115,8 @@ def expected(history: list[dict[str, Any]], asked: dict[str, Any]) -> list[str]:
 
 async def start_anew(service: AuditService, history: list[dict[str, Any]], folded: int = 0) -> None:
     """Record a history; the counts of its first `folded` tasks are folded, in tiny buckets."""
-    service._pager = Pager(portion=3)
-    async with service._pool.acquire() as connection, connection.transaction():
+    service.reading._pager = Pager(portion=3)
+    async with service.database.pool.acquire() as connection, connection.transaction():
         await connection.execute("; ".join(EMPTY))
         await connection.execute(
             "CREATE OR REPLACE FUNCTION most_in_whole_bucket() RETURNS bigint"
@@ -126,13 +126,13 @@ async def start_anew(service: AuditService, history: list[dict[str, Any]], folde
         if part:
             await service.record(part)
         if part and folded:
-            await service.fold_counts()
+            await service.upkeep.fold_counts()
             folded = 0
 
 
 async def ask(service: AuditService, asked: dict[str, Any], **page: Any) -> Any:
     query = AuditQuery.model_validate({**asked, **page})
-    return await service.list_tasks(query, clock=CLOCK)
+    return await service.reading.list_tasks(query, clock=CLOCK)
 
 
 @few_tasks
@@ -200,7 +200,7 @@ async def test_counts_equal_the_model(
     asked = {name: value for name, value in asked.items() if name != "days"}
 
     assert len(expected(history, asked)) == await service.get_task_count(**asked)
-    assert await service.check_counts() == []
+    assert await service.upkeep.check_counts() == []
 
 
 steps = st.one_of(
@@ -235,7 +235,7 @@ async def test_what_is_remembered_never_shows(
                 await service.update(one["task_id"], {"outcome": outcome})
                 one["outcome"] = outcome
         elif kind == "fold":
-            await service.fold_counts()
+            await service.upkeep.fold_counts()
         else:
             number, offset, limit = what
             asked = questions[number]

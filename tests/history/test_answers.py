@@ -27,8 +27,9 @@ from psycopg.types.json import Jsonb
 
 from audit.errors import Invalid, TimedOut, Unavailable
 from audit.history.answers import Answers, Shared, Tokens
+from audit.history.asking import Reading, Token
 from audit.history.query import AuditQuery, parse_query
-from audit.history.service import AuditService, Token
+from audit.history.service import AuditService
 from audit.history.task import TaskPage
 from audit.postgres import embedded, migrate
 from audit.postgres.pool import open_pool
@@ -51,7 +52,7 @@ async def record(client: Client, *tasks: dict[str, Any]) -> None:
 
 async def quiet(client: Client) -> None:
     """Wait until nothing is left that the service itself would write."""
-    tokens = Tokens(client.app[SERVICE].read_tokens)
+    tokens = Tokens(client.app[SERVICE].reading.read_tokens)
     busy = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         " AND state <> 'idle' AND pid <> pg_backend_pid()"
@@ -59,7 +60,7 @@ async def quiet(client: Client) -> None:
     async with asyncio.timeout(60):
         while True:
             before = await tokens.next()
-            folded = await client.app[SERVICE].fold_counts()
+            folded = await client.app[SERVICE].upkeep.fold_counts()
             others = await client.app[POOL].fetchval(busy)
             await asyncio.sleep(0.05)
             if not folded and not others and before.text == (await tokens.next()).text:
@@ -77,13 +78,13 @@ async def get(client: Client, path: str, held: str | None = None, **headers: str
 class Counted:
     """Counts the questions that a service is asked; they wait for `gate`, and fail by `failure`."""
 
-    def __init__(self, service: AuditService) -> None:
+    def __init__(self, reading: Reading) -> None:
         self.asked = 0
         self.ended = 0
         self.gate = asyncio.Event()
         self.gate.set()
         self.failure: Exception | None = None
-        self._list_tasks = service.list_tasks
+        self._list_tasks = reading.list_tasks
 
     async def list_tasks(
         self, query: Any, *, clock: datetime | None = None, server: str | None = None
@@ -100,9 +101,9 @@ class Counted:
 
 @pytest.fixture
 def counted(client: Client, monkeypatch: pytest.MonkeyPatch) -> Counted:
-    service = client.app[SERVICE]
-    counted = Counted(service)
-    monkeypatch.setattr(service, "list_tasks", counted.list_tasks)
+    reading = client.app[SERVICE].reading
+    counted = Counted(reading)
+    monkeypatch.setattr(reading, "list_tasks", counted.list_tasks)
     return counted
 
 
@@ -310,7 +311,7 @@ async def test_who_ask_again_when_they_are_answered_share_the_next_token() -> No
 async def test_tokens_leave_the_connection_to_questions_now_and_then(dsn: str) -> None:
     async with open_pool(Settings(pool_size=1), dsn) as pool:
         service = AuditService(pool)
-        tokens = Tokens(service.read_tokens)
+        tokens = Tokens(service.reading.read_tokens)
         asked = [asyncio.create_task(_keep_asking(tokens)) for _ in range(4)]
         pages = [await service.audit_query() for _ in range(20)]
         for one in asked:
@@ -327,7 +328,7 @@ async def _keep_asking(tokens: Tokens) -> None:
 async def _token(dsn: str) -> Token:
     async with (
         open_pool(Settings(pool_size=1), dsn) as pool,
-        aclosing(AuditService(pool).read_tokens()) as tokens,
+        aclosing(AuditService(pool).reading.read_tokens()) as tokens,
     ):
         return await anext(tokens)
 
@@ -446,7 +447,7 @@ async def test_what_is_wrong_is_told_before_anything_is_asked(
 
 
 async def test_a_question_that_is_known_is_not_judged_again(service: AuditService) -> None:
-    answers = Answers(service, 1 << 20)
+    answers = Answers(service.reading, 1 << 20)
     judged = []
 
     def parse() -> AuditQuery:
@@ -712,10 +713,10 @@ async def test_without_memory_each_question_is_asked_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     client = await aiohttp_client(create_app(Settings(pool_size=2, answers_bytes=0), dsn))
-    service = client.app[SERVICE]
-    counted = Counted(service)
-    monkeypatch.setattr(service, "list_tasks", counted.list_tasks)
-    monkeypatch.setattr(service, "read_tokens", None)
+    reading = client.app[SERVICE].reading
+    counted = Counted(reading)
+    monkeypatch.setattr(reading, "list_tasks", counted.list_tasks)
+    monkeypatch.setattr(reading, "read_tokens", None)
     await record(client, *(task() for _ in range(20)))
 
     plain, held = [await get(client, "/query", held) for held in (None, "*")]

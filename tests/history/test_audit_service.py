@@ -61,7 +61,7 @@ async def test_get_by_service_uses_gin_index(service: AuditService) -> None:
     crowd = [task(services_touched=[f"service-{n % 97}"]) for n in range(3000)]
     rare = task(services_touched=["service-1", "rare"])
     await service.record([*crowd, rare])
-    await service._pool.execute("ANALYZE tasks")
+    await service.database.pool.execute("ANALYZE tasks")
 
     page = await service.get_by_service("rare")
     plan = await plan_of(service, AuditQuery.model_validate({"service": "rare"}))

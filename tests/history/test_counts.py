@@ -70,7 +70,7 @@ async def totals(service: AuditService) -> list[int]:
 
 async def by_rows(service: AuditService) -> list[int]:
     """The same, counted from the rows: a filter that all pass keeps the counts out of it."""
-    unknowing = AuditService(service._pool)
+    unknowing = AuditService(service.database.pool)
     return [await unknowing.get_task_count(**asked, created_by="ada") for asked in QUESTIONS]
 
 
@@ -79,16 +79,16 @@ async def test_totals_are_the_same_before_and_after_a_fold(service: AuditService
     expected = await by_rows(service)
 
     assert expected == await totals(service)
-    assert await service.fold_counts() == 400
+    assert await service.upkeep.fold_counts() == 400
     assert expected == await totals(service)
-    assert await service.fold_counts() == 0
-    assert await service.check_counts() == []
+    assert await service.upkeep.fold_counts() == 0
+    assert await service.upkeep.check_counts() == []
 
 
 async def test_changes_of_state_services_and_intent_are_counted(service: AuditService) -> None:
     tasks = some(60, created_by="ada")
     done = await service.record(tasks)
-    await service.fold_counts()
+    await service.upkeep.fold_counts()
     for sent, task_id in zip(tasks, done.task_ids, strict=True):
         if sent["status"] in ("pending", "approved"):
             await service.update(
@@ -101,9 +101,9 @@ async def test_changes_of_state_services_and_intent_are_counted(service: AuditSe
             )
 
     assert await by_rows(service) == await totals(service)
-    await service.fold_counts()
+    await service.upkeep.fold_counts()
     assert await by_rows(service) == await totals(service)
-    assert await service.check_counts() == []
+    assert await service.upkeep.check_counts() == []
 
 
 async def test_what_is_rolled_back_is_not_counted(service: AuditService, dsn: str) -> None:
@@ -134,21 +134,21 @@ async def test_plain_sql_and_copy_are_counted(service: AuditService, dsn: str) -
 
     assert await service.get_task_count(status="failed") == 12
     assert await service.get_task_count(service="a") == 7
-    await service.fold_counts()
-    assert await service.check_counts() == []
+    await service.upkeep.fold_counts()
+    assert await service.upkeep.check_counts() == []
 
 
 async def test_a_full_bucket_is_split_and_stays_exact(service: AuditService, dsn: str) -> None:
     at = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
     await service.record([task(created_at=at + timedelta(microseconds=n)) for n in range(50)])
     await service.record([task(created_at=at + timedelta(days=n)) for n in range(1, 30)])
-    await service.fold_counts()
+    await service.upkeep.fold_counts()
     await service.record([task(created_at=at - timedelta(minutes=n)) for n in range(1, 30)])
-    await service.fold_counts()
+    await service.upkeep.fold_counts()
 
     grains = {grain for (grain,) in execute(dsn, "SELECT grain::text FROM task_count_splits")}
     assert grains == {"month", "day", "hour", "minute"}
-    assert await service.check_counts() == []
+    assert await service.upkeep.check_counts() == []
     since = at + timedelta(microseconds=20)
     assert await service.get_task_count(since=since.isoformat()) == 59
 
@@ -157,7 +157,7 @@ async def test_check_names_every_difference_and_rebuild_repairs(
     service: AuditService, dsn: str
 ) -> None:
     await service.record(some(120))
-    await service.fold_counts()
+    await service.upkeep.fold_counts()
     await service.record(some(30))
     execute(
         dsn,
@@ -166,12 +166,12 @@ async def test_check_names_every_difference_and_rebuild_repairs(
         "DELETE FROM task_counts WHERE service = 'a' AND grain = 'month' AND status = 'pending'",
     )
 
-    differences = await service.check_counts()
+    differences = await service.upkeep.check_counts()
 
     assert {(one["service"], one["grain"]) for one in differences} == {("", "year"), ("a", "month")}
     assert all(one["counted"] == one["expected"] + 3 for one in differences if one["service"] == "")
-    assert await service.rebuild_counts() == 150
-    assert await service.check_counts() == []
+    assert await service.upkeep.rebuild_counts() == 150
+    assert await service.upkeep.check_counts() == []
 
 
 OF_30_DAYS = "created_at > date_trunc('second', now()) - interval '30 days'"
@@ -221,12 +221,12 @@ async def test_eight_writers_never_wait_and_every_answer_is_exact(
 
     async def fold() -> None:
         while time.monotonic() < stop:
-            await service.fold_counts()
+            await service.upkeep.fold_counts()
             await asyncio.sleep(0.05)
 
     async def check() -> None:
         while time.monotonic() < stop:
-            assert await service.check_counts() == []
+            assert await service.upkeep.check_counts() == []
             await asyncio.sleep(0.1)
 
     async def read(number: int) -> None:
@@ -250,7 +250,7 @@ async def test_eight_writers_never_wait_and_every_answer_is_exact(
 
     async def rebuild() -> None:
         await asyncio.sleep(2)
-        await service.rebuild_counts()
+        await service.upkeep.rebuild_counts()
 
     await asyncio.gather(
         *(write(n) for n in range(8)), fold(), check(), *(read(n) for n in range(2)), rebuild()
@@ -258,9 +258,9 @@ async def test_eight_writers_never_wait_and_every_answer_is_exact(
 
     assert await service.get_task_count() == written
     assert await by_rows(service) == await totals(service)
-    while await service.fold_counts():
+    while await service.upkeep.fold_counts():
         pass
-    assert await service.check_counts() == []
+    assert await service.upkeep.check_counts() == []
     assert await by_rows(service) == await totals(service)
 
 
@@ -286,7 +286,7 @@ def test_a_fold_killed_at_any_point_loses_nothing(dsn: str) -> None:
         "from audit import AuditService, Settings, open_pool\n"
         "async def main():\n"
         "    async with open_pool(Settings(pool_size=1), sys.argv[1]) as pool:\n"
-        "        print(await AuditService(pool).fold_counts())\n"
+        "        print(await AuditService(pool).upkeep.fold_counts())\n"
         "asyncio.run(main())\n"
     )
 
@@ -301,7 +301,7 @@ def test_a_fold_killed_at_any_point_loses_nothing(dsn: str) -> None:
 
         async with open_pool(Settings(pool_size=1), dsn) as pool:
             service = AuditService(pool)
-            return await service.check_counts(), await service.get_task_count()
+            return await service.upkeep.check_counts(), await service.get_task_count()
 
     for turn, delay in enumerate((0.3, 0.5, 0.6, 0.7, 0.9), 1):
         asyncio.run(record())
@@ -323,5 +323,5 @@ async def test_counts_ignore_the_time_zone_of_the_session(service: AuditService,
         "SELECT fold_task_counts(1000)",
     )
 
-    assert await service.check_counts() == []
+    assert await service.upkeep.check_counts() == []
     assert await service.get_task_count(days=2) == 6

@@ -44,4 +44,4 @@ async def test_a_cursor_has_a_clock_exactly_where_its_filters_need_one(
     assert refused.status == 422
     assert (await refused.json())["errors"][0]["field"] == "cursor"
     with pytest.raises(Invalid):
-        await service.list_tasks(query.model_copy(update={"cursor": forged}))
+        await service.reading.list_tasks(query.model_copy(update={"cursor": forged}))

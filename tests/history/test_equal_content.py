@@ -57,7 +57,7 @@ async def test_equal_numbers_are_equal_content(service: AuditService, member: st
     for spellings in EQUAL:
         task_id = str(uuid.uuid4())
         recorded = [
-            (await service.record_batches([sent(task_id, member, spelling)])).recorded
+            (await service.recording.record_batches([sent(task_id, member, spelling)])).recorded
             for spelling in spellings
         ]
         assert [1] + [0] * (len(spellings) - 1) == recorded
@@ -68,10 +68,10 @@ async def test_other_values_are_other_content(
     service: AuditService, first: str, second: str
 ) -> None:
     task_id = str(uuid.uuid4())
-    await service.record_batches([sent(task_id, "outcome", first)])
+    await service.recording.record_batches([sent(task_id, "outcome", first)])
 
     with pytest.raises(Conflict):
-        await service.record_batches([sent(task_id, "outcome", second)])
+        await service.recording.record_batches([sent(task_id, "outcome", second)])
 
 
 async def test_digests_recorded_before_stay_valid(service: AuditService, dsn: str) -> None:
@@ -83,7 +83,7 @@ async def test_digests_recorded_before_stay_valid(service: AuditService, dsn: st
         actual_resources={"cpu": 0.25},
         created_at="2026-03-01T00:00:00.5Z",
     )
-    async with service._connection() as connection:
+    async with service.database.connection() as connection:
         await fetch_row(connection, statements.RECORD_TASKS, json.dumps([made]))
 
     # The digest as it was computed before: over one array of all members.

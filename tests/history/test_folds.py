@@ -46,14 +46,14 @@ async def test_a_fold_moves_as_many_changes_as_their_cells_allow(
     service: AuditService, dsn: str
 ) -> None:
     await service.record(new_services(0))
-    async with service._connection() as connection:
+    async with service.database.connection() as connection:
         for cells, expected in ((62, 1), (63, 1), (124, 2), (1, 1), (620, 10)):
             row = await fetch_row(connection, statements.FOLD_COUNTS, cells, 1.0)
             assert (expected, False) == (row["folded"], row["is_last"])
         row = await fetch_row(connection, statements.FOLD_COUNTS, 10_000, 1.0)
 
     assert (85, True) == (row["folded"], row["is_last"])
-    assert await service.check_counts() == []
+    assert await service.upkeep.check_counts() == []
 
 
 @pytest.mark.parametrize("cells", [1, 100, 100_000])
@@ -61,9 +61,9 @@ async def test_a_fold_in_portions_is_exact(dsn: str, cells: int) -> None:
     async with serving(dsn, max_fold_cells=cells) as service:
         await service.record(new_services(0, tasks=30, services=2))
 
-        assert await service.fold_counts() == 30
-        assert await service.fold_counts() == 0
-        assert await service.check_counts() == []
+        assert await service.upkeep.fold_counts() == 30
+        assert await service.upkeep.fold_counts() == 0
+        assert await service.upkeep.check_counts() == []
         assert await service.get_task_count(service="service-0-7-1") == 1
 
 
@@ -82,7 +82,7 @@ async def test_a_fold_that_runs_out_of_time_gets_on_with_smaller_portions(dsn: s
             left = 20
             while left:
                 try:
-                    await service.fold_counts()
+                    await service.upkeep.fold_counts()
                 except TimedOut:
                     timeouts += 1
                 [(left,)] = execute(dsn, WAITING)
@@ -98,16 +98,16 @@ async def test_a_split_that_would_take_too_long_is_left_to_later_folds(
     service: AuditService, dsn: str
 ) -> None:
     await service.record([task(created_at=ago(hours=n)) for n in range(700)])
-    async with service._connection() as connection:
+    async with service.database.connection() as connection:
         await fetch_row(connection, statements.FOLD_COUNTS, 10_000, 0.0)
     assert execute(dsn, "SELECT count(*) FROM task_count_splits") == [(0,)]
-    assert await service.check_counts() == []
+    assert await service.upkeep.check_counts() == []
 
     await service.record([task(created_at=ago(hours=n)) for n in range(700)])
-    await service.fold_counts()
+    await service.upkeep.fold_counts()
 
     assert execute(dsn, "SELECT count(*) FROM task_count_splits") > [(0,)]
-    assert await service.check_counts() == []
+    assert await service.upkeep.check_counts() == []
 
 
 LONG = "x" * 256
@@ -146,10 +146,10 @@ async def test_the_longest_names_and_intents_are_folded_and_rebuilt(
     names = [wide, wide[::-1], "x" * 255]
     await service.record([task(services_touched=names, outcome={"action_type": wide})])
 
-    assert await service.fold_counts() == 1
+    assert await service.upkeep.fold_counts() == 1
     assert await service.get_task_count(service=wide, intent=wide) == 1
-    assert await service.rebuild_counts() == 1
-    assert await service.check_counts() == []
+    assert await service.upkeep.rebuild_counts() == 1
+    assert await service.upkeep.check_counts() == []
     with pytest.raises(psycopg.errors.CheckViolation):
         execute(
             as_role(dsn, SERVING),
@@ -184,14 +184,14 @@ async def test_a_fold_whose_transaction_is_older_than_the_last_fold_is_exact(
     await service.record([task(task_id=str(uuid.uuid4())) for _ in range(7)])
     with psycopg.connect(as_role(dsn, SERVING)) as connection:
         connection.execute("SELECT count(*) FROM tasks")
-        await service.fold_counts()
+        await service.upkeep.fold_counts()
         await service.record([task()])
         before = await service.get_task_count(created_by="nobody")
         connection.execute("SELECT fold_task_counts(1000)")
 
     assert before == 0
     assert await service.get_task_count() == 8
-    assert await service.check_counts() == []
+    assert await service.upkeep.check_counts() == []
 
 
 async def test_a_rebuild_that_waits_for_a_fold_counts_what_was_folded(dsn: str) -> None:
@@ -208,7 +208,7 @@ async def test_a_rebuild_that_waits_for_a_fold_counts_what_was_folded(dsn: str) 
         await transaction.commit()
 
         assert await waiting == 20
-        assert await service.check_counts() == []
+        assert await service.upkeep.check_counts() == []
         await first.close()
         await rebuilding.close()
 
@@ -221,6 +221,6 @@ async def test_the_space_of_folded_deltas_is_given_back(dsn: str) -> None:
         " SELECT gen_random_uuid(), 'x' FROM generate_series(1, 40000)",
     )
     async with serving(dsn, max_fold_cells=2 * 39_700) as service:
-        assert await service.fold_counts() == 40_000
+        assert await service.upkeep.fold_counts() == 40_000
 
     assert execute(dsn, "SELECT pg_relation_size('task_count_deltas')") == [(0,)]

@@ -159,7 +159,7 @@ async def test_tasks_are_recorded_whatever_the_number_of_partitions(crowded: str
         await service.record([task(task_id=one, status="pending", created_at=ago(days=100))])
         await service.update(uuid.UUID(one), {"status": "failed"})
         assert (await service.get_task(uuid.UUID(one))).task.status == "failed"
-        while await service.fold_counts():
+        while await service.upkeep.fold_counts():
             pass
 
 
@@ -177,7 +177,7 @@ def test_a_lone_key_is_refused_whatever_its_month(crowded: str) -> None:
 async def test_tallied_lists_work_whatever_the_number_of_partitions(crowded: str) -> None:
     """With a total that is tallied anew, that is brought up to date, and of an old change."""
     async with serving(crowded, partition="day") as service:
-        while await service.fold_counts():
+        while await service.upkeep.fold_counts():
             pass
         asked: dict[str, Any] = {"created_by": "eve", "since": ago(days=60).isoformat()}
         for expected, age in ((20, 0), (40, 1), (60, 50)):
@@ -186,7 +186,7 @@ async def test_tallied_lists_work_whatever_the_number_of_partitions(crowded: str
             )
             page = await service.audit_query(**asked, limit=5)
             assert (expected, 5) == (page.total, len(page.tasks))
-            await service.fold_counts()
+            await service.upkeep.fold_counts()
             assert await service.get_task_count(**asked) == expected
 
 
@@ -195,7 +195,7 @@ async def test_a_check_names_times_whose_partition_is_missing(fresh: str) -> Non
         await service.record(
             [task(created_at=f"2015-{month}T00:00:00Z") for month in ("02-03", "03-04", "04-05")]
         )
-        assert await service.find_missing_partitions() == []
+        assert await service.partitions.find_missing() == []
     execute(fresh, "ALTER TABLE tasks DETACH PARTITION tasks_20150301")
 
     done = await asyncio.to_thread(
@@ -213,6 +213,8 @@ async def test_a_check_names_times_whose_partition_is_missing(fresh: str) -> Non
 
 async def test_too_few_locks_for_all_partitions_are_named(fresh: str, crowded: str) -> None:
     async with serving(fresh) as service:
-        assert await service.lock_shortage() is None
+        assert await service.partitions.lock_shortage() is None
     async with serving(crowded) as service:
-        assert "raise its max_locks_per_transaction" in str(await service.lock_shortage())
+        assert "raise its max_locks_per_transaction" in str(
+            await service.partitions.lock_shortage()
+        )

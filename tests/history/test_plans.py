@@ -75,9 +75,9 @@ async def fill(service: AuditService) -> None:
         await service.record(made[place : place + 5000])
     await insert(service, CROWD_TASKS, CROWD, "0 s", "(array['crowd', 'mob'])[: 1 + n % 2]")
     await insert(service, BUSY_TASKS, BUSY, f"{86_000 / BUSY_TASKS} s", "array['busy']")
-    while await service.fold_counts():
+    while await service.upkeep.fold_counts():
         pass
-    await service._pool.execute("VACUUM ANALYZE")
+    await service.database.pool.execute("VACUUM ANALYZE")
 
 
 async def insert(
@@ -85,8 +85,8 @@ async def insert(
 ) -> None:
     """Insert many tasks, so much time apart; `services` is an expression of their number, n."""
     partition = "SELECT make_task_partition($1, 'month')"
-    await service._pool.execute(partition, first)
-    await service._pool.execute(
+    await service.database.pool.execute(partition, first)
+    await service.database.pool.execute(
         "INSERT INTO tasks (task_id, created_at, request_text, status, services_touched)"
         " SELECT gen_random_uuid(), $1::timestamptz + n * $2::text::interval, 'x',"
         f" CASE n % 50 WHEN 0 THEN 'failed' ELSE 'completed' END::task_status, {services}"
@@ -169,7 +169,7 @@ def most_rows(shape: str) -> int:
 
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_deep_page(service: AuditService, shape: str) -> None:
-    total = (await service.list_tasks(AuditQuery.model_validate(SHAPES[shape]))).total or 0
+    total = (await service.reading.list_tasks(AuditQuery.model_validate(SHAPES[shape]))).total or 0
     for offset in (total // 2, total, total + 1000):
         await hold_to_bounds(
             service,
@@ -181,8 +181,8 @@ async def test_deep_page(service: AuditService, shape: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_page_by_cursor(service: AuditService, shape: str) -> None:
     asked = SHAPES[shape]
-    total = (await service.list_tasks(AuditQuery.model_validate(asked))).total or 0
-    page = await service.list_tasks(
+    total = (await service.reading.list_tasks(AuditQuery.model_validate(asked))).total or 0
+    page = await service.reading.list_tasks(
         AuditQuery.model_validate({**asked, "offset": total // 2, "limit": 10})
     )
     if page.next_cursor is not None:
@@ -196,7 +196,7 @@ async def test_page_by_cursor(service: AuditService, shape: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_the_counts_know_where_a_page_is(service: AuditService, shape: str) -> None:
     """First where it is, then what; asked again, only what. More: the place did not fit."""
-    service._pager = Pager()
+    service.reading._pager = Pager()
     query = AuditQuery.model_validate(SHAPES[shape])
     first, again = [
         [statement.split(":")[0] for statement, _ in await statements_of(service, query)]
@@ -226,8 +226,8 @@ async def test_an_uncounted_filter_reads_its_matches_once(
     service: AuditService, shape: str
 ) -> None:
     asked = UNCOUNTED[shape]
-    service._pager = Pager()
-    first = await service.list_tasks(AuditQuery.model_validate({**asked, "limit": 10}))
+    service.reading._pager = Pager()
+    first = await service.reading.list_tasks(AuditQuery.model_validate({**asked, "limit": 10}))
     total = first.total or 0
 
     for page in ({"offset": 0}, {"offset": total // 2}, {"offset": total + 1000}):
@@ -254,7 +254,7 @@ async def test_a_statement_keeps_its_custom_plans(service: AuditService) -> None
     for _ in range(12):
         await service.audit_query(service="tax-loader")
 
-    plans = await service._pool.fetch(
+    plans = await service.database.pool.fetch(
         "SELECT generic_plans FROM pg_prepared_statements WHERE statement LIKE '-- list_tasks%'"
     )
     assert [0] == [row["generic_plans"] for row in plans]

@@ -106,26 +106,26 @@ async def test_only_what_has_changed_is_read_again(service: AuditService, dsn: s
     ]  # fmt: skip
     for place in range(0, len(made), 1000):
         await service.record(made[place : place + 1000])
-    while await service.fold_counts():
+    while await service.upkeep.fold_counts():
         pass
     execute(dsn, "VACUUM ANALYZE")
     query = AuditQuery(created_by="ada", limit=10)
-    await service.list_tasks(query)
+    await service.reading.list_tasks(query)
     await service.record([task(created_by="ada", created_at=ago(hours=1))])
 
     assert len(await statements_of(service, query)) == 1
     assert rows_read(await plan_of(service, query)) < 300
-    assert (await service.list_tasks(query)).total == 6001
+    assert (await service.reading.list_tasks(query)).total == 6001
 
 
 async def test_a_page_that_moves_is_found_again(service: AuditService) -> None:
     old = [task(created_by="ada", created_at=ago(days=30, seconds=n)) for n in range(20)]
     await service.record(old)
     query = AuditQuery(created_by="ada", limit=5, offset=10)
-    before = await service.list_tasks(query)
+    before = await service.reading.list_tasks(query)
     await service.record([task(created_by="ada", created_at=ago(days=2)) for _ in range(8)])
 
-    after = await service.list_tasks(query)
+    after = await service.reading.list_tasks(query)
 
     assert [one["task_id"] for one in old[10:15]] == [str(one.task_id) for one in before.tasks]
     assert [one["task_id"] for one in old[2:7]] == [str(one.task_id) for one in after.tasks]
@@ -137,14 +137,16 @@ async def test_a_crawl_goes_on_where_the_remembered_days_are_too_few(
 ) -> None:
     tasks = [task(created_by="ada", created_at=ago(days=n)) for n in range(1, 30)]
     await service.record(tasks)
-    first = await service.list_tasks(AuditQuery(created_by="ada", limit=5))
+    first = await service.reading.list_tasks(AuditQuery(created_by="ada", limit=5))
     # Another worker has a newer tally of other days; here, they are gone but for two.
-    (name,) = service._pager._tallies._kept
-    known = service._pager._tallies._kept[name]
+    (name,) = service.reading._pager._tallies._kept
+    known = service.reading._pager._tallies._kept[name]
     few = dict(sorted(known.days.items())[:2])
-    service._pager._tallies._kept[name] = Tally(few, known.fold, known.server)
+    service.reading._pager._tallies._kept[name] = Tally(few, known.fold, known.server)
 
-    page = await service.list_tasks(AuditQuery(created_by="ada", limit=5, cursor=first.next_cursor))
+    page = await service.reading.list_tasks(
+        AuditQuery(created_by="ada", limit=5, cursor=first.next_cursor)
+    )
 
     assert [one["task_id"] for one in tasks[5:10]] == [str(one.task_id) for one in page.tasks]
     assert page.total == 29
@@ -154,11 +156,11 @@ async def test_a_tally_that_takes_too_long_is_dropped(service: AuditService, dsn
     """Where years have changed, to tally all at once may be faster than day by day."""
     await service.record([task(created_by="ada")])
     query = AuditQuery(created_by="ada")
-    await service.list_tasks(query)
-    assert service._pager._tallies._kept
+    await service.reading.list_tasks(query)
+    assert service.reading._pager._tallies._kept
     with psycopg.connect(dsn) as other:
         other.execute("LOCK TABLE task_day_changes")
-        asked = asyncio.create_task(service.list_tasks(query))
+        asked = asyncio.create_task(service.reading.list_tasks(query))
         waiting = (
             "SELECT pg_cancel_backend(pid) FROM pg_locks"
             " WHERE relation = 'task_day_changes'::regclass AND NOT granted"
@@ -167,7 +169,7 @@ async def test_a_tally_that_takes_too_long_is_dropped(service: AuditService, dsn
         with pytest.raises(TimedOut):
             await asked
 
-    assert not service._pager._tallies._kept
+    assert not service.reading._pager._tallies._kept
 
 
 async def test_a_clock_before_the_last_one_finds_what_that_cut_off(service: AuditService) -> None:
@@ -175,13 +177,13 @@ async def test_a_clock_before_the_last_one_finds_what_that_cut_off(service: Audi
     midnight = ago(days=5).replace(hour=0, minute=0, second=0, microsecond=0)
     around = [task(created_by="ada", created_at=midnight + timedelta(hours=n)) for n in (-2, 1, 3)]
     await service.record(around)
-    await service.fold_counts()
+    await service.upkeep.fold_counts()
     query = AuditQuery(created_by="ada", days=1)
     clocks = {-3: 3, 2: 1, -1: 2}
 
     totals = {
         hours: (
-            await service.list_tasks(query, clock=midnight + timedelta(days=1, hours=hours))
+            await service.reading.list_tasks(query, clock=midnight + timedelta(days=1, hours=hours))
         ).total
         for hours in clocks
     }
@@ -201,12 +203,12 @@ async def test_of_an_unknown_filter_first_comes_the_tally(service: AuditService)
 
 async def month_of_tasks(service: AuditService) -> None:
     """Record and fold 40 tasks, in buckets of days."""
-    await service._pool.execute(
+    await service.database.pool.execute(
         "CREATE OR REPLACE FUNCTION most_in_whole_bucket() RETURNS bigint"
         " LANGUAGE sql IMMUTABLE RETURN 2"
     )
     await service.record([task(created_by="ada", created_at=ago(days=n)) for n in range(1, 41)])
-    await service.fold_counts()
+    await service.upkeep.fold_counts()
 
 
 async def portions_of(service: AuditService, query: AuditQuery) -> int:
@@ -216,31 +218,33 @@ async def portions_of(service: AuditService, query: AuditQuery) -> int:
 
 async def test_a_tally_is_made_in_portions(service: AuditService) -> None:
     await month_of_tasks(service)
-    service._pager = Pager(portion=10)
+    service.reading._pager = Pager(portion=10)
 
     assert await portions_of(service, AuditQuery(created_by="ada")) in (4, 5)
     assert await portions_of(service, AuditQuery(created_by="ada", offset=30)) == 0
     assert await portions_of(service, AuditQuery(created_by="ada", since=ago(days=12))) == 2
     assert await portions_of(service, AuditQuery(created_by="ada", until=ago(days=25))) in (2, 3)
     assert await portions_of(service, AuditQuery(created_by="ada", days=5)) == 1
-    assert (await service.list_tasks(AuditQuery(created_by="ada", since=ago(days=12)))).total == 11
+    assert (
+        await service.reading.list_tasks(AuditQuery(created_by="ada", since=ago(days=12)))
+    ).total == 11
 
 
 async def test_a_day_with_more_than_a_portion_is_one(service: AuditService) -> None:
     await service.record(
         [task(created_by="ada", created_at=ago(days=3, seconds=n)) for n in range(20)]
     )
-    await service.fold_counts()
-    service._pager = Pager(portion=1)
+    await service.upkeep.fold_counts()
+    service.reading._pager = Pager(portion=1)
 
-    assert (await service.list_tasks(AuditQuery(created_by="ada"))).total == 20
+    assert (await service.reading.list_tasks(AuditQuery(created_by="ada"))).total == 20
 
 
 async def test_what_changes_between_two_portions_is_tallied(service: AuditService) -> None:
     """In days that are tallied already, and in those to come; folded or not."""
     await month_of_tasks(service)
-    service._pager = Pager(portion=7)
-    connect, written = service._connection, 0
+    service.reading._pager = Pager(portion=7)
+    connect, written = service.database.connection, 0
 
     @asynccontextmanager
     async def busy(*, again: bool) -> AsyncIterator[Any]:
@@ -251,21 +255,21 @@ async def test_what_changes_between_two_portions_is_tallied(service: AuditServic
             await service.record([task(created_by="ada", created_at=ago(days=days))])
             written += 1
             if days == 2:
-                await service.fold_counts()
+                await service.upkeep.fold_counts()
 
     query = AuditQuery(created_by="ada")
-    await service._pager.tally(busy, PageRequest(query, None, None, 10))
+    await service.reading._pager.tally(busy, PageRequest(query, None, None, 10))
 
     ran = await statements_of(service, query)
     assert {statements.LIST_TASKS} == {statement for statement, _ in ran}
     assert written >= 5 * 5
-    assert (await service.list_tasks(query)).total == 40 + written
+    assert (await service.reading.list_tasks(query)).total == 40 + written
 
 
 async def test_an_interrupted_tally_goes_on_where_it_was(service: AuditService) -> None:
     await month_of_tasks(service)
-    service._pager = Pager(portion=10)
-    connect, left = service._connection, 2
+    service.reading._pager = Pager(portion=10)
+    connect, left = service.database.connection, 2
 
     @asynccontextmanager
     async def failing(*, again: bool) -> AsyncIterator[Any]:
@@ -278,10 +282,10 @@ async def test_an_interrupted_tally_goes_on_where_it_was(service: AuditService) 
 
     query = AuditQuery(created_by="ada")
     with pytest.raises(Unavailable):
-        await service._pager.tally(failing, PageRequest(query, None, None, 10))
+        await service.reading._pager.tally(failing, PageRequest(query, None, None, 10))
 
     assert await portions_of(service, query) in (2, 3)
-    assert (await service.list_tasks(query)).total == 40
+    assert (await service.reading.list_tasks(query)).total == 40
 
 
 async def test_those_who_ask_the_same_at_once_tally_it_once(service: AuditService) -> None:
@@ -294,7 +298,7 @@ async def test_those_who_ask_the_same_at_once_tally_it_once(service: AuditServic
 
     with patch.object(paging, "fetch_row", watched):
         pages = await asyncio.gather(
-            *(service.list_tasks(AuditQuery(created_by="ada", offset=n)) for n in range(20))
+            *(service.reading.list_tasks(AuditQuery(created_by="ada", offset=n)) for n in range(20))
         )
 
     assert {40} == {page.total for page in pages}

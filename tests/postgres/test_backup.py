@@ -65,7 +65,7 @@ async def test_a_dump_restores_the_history_its_counts_and_its_guards(
         for n in range(300)
     ]
     await service.record(tasks[:200])
-    await service.fold_counts()
+    await service.upkeep.fold_counts()
     await service.record(tasks[200:])
     before = await service.audit_query(limit=1000)
     restored = of_database(postgres, "audit_restored")
@@ -103,7 +103,7 @@ async def test_counts_stay_exact_in_a_server_whose_transaction_ids_are_lower(
     use_transaction_ids = "DO $$ BEGIN FOR n IN 1..3000 LOOP COMMIT; "
     execute(dsn, use_transaction_ids + "PERFORM pg_current_xact_id(); END LOOP; END $$")
     await service.record(some(0))
-    await service.fold_counts()
+    await service.upkeep.fold_counts()
     restored = of_database(other_server, "audit_restored")
     execute(other_server, f"CREATE ROLE {SERVING}", "CREATE DATABASE audit_restored")
     last_id = "SELECT pg_current_xact_id()::text::bigint"
@@ -121,9 +121,9 @@ async def test_counts_stay_exact_in_a_server_whose_transaction_ids_are_lower(
             for one in asked:
                 await again.audit_query(**one)
             await again.record(some(first))
-            await again.fold_counts()
+            await again.upkeep.fold_counts()
             for one in asked:
                 page = await again.audit_query(**one, limit=1000)
                 anew = await AuditService(pool).audit_query(**one, limit=1000)
                 assert (anew.total, anew.total) == (page.total, len(page.tasks))
-        assert await again.check_counts() == []
+        assert await again.upkeep.check_counts() == []

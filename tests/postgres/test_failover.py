@@ -228,12 +228,14 @@ async def test_a_proxy_that_spreads_connections_does_not_spread_a_pool(two: Two)
 async def test_no_answer_is_made_under_the_version_of_another_server(two: Two) -> None:
     async with open_pool(Settings(pool_size=2), two.dsn()) as pool:
         service = AuditService(pool)
-        async with contextlib.aclosing(service.read_tokens()) as tokens:
+        async with contextlib.aclosing(service.reading.read_tokens()) as tokens:
             token = await anext(tokens)
-        await service.list_tasks(AuditQuery(limit=1), server=token.server)
+        await service.reading.list_tasks(AuditQuery(limit=1), server=token.server)
         async with open_pool(Settings(pool_size=1), two.standby.dsn) as other:
             with pytest.raises(Unavailable, match="another database server"):
-                await AuditService(other).list_tasks(AuditQuery(limit=1), server=token.server)
+                await AuditService(other).reading.list_tasks(
+                    AuditQuery(limit=1), server=token.server
+                )
 
 
 async def test_recovery_conflicts_on_a_standby_are_no_errors(two: Two) -> None:

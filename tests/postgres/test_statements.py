@@ -24,7 +24,7 @@ SHORT = {"int4": "int", "int8": "bigint", "bool": "boolean"}
 async def test_statement_is_prepared_with_the_types_of_its_header(
     service: AuditService, name: str, text: str
 ) -> None:
-    async with service._pool.acquire() as connection:
+    async with service.database.pool.acquire() as connection:
         statement = await connection.prepare(text)
         types = [SHORT.get(one.name, one.name) for one in statement.get_parameters()]
 
@@ -82,7 +82,7 @@ async def test_sessions_are_set_up_and_stay_so_after_a_release(service: AuditSer
     }
 
     for _ in range(3):
-        async with service._pool.acquire() as connection:
+        async with service.database.pool.acquire() as connection:
             found = {name: await connection.fetchval(f"SHOW {name}") for name in expected}
 
         assert expected == found

@@ -82,7 +82,7 @@ async def test_a_version_belongs_to_one_database(dsn: str, postgres: str, templa
         ):
             await AuditService(first).record([task(created_by="ada")])
             await AuditService(second).record([task(created_by="ada") for _ in range(2)])
-            answers = [Answers(AuditService(pool), 1_000_000) for pool in (first, second)]
+            answers = [Answers(AuditService(pool).reading, 1_000_000) for pool in (first, second)]
             etags = [(await one.find("question", lambda: query)).etag for one in answers]
             again = [(await one.find("question", lambda: query)).etag for one in answers]
     finally:
@@ -96,7 +96,7 @@ async def test_a_version_belongs_to_one_database(dsn: str, postgres: str, templa
 async def test_a_version_belongs_to_one_schema(dsn: str) -> None:
     async def token() -> str:
         async with open_pool(Settings(pool_size=1), dsn) as pool:
-            tokens = AuditService(pool).read_tokens()
+            tokens = AuditService(pool).reading.read_tokens()
             read = await anext(tokens)
             await tokens.aclose()
             return read.text
@@ -107,7 +107,7 @@ async def test_a_version_belongs_to_one_schema(dsn: str) -> None:
     try:
         before = await token()
         async with open_pool(Settings(pool_size=1), f"{dsn}&options=-csearch_path%3Dother") as pool:
-            tokens = AuditService(pool).read_tokens()
+            tokens = AuditService(pool).reading.read_tokens()
             elsewhere = await anext(tokens)
             await tokens.aclose()
         assert before != elsewhere.text

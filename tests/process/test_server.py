@@ -227,7 +227,7 @@ def test_an_orphaned_worker_ends_even_if_its_background_work_does_not(
 import asyncio, sys, time
 from audit.commands import main
 from audit import deadlines
-from audit.history import upkeep
+from audit.history.upkeep import Upkeep
 
 async def lost(service):
     # The first cancellation is lost, as `asyncio.wait_for` may do before Python 3.12.
@@ -238,7 +238,7 @@ async def lost(service):
             if not {is_stubborn} and asyncio.current_task().cancelling() > 1:
                 raise
 
-upkeep._keep_counts_folded = lost
+Upkeep._keep_counts_folded = lost
 deadlines._CANCELLATIONS = 4
 main.main()
 """

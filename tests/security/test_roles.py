@@ -654,15 +654,15 @@ async def test_the_role_that_serves_folds_and_makes_partitions(
     services: dict[str, AuditService], history: dict[str, str]
 ) -> None:
     serving = services[SERVING]
-    await serving.make_coming_partitions()
+    await serving.partitions.make_coming()
     await serving.record([task(), task(created_at=ago(days=1500))])
 
-    while await serving.fold_counts():
+    while await serving.upkeep.fold_counts():
         pass
 
     assert [(0,)] == execute(history[OWNER], "SELECT count(*) FROM task_count_deltas")
     for role in ROLES:
-        assert [] == await services[role].check_counts()
+        assert [] == await services[role].upkeep.check_counts()
 
 
 def test_a_role_vacuums_only_where_it_may(history: dict[str, str]) -> None:
@@ -708,10 +708,10 @@ async def test_the_role_that_reads_is_told_that_it_may_not_record(
     for change in (
         services[READING].record([task()]),
         services[READING].update(uuid.UUID(OPEN_ID), {"status": "failed"}),
-        services[READING].fold_counts(),
-        services[READING].make_coming_partitions(),
-        services[READING].rebuild_counts(),
-        services[SERVING].rebuild_counts(),
+        services[READING].upkeep.fold_counts(),
+        services[READING].partitions.make_coming(),
+        services[READING].upkeep.rebuild_counts(),
+        services[SERVING].upkeep.rebuild_counts(),
     ):
         with pytest.raises(NotGranted):
             await change

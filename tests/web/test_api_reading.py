@@ -220,8 +220,10 @@ async def test_lower_edge_of_days_is_exclusive(client: Client) -> None:
     await record(client, *tasks)
     service = client.app[SERVICE]
     edge = datetime.fromisoformat(tasks[1]["created_at"]) + timedelta(days=1)
-    at_edge = await service.list_tasks(AuditQuery(days=1), clock=edge)
-    before = await service.list_tasks(AuditQuery(days=1), clock=edge - timedelta(microseconds=1))
+    at_edge = await service.reading.list_tasks(AuditQuery(days=1), clock=edge)
+    before = await service.reading.list_tasks(
+        AuditQuery(days=1), clock=edge - timedelta(microseconds=1)
+    )
 
     assert (1, 2) == (at_edge.total, before.total)
 
@@ -231,9 +233,9 @@ async def test_all_pages_of_a_crawl_share_one_window(client: Client, dsn: str) -
     await record(client, *tasks)
     service = client.app[SERVICE]
     clock = datetime.fromisoformat(tasks[2]["created_at"]) + timedelta(days=1, seconds=-1)
-    first = await service.list_tasks(AuditQuery(days=1, limit=2), clock=clock)
+    first = await service.reading.list_tasks(AuditQuery(days=1, limit=2), clock=clock)
     later = clock + timedelta(hours=2)
-    rest = await service.list_tasks(
+    rest = await service.reading.list_tasks(
         AuditQuery(days=1, limit=2, cursor=first.next_cursor), clock=later
     )
 

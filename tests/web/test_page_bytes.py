@@ -106,7 +106,7 @@ async def test_pages_of_filters_that_are_not_counted_are_cut_too(
 
 async def test_page_cut_in_the_middle_of_the_history_is_found_at_once(small: AuditService) -> None:
     await small.record([short(n * 86_400, 4) for n in range(1, 40)])
-    while await small.fold_counts():
+    while await small.upkeep.fold_counts():
         pass
 
     pages = await crawl(small, limit=5)

@@ -26,13 +26,13 @@ async def readyz(request: web.Request) -> BytesResponse:
             f"the database lacks migrations: {', '.join(pending)}; run `audit migrate`",
             retry_after_seconds=10,
         )
-    await request.app[SERVICE].list_tasks(AuditQuery(limit=1))
+    await request.app[SERVICE].reading.list_tasks(AuditQuery(limit=1))
     return json_response(b'{"status":"ready"}')
 
 
 async def metrics(request: web.Request) -> BytesResponse:
     """What all workers have counted, in the format that Prometheus asks for."""
-    deltas = await request.app[SERVICE].measure_deltas(_MEASURE_SECONDS)
+    deltas = await request.app[SERVICE].upkeep.measure_deltas(_MEASURE_SECONDS)
     accept = request.headers.get("Accept", "")
     body, content_type = request.app[METRICS].told(accept, deltas)
     return BytesResponse(body, {"Content-Type": content_type})

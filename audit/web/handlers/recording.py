@@ -58,7 +58,7 @@ async def record(request: web.Request) -> BytesResponse:
     batches = await _parsed(request, await _in_time(request, _read(request)), parse)
     request[BODY].add(sum(len(batch.text) for batch in batches))
     service = request.app[SERVICE]
-    result = await _to_its_end(service, service.record_batches(batches))
+    result = await _to_its_end(service, service.recording.record_batches(batches))
     request[ROWS] = len(result.ids_as_text)
     return json_response(result.to_json(), 201 if result.recorded else 200)
 
@@ -73,7 +73,7 @@ async def update(request: web.Request) -> BytesResponse:
     service = request.app[SERVICE]
     document = await _to_its_end(
         service,
-        service.update_validated(
+        service.recording.update(
             task_id,
             change,
             project_id=project_id,
@@ -101,7 +101,7 @@ async def _to_its_end(service: AuditService, write: Coroutine[Any, Any, _Result]
     try:
         return await asyncio.shield(writing)
     except asyncio.CancelledError:
-        if service.is_queued(writing):
+        if service.recording.is_queued(writing):
             writing.cancel()
         raise
 

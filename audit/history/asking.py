@@ -1,0 +1,140 @@
+"""Reads the task history: pages, totals and single tasks. Knows no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from audit.errors import TaskNotFound, Unavailable
+from audit.history import cursor
+from audit.history.cursor import Cursor
+from audit.history.paging import Page, Pager, PageRequest
+from audit.history.query import TaskQuery, task_id_of
+from audit.history.task import TaskDocument, TaskPage
+from audit.postgres import statements
+from audit.postgres.database import Database
+from audit.postgres.pool import fetch_row, server_of
+from audit.settings import Settings
+
+if TYPE_CHECKING:
+    from audit.postgres.pool import Connection
+
+_ATTEMPTS = 5
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """The state of the history. If two tokens have the same `text`, no task changed in between."""
+
+    text: str
+    clock: datetime
+    """The database's clock, rounded down to a second."""
+    server: str = ""
+    """The database server that the token was read on. It says nothing about another server."""
+
+
+class Reading:
+    """Answers queries from the database."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database = database
+        self._max_page_bytes = settings.max_page_bytes
+        self._pager = Pager()
+
+    async def list_tasks(
+        self, query: TaskQuery, *, clock: datetime | None = None, server: str | None = None
+    ) -> TaskPage:
+        """Return the page that `query` asks for, and its exact total, from one snapshot.
+
+        `days` count back from `clock`; without it, from the database's clock, rounded down to a
+        second. With `server`, the page is read on that server or not at all.
+
+        Raises:
+            Unavailable: also if the connection pool has moved away from `server`.
+        """
+        position = None
+        if query.cursor:
+            position = cursor.decode(
+                query.cursor, query.fingerprint, has_clock=query.span is not None
+            )
+        clock = position.clock if position else clock
+        page, clock = await self._find(query, query.limit, clock, position, server)
+        following = Cursor(clock, *page.last, page.total) if page.last else None
+        return TaskPage(
+            tasks_json=page.tasks_json,
+            total=page.total if query.total == "exact" else None,
+            limit=query.limit,
+            offset=None if position else query.offset or 0,
+            next_cursor=following.encode(query.fingerprint) if following else None,
+            rows=page.rows,
+        )
+
+    async def count_tasks(self, query: TaskQuery) -> int:
+        """Return how many tasks match the filters of `query`."""
+        page, _ = await self._find(query, 0, None, None)
+        assert page.total is not None  # noqa: S101 - the query asks for it
+        return page.total
+
+    async def _find(
+        self,
+        query: TaskQuery,
+        limit: int,
+        clock: datetime | None,
+        position: Cursor | None,
+        server: str | None = None,
+    ) -> tuple[Page, datetime | None]:
+        """Return the page, and the clock that its `days` count back from."""
+        for attempt in range(_ATTEMPTS):
+            async with self._database.reading(again=attempt > 0) as connection:
+                if server and server_of(connection) != server:
+                    raise Unavailable(
+                        "the service has moved to another database server", retry_after_seconds=1
+                    )
+                clock = await _clock(connection, query, clock)
+                since = window_start(clock, query.span) if clock and query.span else query.since
+                request = PageRequest(query, since, position, limit, self._max_page_bytes)
+                page = await self._pager.find(connection, request)
+            if page is not None:
+                return page, clock
+            await self._pager.tally(self._database.tallying, request)
+        raise Unavailable("other servers answer all the time", retry_after_seconds=1)
+
+    async def read_tokens(self) -> AsyncGenerator[Token, None]:
+        """Yield tokens without end, each read when it is asked for."""
+        async with self._database.connection() as connection:
+            while True:
+                row = await fetch_row(connection, statements.READ_TOKEN)
+                yield Token(row["token"], row["clock"], server_of(connection))
+
+    async def get_task(
+        self, task_id: UUID | str, *, project_id: UUID | None = None
+    ) -> TaskDocument:
+        """Return one task with all its fields. With a `project_id`, only if it is of this project.
+
+        Raises:
+            TaskNotFound: no task has this id.
+        """
+        task_id = task_id_of(task_id)
+        async with self._database.reading() as connection:
+            row = await connection.fetchrow(statements.GET_TASK, task_id, project_id)
+        if row is None:
+            raise TaskNotFound(f"no task has the id {task_id}")
+        return TaskDocument(row["document"], row["etag"])
+
+
+async def _clock(
+    connection: Connection, query: TaskQuery, clock: datetime | None
+) -> datetime | None:
+    """Return the clock that `days` count back from; None if the query has no such window."""
+    if query.span is None:
+        return None
+    return clock or (await fetch_row(connection, statements.READ_TOKEN))["clock"]
+
+
+def window_start(clock: datetime, span: timedelta) -> datetime:
+    """Return the first time that is later than `span` before `clock`."""
+    return clock - span + _MICROSECOND

@@ -1,0 +1,49 @@
+"""A connection pool with the queues in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from audit.deadlines import Deadline
+from audit.postgres.admission import Admission
+from audit.postgres.pool import acquired
+from audit.settings import Settings
+from audit.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from audit.postgres.pool import Connection, Pool
+
+
+class Database:
+    """Gives out the connections of a pool, with or without a turn in a queue."""
+
+    def __init__(self, pool: Pool, settings: Settings, metrics: Metrics) -> None:
+        self.pool = pool
+        self._metrics = metrics
+        self._patience = Deadline(settings.acquire_timeout_seconds)
+        self.queues = Admission(pool.get_max_size(), settings.queue_seconds, metrics)
+
+    def connection(self) -> AbstractAsyncContextManager[Connection]:
+        """Take a connection for the block, without a turn in a queue.
+
+        Raises:
+            Unavailable: no connection is free in time, or the database does not answer.
+        """
+        return acquired(self.pool, self._patience, self._metrics)
+
+    @asynccontextmanager
+    async def reading(self, *, again: bool = False) -> AsyncIterator[Connection]:
+        """Wait in the queue of reads, then take a connection for the block.
+
+        `again` is for a request that had its turn before.
+        """
+        async with self.queues.reading.slot(again=again), self.connection() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def tallying(self, *, again: bool) -> AsyncIterator[Connection]:
+        """Wait in the queue of tallies, then take a connection for the block; like `reading`."""
+        async with self.queues.tallying.slot(again=again), self.connection() as connection:
+            yield connection
