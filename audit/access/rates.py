@@ -53,7 +53,7 @@ class Rates:
         if left < -_ROUNDING_SECONDS:
             wait = max(1, math.ceil(-left))
             raise TooManyRequests(
-                f"this key may send {self.per_second:g} requests a second",
+                f"the rate limit of this key is {self.per_second:g} requests per second",
                 retry_after_seconds=wait,
                 headers={"RateLimit-Policy": self.policy, "RateLimit": f'"key";r=0;t={wait}'},
             )

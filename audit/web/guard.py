@@ -1,10 +1,11 @@
-"""Stands before the routes: who asks, whether they may, and how often."""
+"""The access check in front of the routes: identity, scope and rate limit."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web
@@ -14,6 +15,7 @@ from audit.access.identity import ANYONE, Identity, Scope, refused
 from audit.access.keys import KEY_PREFIX, Key, Keys, read_keys
 from audit.access.provider import Provider
 from audit.access.rates import Rates
+from audit.deadlines import stop
 from audit.errors import Problem, Unauthenticated, Unavailable
 from audit.postgres.admission import CALLER, Caller
 from audit.settings import Settings
@@ -23,87 +25,98 @@ from audit.web.state import IDENTITY
 if TYPE_CHECKING:
     from audit.postgres.pool import Pool
 
-#: A key that is revoked is refused after that, at most, in every worker.
+#: Every worker refuses a revoked key after this time at most.
 _READ_EVERY_SECONDS: Final = 2
-_ASK_PROVIDER_EVERY_SECONDS: Final = 300
+_REFRESH_PROVIDER_EVERY_SECONDS: Final = 300
 
 
 class Guard:
-    """Knows the keys; without any, and without an issuer of tokens, everyone may do everything."""
+    """Checks who sends a request.
+
+    Everyone may do everything if no key exists and no issuer of tokens is configured.
+    """
 
     def __init__(self, settings: Settings, rates: Rates) -> None:
-        #: None: they are not known yet.
+        #: None: the keys have not been read yet.
         self._keys: Keys | None = None
-        #: Good keys by the header that names them: no longer than until keys are read again.
+        #: Valid keys by their Authorization header, emptied when the keys are read again.
         self._sent: dict[str, Key] = {}
         self._provider = Provider(settings) if settings.jwt_issuer else None
         self._rates = rates
         self._reading = Recurring("reading the keys")
 
-    def allow(self, scope: Scope) -> Callable[[Handler], Handler]:
-        """Let only requests with the scope through to a handler."""
+    def protect(self, scope: Scope, handler: Handler) -> Handler:
+        """Return a handler that only accepts requests with the scope."""
 
-        def allowed(handler: Handler) -> Handler:
-            async def handle(request: web.Request) -> web.StreamResponse:
-                given = request.headers.getall(hdrs.AUTHORIZATION, ())
-                sent = self._sent.get(given[0]) if len(given) == 1 else None
-                if sent is None or sent.has_expired():
-                    identity = await self._identity(given)
-                else:
-                    identity = sent.identity
-                request[IDENTITY] = identity
-                CALLER.set(Caller(identity.number, request.raw_path))
-                identity.require(scope)
-                left = self._rates.take(identity.number)
-                response = await handler(request)
-                if left is not None and not response.prepared:
-                    response.headers["RateLimit-Policy"] = self._rates.policy
-                    response.headers["RateLimit"] = left
-                return response
+        async def handle(request: web.Request) -> web.StreamResponse:
+            given = request.headers.getall(hdrs.AUTHORIZATION, ())
+            sent = self._sent.get(given[0]) if len(given) == 1 else None
+            if sent is None or sent.has_expired():
+                identity = await self._identity(given)
+            else:
+                identity = sent.identity
+            request[IDENTITY] = identity
+            CALLER.set(Caller(identity.number, request.raw_path))
+            identity.require(scope)
+            left = self._rates.take(identity.number)
+            response = await handler(request)
+            if left is not None and not response.prepared:
+                response.headers["RateLimit-Policy"] = self._rates.policy
+                response.headers["RateLimit"] = left
+            return response
 
-            return handle
-
-        return allowed
+        return handle
 
     async def _identity(self, given: Sequence[str]) -> Identity:
+        """Return the identity for the Authorization headers of a request."""
         if self._keys is None:
             raise Unavailable("the keys cannot be read", retry_after_seconds=1)
         if self._provider is None and self._keys.are_none:
             return ANYONE
         if not given:
             raise Unauthenticated(
-                "send a key: Authorization: Bearer …",
+                "an API key is required: Authorization: Bearer …",
                 headers={"WWW-Authenticate": 'Bearer realm="task-audit"'},
             )
         scheme, _, token = given[0].partition(" ")
         token = token.strip()
         if len(given) > 1 or scheme.lower() != "bearer" or not token:
-            raise refused("the header must be one, and read: Authorization: Bearer …")
+            raise refused("send one Authorization header of the form: Bearer …")
         if self._provider is None or token.startswith(KEY_PREFIX):
             key = self._keys.check(token)
-            if given[0] == f"Bearer {token}":  # any other spelling could be sent without end
+            # Only this spelling is kept, because a client could send any number of others.
+            if given[0] == f"Bearer {token}":
                 self._sent[given[0]] = key
             return key.identity
         return await self._provider.check(token)
 
-    async def learn(self, pool: Pool) -> None:
-        """Learn which keys were made and revoked; where that fails, those known before stay."""
+    async def read_keys(self, pool: Pool) -> None:
+        """Read all keys from the database; keep the known ones if that fails."""
         try:
             keys = await read_keys(pool, timeout_seconds=_READ_EVERY_SECONDS)
         except Problem as problem:
             self._reading.failed(problem.detail)
             return
         self._reading.succeeded()
-        # Whoever empties the table does not open the doors.
+        # An emptied table does not give access to everyone.
         if self._keys is None or self._keys.are_none or not keys.are_none:
             self._keys = keys
             self._sent = {}
 
-    async def keep_learning(self, pool: Pool) -> None:
-        """Learn without end, of the identity provider too."""
-        turns_of_provider = _ASK_PROVIDER_EVERY_SECONDS // _READ_EVERY_SECONDS
+    @contextlib.asynccontextmanager
+    async def watching(self, pool: Pool) -> AsyncIterator[None]:
+        """Read the keys now, and regularly for as long as the block runs."""
+        await self.read_keys(pool)
+        watch = asyncio.create_task(self._keep_reading(pool))
+        try:
+            yield
+        finally:
+            await stop(watch)
+
+    async def _keep_reading(self, pool: Pool) -> None:
+        turns_of_provider = _REFRESH_PROVIDER_EVERY_SECONDS // _READ_EVERY_SECONDS
         for turn in itertools.count():
             if self._provider and turn % turns_of_provider == 0:
                 await self._provider.refresh()
             await asyncio.sleep(_READ_EVERY_SECONDS)
-            await self.learn(pool)
+            await self.read_keys(pool)

@@ -1,4 +1,4 @@
-"""Watches every request: middlewares around all others."""
+"""The outermost middlewares: metrics, request log and traces."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from audit.telemetry.metrics import CLIENT_LEFT, UNMATCHED, Metrics
 from audit.telemetry.tracing import Traces
 from audit.web.state import IDENTITY, REASON, REQUEST_ID, ROWS
 
-#: A reason may repeat what a client sent.
+#: In characters. A reason may repeat text of the client.
 _LONGEST_REASON = 200
 
 
-def watching(metrics: Metrics, log_sample: float, trusted: Networks = ()) -> Middleware:
-    """Return the middleware that counts requests, and logs some.
+def observe(metrics: Metrics, log_sample: float, trusted: Networks = ()) -> Middleware:
+    """Return the middleware that counts all requests and logs some.
 
-    What is logged stands in the request under REQUEST_ID, IDENTITY, ROWS and REASON, where it is
-    known. `trusted` are the proxies whose X-Forwarded-For names the client.
+    Other parts of the service leave what they know for the log in the request, under REQUEST_ID,
+    IDENTITY, ROWS and REASON. `trusted` are the proxies whose `X-Forwarded-For` names the client.
     """
 
     def client_of(request: web.Request) -> str | None:
-        # Most requests are not logged: their header is not parsed.
+        # Called only for requests that are logged, because parsing the header takes time.
         forwarded = request.headers.getall("X-Forwarded-For", ()) if trusted else ()
         return client_address(request.remote, forwarded, trusted)
 
     @web.middleware
-    async def watch(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def observed(request: web.Request, handler: Handler) -> web.StreamResponse:
         status = CLIENT_LEFT
         ran = note_statements()
         started = time.perf_counter()
@@ -66,24 +66,24 @@ def watching(metrics: Metrics, log_sample: float, trusted: Networks = ()) -> Mid
                 )
         return response
 
-    return watch
+    return observed
 
 
 def tracing(traces: Traces) -> Middleware:
-    """Return the middleware that makes a span of each request."""
+    """Return the middleware that records a span for each request."""
 
     @web.middleware
-    async def trace(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def traced(request: web.Request, handler: Handler) -> web.StreamResponse:
         with traces.request(request.method, _route(request), request.headers) as span:
             response = await handler(request)
             traces.answered(span, response.status)
             return response
 
-    return trace
+    return traced
 
 
 def _route(request: web.Request) -> str:
-    """The template of its route: what has no bound stays out."""
+    """The path template of the route. Paths themselves would create unlimited metrics."""
     resource = request.match_info.route.resource
     return UNMATCHED if resource is None else resource.canonical
 

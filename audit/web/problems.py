@@ -51,7 +51,9 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         response = _of_aiohttp(refused, request, request_id)
     except Exception:
         log.exception("request %s failed: %s %s", request_id, request.method, request.path)
-        response = _respond(Problem(f"the log has it under {request_id}"), request_id)
+        response = _respond(
+            Problem(f"unexpected error; the log has the details under {request_id}"), request_id
+        )
     if request.app[DRAINING].is_set():
         response.force_close()
     return _named(response, request_id)

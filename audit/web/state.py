@@ -1,4 +1,4 @@
-"""HTTP in, a question to the service, HTTP out: one small module for each group of routes."""
+"""The objects that the application and each request carry, by key."""
 
 from __future__ import annotations
 
@@ -14,29 +14,39 @@ from audit.history.answers import Answers
 from audit.history.service import AuditService
 from audit.settings import Settings
 from audit.telemetry.metrics import Metrics
-from audit.web.buffers import Body
+from audit.web.buffers import Body, Incoming
 
 if TYPE_CHECKING:
     from audit.postgres.pool import Pool
 
 #: The content types of a change.
 ACCEPT_PATCH: Final = "application/json, application/merge-patch+json"
-SERVICE: Final = web.AppKey("service", AuditService)
+
+# --- of the application ---------------------------------------------------------------------------
+
 ANSWERS: Final = web.AppKey("answers", Answers)
-IDENTITY: Final = web.RequestKey("identity", Identity)
-SETTINGS: Final = web.AppKey("settings", Settings)
-METRICS: Final = web.AppKey("metrics", Metrics)
-#: What is told of a request in the log, where it is known.
-REQUEST_ID: Final = web.RequestKey("request_id", str)
-ROWS: Final = web.RequestKey("rows", int)
-#: Why it was refused with 401 or 403.
-REASON: Final = web.RequestKey("reason", str)
-#: The body of the request, as far as it has arrived.
-BODY: Final = web.RequestKey("body", Body)
-#: How long a client may take to send a body.
-BODY_DEADLINE: Final = web.AppKey("body_deadline", Deadline)
-#: Set when the process is to end: each answer is the last of its connection.
+#: The time limit of a request, and of the arrival of a body.
+DEADLINE: Final = web.AppKey("deadline", Deadline)
+#: Set when the process is about to end. Each response then closes its connection.
 DRAINING: Final = web.AppKey("draining", asyncio.Event)
-#: Parses large bodies, one after the other.
+#: Limits the memory of all request bodies.
+INCOMING: Final = web.AppKey("incoming", Incoming)
+METRICS: Final = web.AppKey("metrics", Metrics)
+#: The OpenAPI document as JSON.
+OPENAPI: Final = web.AppKey("openapi", bytes)
+#: Parses large bodies, one at a time.
 PARSER: Final = web.AppKey("parser", ThreadPoolExecutor)
 POOL: Final[web.AppKey[Pool]] = web.AppKey("pool")
+SERVICE: Final = web.AppKey("service", AuditService)
+SETTINGS: Final = web.AppKey("settings", Settings)
+
+# --- of a request ---------------------------------------------------------------------------------
+
+#: The memory of the request's body.
+BODY: Final = web.RequestKey("body", Body)
+IDENTITY: Final = web.RequestKey("identity", Identity)
+#: Why the request was refused; for the log.
+REASON: Final = web.RequestKey("reason", str)
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+#: The number of tasks in the response; for the log.
+ROWS: Final = web.RequestKey("rows", int)

@@ -208,14 +208,15 @@ async def test_a_good_key_is_hashed_once_and_kept_once_however_it_is_spelt(
     bad = KEY_PREFIX + "x" * 43
     hashed.clear()
     doors = guard.Guard(Settings(), Rates(0))
-    await doors.learn(pool)
+    await doors.read_keys(pool)
 
-    @doors.allow(Scope.READ)
     async def answer(_: web.Request) -> web.StreamResponse:
         return web.Response()
 
+    protected = doors.protect(Scope.READ, answer)
+
     async def ask(header: str) -> None:
-        await answer(make_mocked_request("GET", "/", {"Authorization": header}))
+        await protected(make_mocked_request("GET", "/", {"Authorization": header}))
 
     for _ in range(3):
         await ask(f"Bearer {key}")
@@ -225,7 +226,7 @@ async def test_a_good_key_is_hashed_once_and_kept_once_however_it_is_spelt(
         with pytest.raises(Unauthenticated):
             await ask(f"Bearer{spaces * ' '}{bad}")
     assert {f"Bearer {key}"} == {*doors._sent}
-    await doors.learn(pool)
+    await doors.read_keys(pool)
     assert {} == doors._sent
 
 

@@ -55,7 +55,7 @@ def test_who_is_refused_is_told_the_limit_and_when_to_come_again(now: list[float
         rates.take(7)
 
     assert left == ['"key";r=1;t=1', '"key";r=0;t=1']
-    assert "2 requests a second" in refused.value.detail
+    assert "2 requests per second" in refused.value.detail
     assert refused.value.retry_after_seconds == 1
     assert refused.value.headers == {
         "RateLimit-Policy": '"key";q=2;w=1',

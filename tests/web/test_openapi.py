@@ -29,7 +29,8 @@ from audit.web import openapi
 from audit.web.app import create_app
 from audit.web.handlers import docs
 from audit.web.problems import problems
-from audit.web.state import DRAINING
+from audit.web.routes import ROUTES
+from audit.web.state import DRAINING, OPENAPI
 from tests.conftest import Client
 
 API = "/api/v1/audit"
@@ -170,6 +171,25 @@ def test_examples_of_bodies_are_taken_by_the_service() -> None:
         assert len(batch.labels) == len(example["value"].splitlines())
     for example in changes["application/json"]["examples"].values():
         assert parse_change([json.dumps(example["value"]).encode()])
+
+
+def test_examples_satisfy_the_models_and_all_are_used() -> None:
+    examples = json.loads((files("audit.web") / "examples.json").read_text("utf-8"))
+    contents = [
+        content
+        for route in ROUTES
+        for content in (*route.body, *(answer.content for answer in route.responses.values()))
+        if content is not None
+    ]
+
+    for content in contents:
+        for name in content.examples:
+            value = examples["bodies"][name]["value"]
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(content.schema, type):
+                    content.schema.model_validate(one)
+    assert {name for content in contents for name in content.examples} == set(examples["bodies"])
+    assert set(examples["problems"]) == {kind.name for kind in KINDS}
 
 
 def test_json_and_ndjson_show_the_same_tasks() -> None:
@@ -492,7 +512,10 @@ class References(HTMLParser):
 async def docs_client(aiohttp_client: AiohttpClient) -> Client:
     """A client of the docs alone, without a database."""
     app = web.Application()
-    docs.add_routes(app)
+    app[OPENAPI] = openapi.document_json()
+    for route in ROUTES:
+        if route.handler.__module__ == docs.__name__:
+            app.router.add_route(route.method, route.path, route.handler)
     return await aiohttp_client(app)
 
 

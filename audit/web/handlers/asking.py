@@ -43,17 +43,26 @@ _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 async def get_failures(request: web.Request) -> BytesResponse:
-    """The tasks that failed, newest first: by default, those of the last week."""
+    """List the tasks that failed.
+
+    Newest first. By default, only the tasks created in the last 7 days.
+    """
     return await _list(request, FailuresQuery, query_params)
 
 
 async def get_by_service(request: web.Request) -> BytesResponse:
-    """The tasks that touched one service, newest first."""
+    """List the tasks that touched a service.
+
+    Newest first. If `service` is given as well, a task must have touched all of these services.
+    """
     return await _list(request, AuditQuery, _by_service)
 
 
 async def audit_query(request: web.Request) -> BytesResponse:
-    """The tasks that match every filter given, newest first."""
+    """List the tasks that match all filters.
+
+    Newest first. Without a filter, all tasks match.
+    """
     return await _list(request, AuditQuery, query_params)
 
 
@@ -176,7 +185,7 @@ def _takes_gzip(accepted: str) -> bool:
 
 
 async def get_task(request: web.Request) -> BytesResponse:
-    """One task whole."""
+    """Get one task with all its members."""
     document = await request.app[SERVICE].get_task(
         task_id_of(request), project_id=request[IDENTITY].project_id
     )
@@ -232,7 +241,7 @@ def _encoded(text: str) -> str:
     except UnicodeDecodeError:
         raise Malformed("the URL holds a percent-encoding that is not UTF-8") from None
     if _BROKEN_PERCENT.search(text):
-        raise Malformed("the URL holds a % that two hexadecimal digits do not follow")
+        raise Malformed("the URL has a % that is not followed by two hexadecimal digits")
     if b"\0" in decoded:
         raise Malformed("the URL holds a NUL character")
     return text

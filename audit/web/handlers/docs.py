@@ -1,4 +1,4 @@
-"""The OpenAPI document, and a page to read and try it."""
+"""The OpenAPI document, and a page to read it and try the routes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from audit.web import openapi
 from audit.web.responses import BytesResponse, json_response
+from audit.web.state import OPENAPI
 
 _FOLDER: Final = files("audit.web") / "static"
 _PAGE: Final = (_FOLDER / "docs.html").read_bytes()
-# By name, so that no path of a request ever reaches the file system.
+#: By name, so that no path from a request reaches the file system.
 _ASSETS: Final = {
     "docs.js": ("text/javascript", (_FOLDER / "docs.js").read_bytes()),
     "swagger-ui-bundle.js": (
@@ -39,35 +39,26 @@ _ASSET_HEADERS: Final = {
 }
 
 
-def add_routes(app: web.Application) -> None:
-    """Serve `/openapi.json`, and `/docs` with what the page is made of."""
-    app.router.add_get("/openapi.json", openapi_json)
-    app.router.add_get("/docs", page)
-    app.router.add_get("/docs/", to_page)
-    app.router.add_get("/", to_page)
-    app.router.add_get("/docs/{asset}", asset)
-
-
 async def openapi_json(request: web.Request) -> BytesResponse:
-    """The OpenAPI 3.1 document."""
-    response = json_response(openapi.document_json())
+    """Get this document."""
+    response = json_response(request.app[OPENAPI])
     response.headers["Cache-Control"] = "no-cache"
     return response
 
 
-async def page(request: web.Request) -> BytesResponse:
-    """The page, which asks this service for all it needs and no other host for anything."""
+async def docs(request: web.Request) -> BytesResponse:
+    """Get a page to read this document and try the routes."""
     return BytesResponse(_PAGE, _PAGE_HEADERS)
 
 
-async def to_page(request: web.Request) -> BytesResponse:
-    """Lead to the page, by a relative path: a proxy may serve all of it under a prefix."""
-    place = "docs" if request.path == "/" else "../docs"
-    return BytesResponse(b"", {hdrs.LOCATION: place}, HTTPStatus.TEMPORARY_REDIRECT)
+async def redirect_to_docs(request: web.Request) -> BytesResponse:
+    """Redirect to the page by a relative path, so that a proxy can serve it under a prefix."""
+    location = "docs" if request.path == "/" else "../docs"
+    return BytesResponse(b"", {hdrs.LOCATION: location}, HTTPStatus.TEMPORARY_REDIRECT)
 
 
 async def asset(request: web.Request) -> BytesResponse:
-    """A script or style sheet of the page."""
+    """Get a script or a style sheet of the page."""
     found = _ASSETS.get(request.match_info["asset"])
     if found is None:
         raise web.HTTPNotFound

@@ -1,4 +1,4 @@
-"""Whether the process lives, whether it can answer, and what it has done."""
+"""Liveness, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ _MEASURE_SECONDS = 1
 
 
 async def healthz(request: web.Request) -> BytesResponse:
-    """The process lives; nothing else is touched."""
+    """Check that the process is running.
+
+    Does not check the database.
+    """
     return json_response(b'{"status":"ok"}')
 
 
 async def readyz(request: web.Request) -> BytesResponse:
-    """The database answers, its migrations are current, and lists can be read."""
+    """Check that the service can answer requests.
+
+    The database must answer, and its migrations must be current.
+    """
     pending = await pending_migrations(request.app[POOL])
     if pending:
         raise Unavailable(
@@ -31,7 +37,10 @@ async def readyz(request: web.Request) -> BytesResponse:
 
 
 async def metrics(request: web.Request) -> BytesResponse:
-    """What all workers have counted, in the format that Prometheus asks for."""
+    """Get the metrics of all workers for Prometheus.
+
+    The format is OpenMetrics if `Accept` asks for it.
+    """
     deltas = await request.app[SERVICE].upkeep.measure_deltas(_MEASURE_SECONDS)
     accept = request.headers.get("Accept", "")
     body, content_type = request.app[METRICS].told(accept, deltas)

@@ -28,7 +28,7 @@ from audit.web.responses import BytesResponse, json_response
 from audit.web.state import (
     ACCEPT_PATCH,
     BODY,
-    BODY_DEADLINE,
+    DEADLINE,
     IDENTITY,
     PARSER,
     ROWS,
@@ -47,7 +47,12 @@ _Result = TypeVar("_Result")
 
 
 async def record(request: web.Request) -> BytesResponse:
-    """Record a task, an array of tasks, or NDJSON: all of it, or nothing."""
+    """Record one task or several.
+
+    Either all tasks of a request are recorded, or none. `task_id` is the idempotency key: a task
+    that is sent again with the same content is a duplicate and changes nothing. With other content,
+    the request is refused with 409.
+    """
     parse_query(NoParams, query_params(request))
     is_lines = _content_type(request, (JSON, NDJSON)) == NDJSON
     parse = partial(
@@ -64,7 +69,12 @@ async def record(request: web.Request) -> BytesResponse:
 
 
 async def update(request: web.Request) -> BytesResponse:
-    """Move an open task on and fill in what is known."""
+    """Change an open task.
+
+    A member that is not sent keeps its value, and `null` clears it. A change without effect writes
+    nothing and gets the response 200, even if the task is terminal. So a client can send a change
+    again if a response was lost.
+    """
     task_id = task_id_of(request)
     _content_type(request, ACCEPT_PATCH.split(", "))
     parse = partial(parse_change, settings=request.app[SETTINGS])
@@ -88,7 +98,7 @@ async def update(request: web.Request) -> BytesResponse:
 async def _in_time(request: web.Request, reading: Awaitable[_Result]) -> _Result:
     """Receive a body within the time of a request."""
     try:
-        return await request.app[BODY_DEADLINE].run(reading)
+        return await request.app[DEADLINE].run(reading)
     except DeadlineExceeded as exceeded:
         raise BodyTooSlow(f"the body did not arrive within {exceeded.seconds:g} seconds") from None
 
@@ -156,7 +166,7 @@ async def _parsed(
         request.app[PARSER], _without_collections, parse, _unless(abandoned, pieces)
     )
     try:
-        return await request.app[BODY_DEADLINE].run(parsing)
+        return await request.app[DEADLINE].run(parsing)
     except DeadlineExceeded as exceeded:
         raise TimedOut(f"the body was not parsed within {exceeded.seconds:g} seconds") from None
     finally:

@@ -1,0 +1,205 @@
+"""All routes of the service in one table.
+
+`audit.web.app` serves these routes, and `audit.web.openapi` describes them. The summary and the
+description of a route are the docstring of its handler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from aiohttp.typedefs import Handler
+from pydantic import BaseModel
+
+from audit import errors
+from audit.access.identity import Scope
+from audit.errors import Problem
+from audit.history.query import AuditQuery, FailuresQuery, TaskQuery
+from audit.history.task import NewTask, RecordedBody, Task, TaskChange, TaskPageBody
+from audit.web.handlers import asking, docs, health, recording
+from audit.web.handlers.recording import JSON, NDJSON
+from audit.web.state import ACCEPT_PATCH
+
+_API: Final = "/api/v1/audit"
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A body in the OpenAPI document."""
+
+    schema: type[BaseModel] | dict[str, Any]
+    examples: tuple[str, ...]
+    """Names of bodies in `examples.json`."""
+    media_type: str = JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A successful response in the OpenAPI document."""
+
+    description: str
+    content: Content | None = None
+    headers: tuple[str, ...] = ()
+    links: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A method and a path, with their handler."""
+
+    method: str
+    path: str
+    handler: Handler
+    scope: Scope | None = None
+    """The scope that the request needs; None: the route is open to everyone."""
+    problems: tuple[type[Problem], ...] = ()
+    responses: Mapping[int, Response] = field(default_factory=dict)
+    """By status. A route without responses is not part of the OpenAPI document."""
+    query: type[TaskQuery] | None = None
+    """The model of the query parameters."""
+    headers: tuple[str, ...] = ()
+    """The names of optional request headers."""
+    body: tuple[Content, ...] = ()
+
+
+_READING: Final = (
+    errors.Malformed,
+    errors.Unauthenticated,
+    errors.Forbidden,
+    errors.UrlTooLong,
+    errors.Invalid,
+    errors.TooManyRequests,
+    errors.HeadersTooLarge,
+    errors.Problem,
+    errors.Unavailable,
+    errors.TimedOut,
+)
+_RECORDING: Final = (
+    *_READING,
+    errors.BodyTooSlow,
+    errors.Conflict,
+    errors.BodyTooLarge,
+    errors.UnsupportedMedia,
+)
+_ONE_TASK: Final = (errors.TaskNotFound, errors.PreconditionFailed)
+_METRICS: Final = (
+    errors.Unauthenticated,
+    errors.Forbidden,
+    errors.TooManyRequests,
+    errors.Problem,
+    errors.Unavailable,
+)
+
+_CACHING: Final = ("ETag", "Cache-Control", "Vary")
+_PAGE: Final = {
+    200: Response(
+        "A page of tasks",
+        Content(TaskPageBody, ("first_page", "last_page", "no_match")),
+        (*_CACHING, "Link", "X-Total-Count"),
+    ),
+    304: Response("The page with one of the sent ETags is still current", headers=_CACHING),
+}
+_TASK: Final = Content(Task, ("task",))
+_NEW_TASKS: Final = ("one", "several")
+_TEXT: Final = {"type": "string"}
+
+
+def _status(value: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"status": {"const": value}},
+        "required": ["status"],
+    }
+
+
+def _of_first_task(operation: str, description: str) -> dict[str, Any]:
+    return {
+        "operationId": operation,
+        "parameters": {"task_id": "$response.body#/task_ids/0"},
+        "description": description,
+    }
+
+
+ROUTES: Final = (
+    Route(
+        "GET", f"{_API}/failures", asking.get_failures, Scope.READ, _READING, _PAGE,
+        query=FailuresQuery, headers=("If-None-Match",),
+    ),
+    Route(
+        "GET", f"{_API}/by-service/{{service_name}}", asking.get_by_service, Scope.READ, _READING,
+        _PAGE, query=AuditQuery, headers=("If-None-Match",),
+    ),
+    Route(
+        "GET", f"{_API}/query", asking.audit_query, Scope.READ, _READING, _PAGE,
+        query=AuditQuery, headers=("If-None-Match",),
+    ),
+    Route(
+        "POST", f"{_API}/tasks", recording.record, Scope.RECORD, _RECORDING,
+        {
+            200: Response(
+                "All tasks were already recorded with the same content",
+                Content(RecordedBody, ("duplicates",)),
+            ),
+            201: Response(
+                "The tasks are recorded and durable",
+                Content(RecordedBody, ("recorded",)),
+                links={
+                    "first_task": _of_first_task("get_task", "Gets the first task"),
+                    "change_of_first_task": _of_first_task("update", "Changes the first task"),
+                },
+            ),
+        },
+        body=(
+            Content(NewTask, _NEW_TASKS),
+            Content(
+                {**_TEXT, "description": "One NewTask per line, up to the size limit of a body."},
+                _NEW_TASKS, NDJSON,
+            ),
+        ),
+    ),
+    Route(
+        "GET", f"{_API}/tasks/{{task_id}}", asking.get_task, Scope.READ, (*_READING, *_ONE_TASK),
+        {
+            200: Response("The task", _TASK, ("ETag",)),
+            304: Response("The task with the sent ETag is still current", headers=("ETag",)),
+        },
+        headers=("If-None-Match",),
+    ),
+    Route(
+        "PATCH", f"{_API}/tasks/{{task_id}}", recording.update, Scope.RECORD,
+        (*_RECORDING, *_ONE_TASK),
+        {200: Response("The task after the change", _TASK, ("ETag",))},
+        headers=("If-Match",),
+        body=tuple(
+            Content(TaskChange, ("failed",), each) for each in ACCEPT_PATCH.split(", ")
+        ),
+    ),
+    Route(
+        "GET", "/healthz", health.healthz,
+        responses={200: Response("The process is running", Content(_status("ok"), ("ok",)))},
+    ),
+    Route(
+        "GET", "/readyz", health.readyz, None,
+        (errors.Problem, errors.Unavailable, errors.TimedOut),
+        {200: Response("The service is ready", Content(_status("ready"), ("ready",)))},
+    ),
+    Route(
+        "GET", "/metrics", health.metrics, Scope.ADMIN, _METRICS,
+        {200: Response("All metrics", Content(_TEXT, ("metrics",), "text/plain"))},
+    ),
+    Route(
+        "GET", "/openapi.json", docs.openapi_json,
+        responses={
+            200: Response("An OpenAPI 3.1 document", Content({"type": "object"}, ("beginning",)))
+        },
+    ),
+    Route(
+        "GET", "/docs", docs.docs,
+        responses={200: Response("The page", Content(_TEXT, ("html",), "text/html"))},
+    ),
+    Route("GET", "/docs/", docs.redirect_to_docs),
+    Route("GET", "/", docs.redirect_to_docs),
+    Route("GET", "/docs/{asset}", docs.asset),
+)  # fmt: skip
