@@ -63,9 +63,12 @@ class _Session(Session):
     metrics: Metrics
     traces: Traces
     deadline: Deadline
+    #: asyncpg's own: the outermost transaction that it believes to be open.
+    _top_xact: object
 
     async def reset(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
-        if self.is_in_transaction():
+        # After a BEGIN that failed, asyncpg takes each later transaction for a nested one.
+        if self._top_xact is not None or self.is_in_transaction():
             await super().reset(timeout=timeout)
 
     def get_reset_query(self) -> str:

@@ -225,6 +225,18 @@ async def test_a_proxy_that_spreads_connections_does_not_spread_a_pool(two: Two)
             assert first == await servers_of(pool, 4)
 
 
+async def test_a_transaction_that_cannot_begin_leaves_its_connection_usable(two: Two) -> None:
+    async with open_pool(Settings(pool_size=1), two.standby.dsn) as pool:
+        with pytest.raises(asyncpg.PostgresError, match="serializable mode in a hot standby"):
+            async with (
+                pool.acquire() as connection,
+                connection.transaction(isolation="serializable"),
+            ):
+                pass
+        async with pool.acquire() as connection, connection.transaction():
+            assert 1 == await connection.fetchval("SELECT 1")
+
+
 async def test_no_answer_is_made_under_the_version_of_another_server(two: Two) -> None:
     async with open_pool(Settings(pool_size=2), two.dsn()) as pool:
         service = AuditService(pool)
