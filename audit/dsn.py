@@ -1,10 +1,9 @@
-"""Reads a DSN as libpq does, so that it means the same to both drivers.
+"""Reads a DSN as libpq does, so that asyncpg and psycopg connect in the same way.
 
-libpq itself splits the text, in its URI form and its `key=value` form, and reads the `PG…`
-variables. The table below says which parameters are supported. Any other is refused by its name,
-before anything connects: a parameter that one driver obeys and the other ignores is worse than an
-error.
-No message contains a value, which could be a password or a part of one.
+libpq itself splits the text, which is a URI or has the form `key=value`, and reads the `PG…`
+variables. Only the parameters in the tables below are supported. Any other is refused before
+anything connects, because one of the drivers might ignore it. No error message contains a value,
+which could be a password or a part of one.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ _FORM: Final = (
 _ENCODE: Final = "percent-encode the characters / : @ of a user or password, such as %2F for /"
 _DEFAULT_PORT: Final = "5432"
 _LAST_PORT: Final = 65535
-#: Where Debian's and PostgreSQL's own builds put the socket.
+#: The folders in which the builds of Debian and of PostgreSQL create the socket.
 _SOCKET_FOLDERS: Final = ("/var/run/postgresql", "/tmp")  # noqa: S108 - PostgreSQL's default
 _LEAST_CONNECT_SECONDS: Final = 2
 _VERIFYING: Final = ("verify-ca", "verify-full")
 
-#: Supported whatever the value is; libpq or the code below checks the value.
+#: Supported with any value. libpq or the code below validates it.
 _FREE: Final = frozenset({
     "application_name", "connect_timeout", "dbname", "fallback_application_name", "host",
     "hostaddr", "keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval",
@@ -60,30 +59,30 @@ _BOUND: Final[Mapping[str, tuple[str, ...]]] = {
         "any", "read-write", "read-only", "primary", "standby", "prefer-standby",
     ),
 }  # fmt: skip
-#: Parameters for which libpq has a default, so their presence says nothing about the DSN.
+#: Ignored with these values, which are defaults of libpq and need not be part of the DSN.
 _HARMLESS: Final = {"krbsrvname": "postgres"}
-#: How libpq names a parameter in a complaint about the text.
+#: The name of a parameter in an error message of libpq.
 _NAMED: Final = re.compile(
     r"(?:connection option|URI query parameter:?|in URI query parameter:) \"([a-z][a-z_]*)\""
 )
 _FIELD: Final = r"((?:\\.|[^:\\])*)"
-#: host:port:database:user:password, where a backslash escapes itself and the colon.
+#: host:port:database:user:password, in which a backslash escapes a colon or a backslash.
 _PASSWORD_LINE: Final = re.compile(":".join([_FIELD] * 5))
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """One place where a server may answer."""
+    """A host of the DSN and its port."""
 
     name: str
-    """As given: a name, an address, or the folder of a socket."""
+    """A name, an address, or the folder of a socket, as the DSN has it."""
     address: str
-    """Where to connect: `hostaddr` if that is given, else the name."""
+    """The address to connect to: `hostaddr` if it is given, or else the name."""
     port: int
 
     @property
     def is_socket(self) -> bool:
-        """Whether it is a folder with a Unix socket."""
+        """Whether it is the folder of a Unix socket."""
         return self.address.startswith("/")
 
     def __str__(self) -> str:
@@ -93,7 +92,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Dsn:
-    """A DSN whose every parameter is supported. Its `repr` shows no password."""
+    """A DSN whose parameters are all supported. Its `repr` shows no password."""
 
     hosts: tuple[Host, ...]
     _parameters: Mapping[str, str]
@@ -102,36 +101,36 @@ class Dsn:
         return f"Dsn({self.name!r})"
 
     def __getitem__(self, parameter: str) -> str:
-        """Return the value of a parameter, "" if it has none."""
+        """Return the value of a parameter, or an empty text if it has none."""
         return self._parameters.get(parameter, "")
 
     @property
     def name(self) -> str:
-        """Name the database for people: hosts, ports and database, without user or password."""
+        """Hosts, ports and database for a message, without user or password."""
         return f"{','.join(map(str, self.hosts))}/{self['dbname']}"
 
     @property
     def connect_seconds(self) -> float | None:
-        """How long to try each host; None: the DSN sets no limit."""
+        """The time limit for each host, or None if the DSN sets no limit."""
         seconds = int(self["connect_timeout"] or 0)
         return max(seconds, _LEAST_CONNECT_SECONDS) if seconds > 0 else None
 
     @property
     def may_write(self) -> bool:
-        """Whether a server that can write is the one to look for."""
+        """Whether the service prefers a server that can write."""
         return self["target_session_attrs"] in {"any", "read-write", "primary"}
 
     def parameters(self, **changes: str) -> dict[str, str]:
-        """Return what libpq needs to connect without reading anything else of the environment.
+        """Return all parameters for psycopg, so that libpq reads no variables.
 
-        With several hosts, `any` becomes `read-write`: psycopg is for commands that write.
+        With several hosts, `any` becomes `read-write`, because the commands that use psycopg write.
         """
         if len(self.hosts) > 1 and self["target_session_attrs"] == "any":
             changes = {"target_session_attrs": "read-write", **changes}
         return {**self._parameters, **changes}
 
     def password_for(self, host: Host) -> str | None:
-        """Return the password to send to a host: the one given, or that of the password file."""
+        """Return the password for a host, from the DSN or from the password file."""
         if self["password"] or not self["passfile"]:
             return self["password"] or None
         is_default = not host.name or host.name in _SOCKET_FOLDERS
@@ -140,18 +139,19 @@ class Dsn:
 
 
 def parse(text: str) -> Dsn:
-    """Return what a DSN and the `PG…` variables mean together.
+    """Combine a DSN with the `PG…` variables, as libpq does.
 
     Raises:
-        ValueError: it cannot be read, or has a parameter that is not supported; the message says
-            which, and shows no value.
+        ValueError: it cannot be read, or has a parameter that is not supported. The message
+            contains the name of the parameter, but no value.
     """
     given = _split(text)
-    effective = {**_from_environment(), **given}
+    defaults, variables = _from_environment()
+    effective = {**defaults, **given}
     for name, value in effective.items():
-        _require_supported(name, value, variable=None if name in given else _VARIABLES.get(name))
+        _require_supported(name, value, variable=None if name in given else variables.get(name))
     if "host" in given and "hostaddr" not in given and effective.get("hostaddr"):
-        # libpq would connect there instead.
+        # libpq would connect to this address instead of the host.
         raise ValueError("PGHOSTADDR: must not be set if the DSN names a host")
     hosts = _hosts(effective)
     found = {name: value for name, value in effective.items() if name not in _HARMLESS}
@@ -162,19 +162,15 @@ def parse(text: str) -> Dsn:
     if any(host.address != host.name for host in hosts):
         found["hostaddr"] = ",".join(host.address for host in hosts)
     found["client_encoding"] = "UTF8"
-    is_mode_given = "sslmode" in given or bool(os.environ.get("PGSSLMODE"))
+    is_mode_given = "sslmode" in {**given, **variables}
     found.update(_tls_files(found, is_mode_given=is_mode_given))
     if not found.get("passfile") and (home := _home()):
         found["passfile"] = str(home / ".pgpass")
     return Dsn(hosts, {name: value for name, value in found.items() if value})
 
 
-#: Filled when the first DSN is read.
-_VARIABLES: dict[str, str] = {}
-
-
 def _split(text: str) -> dict[str, str]:
-    # Importing psycopg takes longer than `audit --help` should.
+    # The import of psycopg would slow down `audit --help`.
     import psycopg  # noqa: PLC0415
     from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
 
@@ -193,39 +189,39 @@ def _split(text: str) -> dict[str, str]:
 
 
 def _could_be_secret(word: str, text: str) -> bool:
-    """Whether a word that libpq took for a parameter may be a piece of a password."""
+    """Return whether a word that libpq took for a parameter may be part of a password."""
     before, _, after = text.rpartition(word)
     return "@" in after or bool(re.search(r"password\s*=\s*\S+\s+$", before))
 
 
-def _from_environment() -> dict[str, str]:
-    """Return what libpq takes from the environment, and its own defaults."""
+def _from_environment() -> tuple[dict[str, str], dict[str, str]]:
+    """Return the defaults of libpq and of the environment, and the variables that are set."""
     from psycopg.pq import Conninfo  # noqa: PLC0415
 
     if os.environ.get("PGSERVICE"):
         raise ValueError("PGSERVICE: service files are not supported; put their content here")
     values = {}
+    variables = {}
     for option in Conninfo.get_defaults():
         name = option.keyword.decode()
-        if option.envvar:
-            _VARIABLES[name] = option.envvar.decode()
-        # Without a variable, libpq fills in the name of the user, by the system's list of users.
-        if option.val and name != "user":
+        variable = option.envvar.decode() if option.envvar else ""
+        if os.environ.get(variable):
+            variables[name] = variable
+        # Without PGUSER, libpq returns the name of the system user, which `_user` looks up later.
+        if option.val and (name != "user" or name in variables):
             values[name] = option.val.decode("utf-8", "surrogateescape")
-    if user := os.environ.get("PGUSER"):
-        values["user"] = user
-    return values
+    return values, variables
 
 
 def _require_supported(name: str, value: str, *, variable: str | None) -> None:
-    shown = f"{variable} ({name})" if variable and os.environ.get(variable) else name
+    shown = f"{variable} ({name})" if variable else name
     if name in _FREE:
         if name in _NUMBERS and not re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", value):
             raise ValueError(f"{shown}: must be a whole number")
         return
     if name in _BOUND:
         if value not in _BOUND[name]:
-            allowed = " or ".join(one for one in _BOUND[name] if one)
+            allowed = " or ".join(filter(None, _BOUND[name]))
             raise ValueError(f"{shown}: must be {allowed}; other values are not supported")
         return
     if value and _HARMLESS.get(name) != value:
@@ -271,7 +267,7 @@ def _user() -> str:
 
 
 def _home() -> Path | None:
-    """Return the home folder as libpq finds it; None: there is none, or it cannot be entered."""
+    """Return the home folder as libpq does, or None if there is none or it cannot be entered."""
     home = os.environ.get("HOME")
     if not home:
         try:
@@ -282,7 +278,7 @@ def _home() -> Path | None:
 
 
 def _tls_files(values: Mapping[str, str], *, is_mode_given: bool) -> dict[str, str]:
-    """Name the files of TLS, the default ones of the home folder too if they are there."""
+    """Return the parameters of TLS. Files that are not named come from the home folder."""
     mode = values["sslmode"]
     root = values.get("sslrootcert", "")
     if root == "system" and not is_mode_given:
@@ -318,10 +314,10 @@ def _present(folder: Path | None, name: str) -> str:
 
 
 def _password_in_file(path: Path, wanted: tuple[str, str, str, str]) -> str | None:
-    """Return the password of the first line that fits host, port, database and user."""
+    """Return the password in the first line that matches host, port, database and user."""
     try:
         status = path.stat()
-        # Like libpq: a file that others may read is not used.
+        # Like libpq, ignore a file that other users may read.
         if not stat.S_ISREG(status.st_mode) or status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             return None
         lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()

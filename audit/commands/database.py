@@ -43,7 +43,8 @@ def run_with_pool(
     work: Callable[[Pool], Coroutine[object, object, _Result]], settings: Settings
 ) -> _Result:
     """Run `work` on a connection pool. The schema must be current."""
-    from audit.postgres.pool import open_pool, require_current
+    from audit.postgres.pool import open_pool
+    from audit.postgres.schema import require_current
     from audit.process.workers import run
 
     async def with_pool(dsn: str) -> _Result:

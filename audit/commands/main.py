@@ -129,8 +129,8 @@ def _message(problem: Problem) -> str:
 
 
 def _exit_code(problem: Problem) -> ExitCode:
-    from audit.postgres.pool import SchemaNotCurrent
-    from audit.postgres.sessions import UnsuitableDatabase
+    from audit.postgres.failures import UnsuitableDatabase
+    from audit.postgres.schema import SchemaNotCurrent
 
     match problem:
         case SchemaNotCurrent() | Insecure() | UnsuitableDatabase():

@@ -15,7 +15,8 @@ from audit.history.json_text import Reader
 from audit.history.parsing import MAX_TASKS_IN_ARRAY, TaskBatch, TaskCollector
 from audit.history.recording import Recorded
 from audit.history.service import AuditService
-from audit.postgres.pool import open_pool, require_current
+from audit.postgres.pool import open_pool
+from audit.postgres.schema import require_current
 from audit.settings import DEFAULTS, Settings
 
 _BATCH = MAX_TASKS_IN_ARRAY

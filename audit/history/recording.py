@@ -30,7 +30,8 @@ from audit.history.task import TaskDocument
 from audit.history.validation import ErrorList
 from audit.postgres import statements
 from audit.postgres.database import Database
-from audit.postgres.pool import StaleSchema, fetch_row
+from audit.postgres.failures import StaleSchema
+from audit.postgres.pool import fetch_row
 from audit.settings import Settings
 from audit.telemetry.metrics import Metrics
 

@@ -18,7 +18,8 @@ from audit.history.task import NewTask, TaskDocument, TaskPage, TaskSummary
 from audit.history.upkeep import Upkeep
 from audit.postgres import statements
 from audit.postgres.database import Database
-from audit.postgres.pool import open_pool, require_current
+from audit.postgres.pool import open_pool
+from audit.postgres.schema import require_current
 from audit.settings import Settings
 from audit.telemetry.metrics import Metrics
 

@@ -15,7 +15,8 @@ from audit.errors import Problem, TimedOut
 from audit.history.partitions import Partitions
 from audit.postgres import statements
 from audit.postgres.database import Database
-from audit.postgres.pool import NotGranted, fetch_row
+from audit.postgres.failures import NotGranted
+from audit.postgres.pool import fetch_row
 from audit.settings import Settings
 from audit.telemetry.logs import Recurring
 from audit.telemetry.metrics import Deltas, Metrics

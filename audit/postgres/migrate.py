@@ -27,7 +27,8 @@ from yoyo.migrations import MigrationList, default_migration_table
 from audit.dsn import Dsn
 from audit.errors import Invalid, Unavailable
 from audit.postgres import statements
-from audit.postgres.pool import open_pool, read_dsn, require_utf8
+from audit.postgres.pool import open_pool, read_dsn
+from audit.postgres.schema import require_utf8
 from audit.settings import Settings
 
 #: A migration that waits for a lock holds up everyone behind it: it gives way instead.

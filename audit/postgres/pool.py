@@ -1,21 +1,30 @@
-"""The pool of connections: session settings, life, and what a failure of the driver means."""
+"""The connection pool: how it is opened, how a statement runs, and how a connection is acquired."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, nullcontext, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import asyncpg
 
 from audit.deadlines import Deadline, DeadlineExceeded
 from audit.dsn import Dsn, parse
-from audit.errors import Invalid, Malformed, Problem, TimedOut, Unavailable
+from audit.errors import Invalid, Unavailable
 from audit.postgres import statements
-from audit.postgres.sessions import Servers, Session, UnsuitableDatabase
+from audit.postgres.failures import (
+    CONFLICTS,
+    StaleSchema,
+    connecting,
+    driver_errors,
+    is_stale,
+    no_answer,
+)
+from audit.postgres.sessions import Servers, Session
 from audit.settings import Settings
 from audit.telemetry.metrics import TRANSACTION, Metrics
 from audit.telemetry.tracing import Traces
@@ -24,50 +33,44 @@ if TYPE_CHECKING:
     Pool = asyncpg.Pool[asyncpg.Record]
     Connection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
 
+#: PostgreSQL limits the time of a statement. The client waits for this much longer.
+_NETWORK_SECONDS: Final = 2
 
-#: What the network may take beside the statement's own time, which the server keeps.
-_NETWORK_SECONDS = 2
-_MIGRATIONS_SECONDS = 5
-#: Connections on their way back to the pool whose users have left.
-_returning: set[asyncio.Future[None]] = set()
-#: On a standby, its recovery goes first; elsewhere, another transaction.
-_CONFLICTS: Final = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
-_GONE: Final = (
-    asyncpg.InvalidCachedStatementError,
-    asyncpg.OutdatedSchemaCacheError,
-    asyncpg.UndefinedColumnError,
-    asyncpg.UndefinedFunctionError,
-    asyncpg.UndefinedObjectError,
-    asyncpg.UndefinedTableError,
-)
-#: PostgreSQL does not translate these.
-_GONE_INTERNALLY: Final = ("cache lookup failed", "could not open relation with OID")
 _Result = TypeVar("_Result")
-_noted: ContextVar[set[str] | None] = ContextVar("noted", default=None)
+_statements_run: Final[ContextVar[set[str] | None]] = ContextVar("statements_run", default=None)
 
 
 def note_statements() -> set[str]:
-    """Return a set that gets the names of the statements run from here on, in this context."""
+    """Return a set that receives the names of the statements run in this context from now on."""
     names: set[str] = set()
-    _noted.set(names)
+    _statements_run.set(names)
     return names
 
 
-class _Session(Session):
-    """A connection that counts its statements and gives them their time.
-
-    Its release costs no round trip: nothing here sets state of a session.
-    """
+@dataclass(frozen=True)
+class _Shared:
+    """What the sessions of a pool share."""
 
     servers: Servers
-    metrics: Metrics
-    traces: Traces
     deadline: Deadline
-    #: asyncpg's own: the outermost transaction that it believes to be open.
+    metrics: Metrics
+    traces: Traces | None
+    #: Releases of connections that run in the background.
+    releases: set[asyncio.Future[None]] = field(default_factory=set)
+
+
+class _PooledSession(Session):
+    """A session that measures its statements, limits their time, and repeats some of them.
+
+    No statement changes the state of its session, so a release needs no reset and no round trip.
+    """
+
+    shared: _Shared
+    #: An attribute of asyncpg: the outermost transaction that it believes to be open.
     _top_xact: object
 
     async def reset(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
-        # After a BEGIN that failed, asyncpg takes each later transaction for a nested one.
+        # If a BEGIN failed, asyncpg would begin every later transaction as a nested one.
         if self._top_xact is not None or self.is_in_transaction():
             await super().reset(timeout=timeout)
 
@@ -76,57 +79,56 @@ class _Session(Session):
 
     async def fetch(self, query: str, *values: Any, **options: Any) -> Any:
         run = super().fetch
-        return await self._watched(query, lambda: run(query, *values, **options))
+        return await self._run(query, lambda: run(query, *values, **options))
 
     async def fetchrow(self, query: str, *values: Any, **options: Any) -> Any:
         run = super().fetchrow
-        return await self._watched(query, lambda: run(query, *values, **options))
+        return await self._run(query, lambda: run(query, *values, **options))
 
     async def fetchval(self, query: str, *values: Any, **options: Any) -> Any:
         run = super().fetchval
-        return await self._watched(query, lambda: run(query, *values, **options))
+        return await self._run(query, lambda: run(query, *values, **options))
 
     async def execute(self, query: str, *values: Any, **options: Any) -> str:
         run = super().execute
-        return await self._watched(query, lambda: run(query, *values, **options))
+        return await self._run(query, lambda: run(query, *values, **options))
 
-    async def _watched(self, query: str, run: Callable[[], Awaitable[_Result]]) -> _Result:
+    async def _run(self, query: str, run: Callable[[], Awaitable[_Result]]) -> _Result:
         name = statements.name_of(query)
-        noted = _noted.get()
+        noted = _statements_run.get()
         if noted is not None:
             noted.add(name or TRANSACTION)
-        # A COMMIT that failed must never be sent again: the second one would succeed.
+        # A failed COMMIT must not be repeated, because the second one would succeed.
         is_whole = name is not None and not self.is_closed() and not self.is_in_transaction()
         failed = True
         started = time.perf_counter()
         try:
             try:
-                result = await self.deadline.run(run())
+                result = await self.shared.deadline.run(run())
             except (asyncpg.PostgresError, asyncpg.InternalClientError) as failure:
-                if not await self._can_run_again(failure, is_whole=is_whole):
+                if not await self._can_repeat(failure, is_whole=is_whole):
                     raise
-                result = await self._run_again(run)
+                result = await self._repeat(run)
             failed = False
             return result
         finally:
-            self.metrics.statement(
-                name or TRANSACTION, time.perf_counter() - started, failed=failed
-            )
+            seconds = time.perf_counter() - started
+            self.shared.metrics.statement(name or TRANSACTION, seconds, failed=failed)
 
-    async def _can_run_again(self, failure: Exception, *, is_whole: bool) -> bool:
-        """Return whether a second attempt may succeed, and do what it needs.
+    async def _can_repeat(self, failure: Exception, *, is_whole: bool) -> bool:
+        """Prepare a second attempt, and return whether it may succeed.
 
-        A statement that is a transaction of its own has had no effect if PostgreSQL reports that it
-        failed.
+        `is_whole` says that the statement is a transaction of its own. It then had no effect if
+        PostgreSQL reports that it failed.
 
         Raises:
-            StaleSchema: the same holds for the transaction around the statement.
+            StaleSchema: the transaction around the statement may succeed if it is repeated.
         """
         if isinstance(failure, asyncpg.ReadOnlySQLTransactionError):
-            self.servers.note_refused_write(self)
+            self.shared.servers.note_refused_write(self)
         if self.is_closed():
             return False
-        if _is_stale(failure):
+        if is_stale(failure):
             await self.reload_schema_state()
             if self.is_in_transaction():
                 raise StaleSchema(
@@ -134,37 +136,30 @@ class _Session(Session):
                     retry_after_seconds=1,
                 ) from failure
             return is_whole
-        return is_whole and isinstance(failure, _CONFLICTS)
+        return is_whole and isinstance(failure, CONFLICTS)
 
-    async def _run_again(self, run: Callable[[], Awaitable[_Result]]) -> _Result:
+    async def _repeat(self, run: Callable[[], Awaitable[_Result]]) -> _Result:
         try:
-            return await self.deadline.run(run())
-        except _CONFLICTS as failure:
+            return await self.shared.deadline.run(run())
+        except CONFLICTS as failure:
             raise Unavailable(
                 "the database has cancelled the statement twice in favour of others",
                 retry_after_seconds=1,
             ) from failure
         except asyncpg.InternalServerError as failure:
-            if not _is_stale(failure):
+            if not is_stale(failure):
                 raise
-            self.terminate()  # a function of the session may remember what is gone
-            raise _silent() from failure
+            self.terminate()  # a function may keep the old schema for as long as its session lives
+            raise no_answer() from failure
 
 
-class _TracedSession(_Session):
-    """A connection whose statements are spans, too."""
+class _TracedSession(_PooledSession):
+    """A session that also makes a span of each statement."""
 
-    async def _watched(self, query: str, run: Callable[[], Awaitable[_Result]]) -> _Result:
-        with self.traces.statement(statements.name_of(query) or TRANSACTION):
-            return await super()._watched(query, run)
-
-
-class StaleSchema(Unavailable):
-    """The session remembered a schema that is gone; it has forgotten it, and can be asked again."""
-
-
-class NotGranted(Unavailable):
-    """The role that we are in the database may not do this."""
+    async def _run(self, query: str, run: Callable[[], Awaitable[_Result]]) -> _Result:
+        assert self.shared.traces is not None  # noqa: S101 - `open_pool` chooses this class by it
+        with self.shared.traces.statement(statements.name_of(query) or TRANSACTION):
+            return await super()._run(query, run)
 
 
 @asynccontextmanager
@@ -175,64 +170,62 @@ async def open_pool(
 
     Raises:
         Invalid: the DSN cannot be read or has a parameter that is not supported.
-        Unavailable: the database does not let us in.
+        Unavailable: the service cannot connect to the database.
     """
-    metrics = metrics or Metrics(statements=statements.names())
-    deadline = Deadline(settings.statement_timeout_seconds + _NETWORK_SECONDS)
-    address = read_dsn(dsn)
     servers = Servers(
-        address, _session_settings(settings), seconds=settings.acquire_timeout_seconds
+        read_dsn(dsn), _session_settings(settings), seconds=settings.acquire_timeout_seconds
+    )
+    shared = _Shared(
+        servers,
+        Deadline(settings.statement_timeout_seconds + _NETWORK_SECONDS),
+        metrics or Metrics(statements=statements.names()),
+        traces,
     )
 
-    async def begin(session: asyncpg.Connection[asyncpg.Record]) -> None:
-        assert isinstance(session, _Session)  # noqa: S101 - as the pool is told
-        session.servers = servers
-        session.metrics = metrics
-        session.deadline = deadline
-        if traces:
-            session.traces = traces
+    async def share(session: asyncpg.Connection[asyncpg.Record]) -> None:
+        cast("_PooledSession", session).shared = shared
 
-    with driver_errors(), _connecting():
+    with driver_errors(), connecting():
         pool = await asyncpg.create_pool(
             connect=cast("Any", servers.connect),
             init_size=settings.pool_size,
-            # A connection that is lost is made anew when it is needed, not again and again before.
+            # A lost connection is replaced when it is needed. The pool does not retry before.
             min_size=0,
             max_size=settings.pool_size,
-            connection_class=_TracedSession if traces else _Session,
-            init=begin,
+            connection_class=_TracedSession if traces else _PooledSession,
+            init=share,
             max_inactive_connection_lifetime=0,
         )
     servers.pool = pool
     moving = asyncio.create_task(servers.keep_on_writer())
     try:
-        with driver_errors(), _connecting():
+        with driver_errors(), connecting():
             await servers.require_sessions(pool)
         yield pool
     finally:
         moving.cancel()
-        # A database that is gone has closed its connections for us.
+        # `close` waits for running statements, and raises if the database is gone.
         with suppress(OSError, asyncpg.InterfaceError):
             async with asyncio.timeout(settings.statement_timeout_seconds):
-                await pool.close()  # it waits for statements under way
+                await pool.close()
 
 
 def read_dsn(text: str) -> Dsn:
-    """Return what a DSN means.
+    """Parse a DSN.
 
     Raises:
         Invalid: it cannot be read, or has a parameter that is not supported.
     """
     try:
         return parse(text)
-    except ValueError as refused:
-        raise Invalid(f"dsn: {refused}") from None
+    except ValueError as error:
+        raise Invalid(f"dsn: {error}") from None
 
 
 def _session_settings(settings: Settings) -> dict[str, str]:
-    """Return the settings of PostgreSQL that each session has."""
+    """Return the settings of PostgreSQL for each session."""
     return {
-        # sql/ leans on this: `$1 IS NULL OR …` is folded away only in a custom plan.
+        # The statements in sql/ need it: only a custom plan removes `$1 IS NULL OR …`.
         "plan_cache_mode": "force_custom_plan",
         "jit": "off",
         "timezone": "UTC",
@@ -243,202 +236,65 @@ def _session_settings(settings: Settings) -> dict[str, str]:
     }
 
 
-async def fetch_row(connection: Connection, statement: str, *values: object) -> asyncpg.Record:
-    """Run a statement that always gives one row."""
-    row = await connection.fetchrow(statement, *values)
-    assert row is not None  # noqa: S101 - such a statement is an aggregate or a function
-    return row
-
-
 @asynccontextmanager
 async def acquired(
     pool: Pool, deadline: Deadline, metrics: Metrics | None = None
 ) -> AsyncIterator[Connection]:
-    """Take a connection for a while, and wait for one at most until the deadline.
+    """Acquire a connection within the deadline, and release it at the end.
 
-    Whoever is cancelled leaves at once: that the server cancels the statement is waited for in the
-    background, and a connection that does not come back from it is replaced by a new one.
+    If the block fails or is cancelled, the connection is released in the background, because the
+    pool first waits until PostgreSQL has cancelled the statement. If that takes too long, the pool
+    replaces the connection.
 
     Raises:
-        Unavailable: no connection is free in time, or the database does not answer.
+        Unavailable: no connection becomes free in time, or the database does not answer.
     """
     with driver_errors():
         try:
-            with _connecting(), metrics.waiting if metrics else nullcontext():
+            with connecting(), metrics.waiting if metrics else nullcontext():
                 connection = await deadline.run(pool.acquire())
-        except DeadlineExceeded as busy:
+        except DeadlineExceeded as exceeded:
             raise Unavailable(
                 "all connections to the database are busy", retry_after_seconds=1
-            ) from busy
-        has_left = False
+            ) from exceeded
+        releases = cast("_PooledSession", connection).shared.releases
         try:
             with metrics.in_use if metrics else nullcontext():
                 yield connection
-        except (Exception, asyncio.CancelledError) as failure:
-            has_left = True
-            is_gone = _is_gone(connection)
-            returning = asyncio.ensure_future(pool.release(connection, timeout=deadline.seconds))
-            _returning.add(returning)
-            returning.add_done_callback(_returned)
+        except BaseException as failure:
+            is_closed = _is_closed(connection)
+            release = asyncio.ensure_future(pool.release(connection, timeout=deadline.seconds))
+            releases.add(release)
+            release.add_done_callback(releases.discard)
+            release.add_done_callback(_ignore)
             if isinstance(failure, asyncpg.InterfaceError | asyncpg.InternalClientError):
-                if is_gone:
-                    raise _silent() from failure
+                if is_closed:
+                    raise no_answer() from failure
                 raise RuntimeError("the driver is used wrongly") from failure
             raise
-        finally:
-            if not has_left:
-                await pool.release(connection, timeout=deadline.seconds)
+        await pool.release(connection, timeout=deadline.seconds)
 
 
-def _is_gone(connection: Connection) -> bool:
+def _is_closed(connection: Connection) -> bool:
     try:
         return connection.is_closed()
     except asyncpg.InterfaceError:
         return True  # the pool has taken it back
 
 
-def _returned(returning: asyncio.Future[None]) -> None:
-    _returning.discard(returning)
-    if not returning.cancelled():
-        returning.exception()  # it has cost the connection; the pool makes another
+def _ignore(release: asyncio.Future[None]) -> None:
+    """Mark the exception of a release as seen. The pool has then dropped the connection."""
+    if not release.cancelled():
+        release.exception()
 
 
-def _is_stale(failure: Exception) -> bool:
-    """Whether the session may remember tables, types or functions that were made anew since."""
-    return isinstance(failure, _GONE) or (
-        isinstance(failure, asyncpg.InternalServerError)
-        and str(failure).startswith(_GONE_INTERNALLY)
-    )
+async def fetch_row(connection: Connection, statement: str, *values: object) -> asyncpg.Record:
+    """Run a statement that always returns one row."""
+    row = await connection.fetchrow(statement, *values)
+    assert row is not None  # noqa: S101 - such a statement is an aggregate or a function
+    return row
 
 
 def server_of(connection: Connection) -> str:
-    """Name the server that a connection is on; it differs between two starts of one."""
-    server: str = cast("Any", connection).server
-    return server
-
-
-def _silent() -> Unavailable:
-    return Unavailable("the database does not answer", retry_after_seconds=1)
-
-
-@contextmanager
-def _connecting() -> Iterator[None]:
-    """Whatever goes wrong before there is a session, we are not let in."""
-    try:
-        yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as failure:
-        raise _silent() from failure
-
-
-@contextmanager
-def driver_errors() -> Iterator[None]:
-    """Turn what asyncpg raises into the Problem that it means to a caller."""
-    try:
-        yield
-    except (asyncpg.PostgresError, OSError) as failure:
-        problem = _meaning(failure)
-        if problem is None:
-            raise
-        raise problem from failure
-
-
-def _meaning(failure: Exception) -> Problem | None:  # noqa: PLR0911 - a table
-    match failure:
-        case asyncpg.QueryCanceledError():
-            return TimedOut("the query ran into its time limit; ask for less, or narrow the time")
-        case asyncpg.OutOfMemoryError():
-            return Unavailable(
-                "the database has no memory left, or no room for locks on so many partitions",
-                retry_after_seconds=1,
-            )
-        case asyncpg.DiskFullError():
-            return Unavailable("the database has no room left", retry_after_seconds=10)
-        case asyncpg.CheckViolationError(constraint_name="tasks_length"):
-            return Invalid("a task is over 256 MiB when it is written as JSON")
-        case asyncpg.DataError() | asyncpg.StatementTooComplexError():
-            return Malformed("a value cannot be stored: it has characters or numbers out of range")
-        case (
-            OSError()
-            | asyncpg.PostgresConnectionError()
-            | asyncpg.InvalidAuthorizationSpecificationError()
-            | asyncpg.InvalidCatalogNameError()
-            | asyncpg.InsufficientResourcesError()
-            | asyncpg.OperatorInterventionError()
-            | asyncpg.LockNotAvailableError()
-            | asyncpg.IdleInTransactionSessionTimeoutError()
-            | asyncpg.ReadOnlySQLTransactionError()
-            # The recovery of a standby has ended the session, too.
-            | asyncpg.SerializationError()
-        ):
-            return _silent()
-        case asyncpg.InvalidSQLStatementNameError() | asyncpg.DuplicatePreparedStatementError():
-            return Unavailable(
-                "the connection pooler in front of the database does not keep sessions",
-                retry_after_seconds=10,
-            )
-        case asyncpg.InsufficientPrivilegeError():
-            return NotGranted(
-                "the role of the service in the database may not do this", retry_after_seconds=10
-            )
-        case (
-            asyncpg.UndefinedTableError()
-            | asyncpg.UndefinedObjectError()
-            | asyncpg.UndefinedFunctionError()
-            | asyncpg.UndefinedColumnError()
-        ):
-            return Unavailable("the database is not migrated", retry_after_seconds=10)
-    return None
-
-
-def migrations_on_disk() -> list[str]:
-    """Return the names of all migrations, in their order."""
-    return sorted(
-        file.name.removesuffix(".sql")
-        for file in statements.folder("migrations").iterdir()
-        if file.name.endswith(".sql") and not file.name.endswith(".rollback.sql")
-    )
-
-
-class SchemaNotCurrent(Unavailable):
-    """The database lacks migrations, and applying them was not asked for."""
-
-
-async def require_current(pool: Pool) -> None:
-    """Check that the database can store all texts, and has every migration.
-
-    Raises:
-        UnsuitableDatabase: its encoding is not UTF8.
-        SchemaNotCurrent: it lacks migrations.
-    """
-    async with acquired(pool, Deadline(_MIGRATIONS_SECONDS)) as connection:
-        require_utf8(connection.get_settings().server_encoding)
-    pending = await pending_migrations(pool)
-    if pending:
-        raise SchemaNotCurrent(
-            f"the database lacks migrations: {', '.join(pending)}; run `audit migrate`,"
-            " or serve with --migrate"
-        )
-
-
-def require_utf8(encoding: str | None) -> None:
-    """Raise UnsuitableDatabase if it is the encoding of a database that cannot store all texts."""
-    if encoding != "UTF8":
-        raise UnsuitableDatabase(
-            f"the encoding of the database is {encoding}; it must be UTF8:"
-            " CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8'"
-        )
-
-
-async def pending_migrations(pool: Pool, timeout_seconds: float = _MIGRATIONS_SECONDS) -> list[str]:
-    """Return the migrations that the database lacks, in their order.
-
-    Raises:
-        Unavailable: the database does not answer.
-    """
-    async with acquired(pool, Deadline(timeout_seconds)) as connection:
-        try:
-            rows = await connection.fetch(statements.LIST_MIGRATIONS)
-        except asyncpg.UndefinedTableError:
-            rows = []
-    applied = {row["migration_id"] for row in rows}
-    return [name for name in migrations_on_disk() if name not in applied]
+    """Return the identity of the server that a connection is on. A restart changes it."""
+    return cast("_PooledSession", connection).server

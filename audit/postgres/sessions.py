@@ -1,8 +1,8 @@
-"""Opens the sessions of a pool: to the right server, with the settings that the statements need.
+"""Opens the sessions of a pool on one server, with the settings that the statements need.
 
-All sessions of a pool are on one server. A version of the data that was read on one server says
-nothing about the rows of another, and a task that was recorded on the primary may not have reached
-a standby yet. The first session chooses the server; later ones go there while it answers.
+All sessions of a pool must be on the same server, because a standby may not have the tasks yet that
+were recorded on the primary, and the version of the data on one server says nothing about another.
+The first session chooses the server. Later ones connect to it for as long as it answers.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import nullcontext, suppress
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 from weakref import WeakSet
 
 import asyncpg
@@ -22,11 +21,13 @@ from asyncpg.connect_utils import SessionAttribute
 from audit.dsn import Dsn, Host
 from audit.errors import Unavailable
 from audit.postgres import statements
+from audit.postgres.failures import UnsuitableDatabase
+from audit.postgres.tls import is_about_tls, tls_attempts
 
-#: A proxy or a name with several addresses may lead to another server once; the next try may not.
+#: Behind a proxy or a name with several addresses, each attempt may reach another server.
 _TRIES_FOR_THE_SERVER: Final = 5
 _LOOK_FOR_WRITER_SECONDS: Final = 1
-#: Of the time for a connection, the hosts together may take this share.
+#: The part of the time for a connection that all hosts together may take.
 _SHARE: Final = 0.8
 _KEEPALIVES: Final = {
     "keepalives_idle": "TCP_KEEPIDLE",
@@ -38,7 +39,8 @@ _POOLER: Final = (
     "the DSN leads to a connection pooler that gives transactions or statements, not sessions, to"
     " its clients; set pool_mode = session in PgBouncer, or connect to PostgreSQL directly"
 )
-#: What PostgreSQL says if a statement was prepared in another session, and PgBouncer to a BEGIN.
+#: PostgreSQL raises these if a statement was prepared in another session. PgBouncer raises the last
+#: one for a BEGIN.
 _NO_SESSION: Final = (
     asyncpg.InvalidSQLStatementNameError,
     asyncpg.DuplicatePreparedStatementError,
@@ -48,35 +50,38 @@ _NO_SESSION: Final = (
 _Session = TypeVar("_Session", bound="Session")
 
 
+class _Place(NamedTuple):
+    """One address of a host."""
+
+    host: Host
+    address: str
+
+
 class Session(asyncpg.Connection):
-    """A connection that knows which server it is on."""
+    """A connection that knows its server."""
 
     server: str
-    """Differs between servers, and between two starts of one."""
-    place: tuple[Host, str]
+    """The identity of the server. It changes when the server restarts."""
+    place: _Place
     is_standby: bool
     is_read_only: bool
-    """Whether writes were refused when the session began."""
+    """Whether the server refused writes when the session began."""
     is_pooled: bool
-    """Whether something between us and PostgreSQL hands out its sessions."""
-
-
-class UnsuitableDatabase(Unavailable):
-    """What the DSN leads to answers, but the service would not be right on it."""
+    """Whether a pooler such as PgBouncer is between the service and PostgreSQL."""
 
 
 class Servers:
-    """The servers that a DSN leads to, and the one that the pool is on."""
+    """The servers of a DSN, and the one that the pool uses."""
 
     def __init__(self, dsn: Dsn, settings: Mapping[str, str], *, seconds: float) -> None:
-        """`settings` are those of each session; `seconds` is the time for one connection."""
+        """`settings` are set in each session. `seconds` limits the time for one connection."""
+        #: None until the pool is open.
         self.pool: asyncpg.Pool[asyncpg.Record] | None = None
-        """To be set once it is made."""
         self._dsn = dsn
         self._settings = settings
         self._host_seconds = dsn.connect_seconds or seconds * _SHARE / len(dsn.hosts)
         self._server: str | None = None
-        self._place: tuple[Host, str] | None = None
+        self._place: _Place | None = None
         self._choosing = asyncio.Lock()
         self._sessions: WeakSet[Session] = WeakSet()
         self._writer_wanted = asyncio.Event()
@@ -84,10 +89,10 @@ class Servers:
     async def connect(
         self, *_arguments: object, connection_class: type[_Session], **given: Any
     ) -> _Session:
-        """Open a session on the server of the pool; `asyncpg.create_pool` calls this.
+        """Open a session on the server of the pool. The pool of asyncpg calls this.
 
         Raises:
-            UnsuitableDatabase: the sessions would be of several servers.
+            UnsuitableDatabase: the sessions would be on several servers.
         """
         async with self._choosing if self._server is None else nullcontext():
             for _ in range(_TRIES_FOR_THE_SERVER):
@@ -107,12 +112,12 @@ class Servers:
             return session
 
     def note_refused_write(self, session: Session) -> None:
-        """Look for another server, if this one could write before or there are others."""
+        """Look for a server that can write, if there are others or this one could write before."""
         if self._dsn.may_write and (len(self._dsn.hosts) > 1 or not session.is_read_only):
             self._writer_wanted.set()
 
     async def keep_on_writer(self) -> None:
-        """Move the pool to a server that can write when the present one cannot; runs for ever."""
+        """Without end, move the pool to a server that can write whenever the current one cannot."""
         while True:
             await self._writer_wanted.wait()
             with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, Unavailable):
@@ -123,7 +128,7 @@ class Servers:
             await asyncio.sleep(_LOOK_FOR_WRITER_SECONDS)
 
     async def require_sessions(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
-        """Check that a pooler, if there is one, keeps a session for each of our connections.
+        """Check that a pooler, if there is one, keeps a session for each connection of the pool.
 
         Raises:
             UnsuitableDatabase: it does not.
@@ -157,7 +162,7 @@ class Servers:
         is_another = self._server is not None
         self._server, self._place = session.server, session.place
         if is_another and self.pool is not None:
-            # Sessions on the old server are closed as soon as they are not in use.
+            # Sessions on the old server are closed when they are released.
             await self.pool.expire_connections()
 
     async def _open(
@@ -172,12 +177,13 @@ class Servers:
                 except (OSError, asyncpg.CannotConnectNowError) as failed:
                     failure = failure or failed
                     continue
-                fits, may_serve = self._fits(session)
-                if fits if not must_write else not session.is_read_only:
+                if must_write:
+                    is_wanted, is_acceptable = not session.is_read_only, False
+                else:
+                    is_wanted, is_acceptable = self._suits(session)
+                if is_wanted or (is_acceptable and place == self._place):
                     return session
-                if may_serve and not must_write and place == self._place:
-                    return session
-                if may_serve and not must_write and fallback is None:
+                if is_acceptable and fallback is None:
                     fallback = session
                 else:
                     session.terminate()
@@ -192,10 +198,10 @@ class Servers:
         wanted = "read-write" if must_write else self._dsn["target_session_attrs"]
         raise Unavailable(f"no database server is {wanted}", retry_after_seconds=1)
 
-    def _fits(self, session: Session) -> tuple[bool, bool]:
-        """Return whether it is what the DSN asks for, and whether it may serve for want of that.
+    def _suits(self, session: Session) -> tuple[bool, bool]:
+        """Return whether the DSN asks for such a server, and whether it allows it as a fallback.
 
-        `any` prefers a server that can write: the service records, and sees its own records.
+        With `any`, the service prefers a server that can write, because it records tasks.
         """
         match self._dsn["target_session_attrs"]:
             case "any":
@@ -211,8 +217,8 @@ class Servers:
             case _:
                 return session.is_standby, True
 
-    async def _places(self) -> AsyncIterator[tuple[Host, str]]:
-        """Yield where to connect: where the pool is, then the hosts and all their addresses."""
+    async def _places(self) -> AsyncIterator[_Place]:
+        """Yield the place of the pool, if there is one, then all other addresses of the hosts."""
         if self._place is not None:
             yield self._place
         hosts = list(self._dsn.hosts)
@@ -225,10 +231,10 @@ class Servers:
                 random.shuffle(addresses)
             for address in addresses:
                 if (host, address) != self._place:
-                    yield host, address
+                    yield _Place(host, address)
 
     async def _begin(
-        self, place: tuple[Host, str], kind: type[_Session], given: Mapping[str, Any]
+        self, place: _Place, kind: type[_Session], given: Mapping[str, Any]
     ) -> _Session:
         async with asyncio.timeout(self._host_seconds):
             session = await self._connect(place, kind, given)
@@ -237,13 +243,15 @@ class Servers:
                 names, values = list(self._settings), list(self._settings.values())
                 begun = await _row(session, statements.BEGIN_SESSION, names, values)
                 row = await _row(session, statements.CHECK_SESSION, names)
-                _require(row["settings"] == begun["settings"])
             except _NO_SESSION as failure:
                 session.terminate()
                 raise UnsuitableDatabase(_POOLER) from failure
             except BaseException:
                 session.terminate()
                 raise
+        if row["settings"] != begun["settings"]:
+            session.terminate()
+            raise UnsuitableDatabase(_POOLER)
         session.place = place
         session.server = row["server"]
         session.is_standby, session.is_read_only = row["is_standby"], row["is_read_only"]
@@ -251,22 +259,23 @@ class Servers:
         return session
 
     async def _connect(
-        self, place: tuple[Host, str], kind: type[_Session], given: Mapping[str, Any]
+        self, place: _Place, kind: type[_Session], given: Mapping[str, Any]
     ) -> _Session:
-        """Connect with TLS, without, or with what is left of the two, as `sslmode` says."""
+        """Connect with TLS or without, as `sslmode` says."""
         host, address = place
         name = self._dsn["application_name"] or self._dsn["fallback_application_name"]
         server_settings = {"application_name": name or "task-audit"}
         if self._dsn["options"]:
             server_settings["options"] = self._dsn["options"]
-        attempts = _tls(self._dsn, host)
+        attempts = tls_attempts(self._dsn, host)
         for number, tls in enumerate(attempts, start=1):
             try:
                 return await asyncpg.connect(
                     host=address,
                     port=host.port,
                     user=self._dsn["user"],
-                    # A function: without one, asyncpg looks into files and variables itself.
+                    # If no password is given, asyncpg reads files and variables. A function that
+                    # returns an empty text prevents it.
                     password=lambda: self._dsn.password_for(host) or "",
                     database=self._dsn["dbname"],
                     ssl=tls,
@@ -279,26 +288,21 @@ class Servers:
                     **given,
                 )
             except Exception as failure:
-                if number == len(attempts) or not _is_about_tls(failure):
+                if number == len(attempts) or not is_about_tls(failure):
                     raise
         raise AssertionError  # the last attempt returns or raises
 
 
 async def _row(session: Session, statement: str, *values: object) -> asyncpg.Record:
-    # Not the method of a subclass, which counts statements: the session is not in use yet.
+    # The method of a subclass would measure the statement, but the session is not in use yet.
     row = await asyncpg.Connection.fetchrow(session, statement, *values)
-    assert row is not None  # noqa: S101 - each of these statements gives one
+    assert row is not None  # noqa: S101 - each of these statements returns one
     return row
 
 
 async def _process(session: Session) -> int:
     process: int = (await _row(session, statements.CHECK_SESSION, []))["pid"]
     return process
-
-
-def _require(is_kept: bool) -> None:
-    if not is_kept:
-        raise UnsuitableDatabase(_POOLER)
 
 
 async def _addresses(host: Host) -> list[str]:
@@ -311,7 +315,7 @@ async def _addresses(host: Host) -> list[str]:
 
 
 def _keep_alive(session: Session, dsn: Dsn) -> None:
-    """Set what libpq sets on its sockets; unlike asyncpg, it keeps them alive by default."""
+    """Set the socket options that libpq sets. asyncpg sets none, and libpq keeps sockets alive."""
     transport: asyncio.Transport = cast("Any", session)._transport  # noqa: SLF001 - no public name
     connection = transport.get_extra_info("socket")
     if connection.family == socket.AF_UNIX:
@@ -322,74 +326,3 @@ def _keep_alive(session: Session, dsn: Dsn) -> None:
         value = int(dsn[name] or 0)
         if value > 0 and hasattr(socket, option) and (is_on or name == "tcp_user_timeout"):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-
-
-# --- TLS ------------------------------------------------------------------------------------------
-
-
-class _Context(ssl.SSLContext):
-    """A context for one host, whose name the certificate is checked for.
-
-    asyncpg is given one of the host's addresses and would check for that.
-    """
-
-    name: str
-
-    def wrap_bio(
-        self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **more: Any
-    ) -> ssl.SSLObject:
-        return super().wrap_bio(incoming, outgoing, *args, **{**more, "server_hostname": self.name})
-
-
-def _tls(dsn: Dsn, host: Host) -> list[ssl.SSLContext | Literal[False]]:
-    """Return the ways to try, in their order: a context, or False for no TLS."""
-    if host.is_socket or dsn["sslmode"] == "disable":
-        return [False]
-    context = _context(dsn, host)
-    match dsn["sslmode"]:
-        case "allow":
-            return [False, context]
-        case "prefer":
-            return [context, False]
-        case _:
-            return [context]
-
-
-def _context(dsn: Dsn, host: Host) -> ssl.SSLContext:
-    context = _Context(ssl.PROTOCOL_TLS_CLIENT)
-    context.name = host.name
-    context.check_hostname = dsn["sslmode"] == "verify-full"
-    context.set_alpn_protocols(["postgresql"])
-    context.minimum_version = _version(dsn["ssl_min_protocol_version"]) or ssl.TLSVersion.TLSv1_2
-    if highest := _version(dsn["ssl_max_protocol_version"]):
-        context.maximum_version = highest
-    if dsn["sslrootcert"] == "system":
-        context.load_default_certs()
-    elif dsn["sslrootcert"]:
-        context.load_verify_locations(dsn["sslrootcert"])
-    else:
-        context.verify_mode = ssl.CERT_NONE
-    if dsn["sslcrl"]:
-        context.load_verify_locations(dsn["sslcrl"])
-        context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
-    if dsn["sslcert"]:
-        context.load_cert_chain(dsn["sslcert"], dsn["sslkey"], password=lambda: dsn["sslpassword"])
-    return context
-
-
-def _version(name: str) -> ssl.TLSVersion | None:
-    return ssl.TLSVersion[name.replace(".", "_")] if name else None
-
-
-def _is_about_tls(failure: Exception) -> bool:
-    """Whether the other way, with or without TLS, may succeed. A wrong password is not tried twice.
-
-    asyncpg says by a plain ConnectionError that the server has no TLS; `pg_hba.conf` may refuse
-    one of the ways.
-    """
-    if isinstance(failure, asyncpg.InvalidPasswordError):
-        return False
-    return (
-        isinstance(failure, ssl.SSLError | asyncpg.InvalidAuthorizationSpecificationError)
-        or type(failure) is ConnectionError
-    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from typing import Final
 
 
 def folder(name: str) -> Traversable:
@@ -13,13 +15,8 @@ def folder(name: str) -> Traversable:
     return installed if installed.is_dir() else package / ".." / name
 
 
-_names: dict[str, str] = {}
-
-
 def _read(name: str) -> str:
-    text = (folder("sql") / f"{name}.sql").read_text(encoding="utf-8")
-    _names[text] = name.rpartition("/")[2]
-    return text
+    return (folder("sql") / f"{name}.sql").read_text(encoding="utf-8")
 
 
 def names() -> list[str]:
@@ -28,7 +25,7 @@ def names() -> list[str]:
 
 
 def name_of(text: str) -> str | None:
-    """Return the name of a statement; None: it is none of ours."""
+    """Return the name of a statement, or None for a text that is not from `sql/`."""
     return _names.get(text)
 
 
@@ -59,3 +56,8 @@ CHECK_OWNER = _read("schema/check_owner")
 LOCK_MIGRATIONS = _read("schema/lock_migrations")
 BEGIN_SESSION = _read("schema/begin_session")
 CHECK_SESSION = _read("schema/check_session")
+
+#: The name of each statement by its text.
+_names: Final[Mapping[str, str]] = {
+    text: name.lower() for name, text in list(vars().items()) if name.isupper()
+}

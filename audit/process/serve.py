@@ -21,7 +21,8 @@ from audit.history import demo
 from audit.history.parsing import batch_of
 from audit.history.service import AuditService
 from audit.postgres import embedded, migrate
-from audit.postgres.pool import open_pool, require_current
+from audit.postgres.pool import open_pool
+from audit.postgres.schema import require_current
 from audit.process.workers import BACKLOG, Supervisor, run
 from audit.settings import Settings
 from audit.telemetry import tracing

@@ -23,7 +23,7 @@ import pytest
 
 from audit.commands import main
 from audit.history import demo
-from audit.postgres.pool import migrations_on_disk
+from audit.postgres.schema import migrations_on_disk
 from audit.settings import Settings
 from audit.web.openapi import document
 from tests.conftest import execute, task

@@ -22,7 +22,8 @@ from audit.history.query import AuditQuery
 from audit.history.service import AuditService
 from audit.postgres import embedded, migrate
 from audit.postgres.embedded import Server
-from audit.postgres.pool import driver_errors, open_pool
+from audit.postgres.failures import driver_errors
+from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from audit.web.app import create_app
 from tests.conftest import FAST, Client, execute, task

@@ -17,7 +17,7 @@ import pytest
 
 from audit.errors import Invalid, Unavailable
 from audit.postgres import migrate, statements
-from audit.postgres.pool import migrations_on_disk
+from audit.postgres.schema import migrations_on_disk
 from tests.conftest import execute, of_database
 
 MANIFEST = Path(__file__).with_name("migrations.sha256")

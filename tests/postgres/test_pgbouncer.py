@@ -17,8 +17,8 @@ from audit.dsn import parse
 from audit.errors import Unavailable
 from audit.history.service import AuditService
 from audit.postgres import embedded, migrate
+from audit.postgres.failures import UnsuitableDatabase
 from audit.postgres.pool import open_pool
-from audit.postgres.sessions import UnsuitableDatabase
 from audit.settings import Settings
 from tests.commands.test_cli import audit
 from tests.conftest import execute, task

@@ -19,7 +19,8 @@ from audit.errors import Invalid, Unavailable
 from audit.history.service import AuditService
 from audit.history.task import NewTask, TaskChange
 from audit.postgres import migrate, statements
-from audit.postgres.pool import NotGranted, open_pool
+from audit.postgres.failures import NotGranted
+from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from audit.web.app import create_app
 from tests.commands.test_cli import audit

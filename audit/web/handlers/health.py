@@ -6,7 +6,7 @@ from aiohttp import web
 
 from audit.errors import Unavailable
 from audit.history.query import AuditQuery
-from audit.postgres.pool import pending_migrations
+from audit.postgres.schema import pending_migrations
 from audit.web.responses import BytesResponse, json_response
 from audit.web.state import METRICS, POOL, SERVICE
 

@@ -1,0 +1,118 @@
+"""What a failure of the database or of asyncpg means to the caller of the service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import asyncpg
+
+from audit.errors import Invalid, Malformed, Problem, TimedOut, Unavailable
+
+#: A second attempt may succeed. On a standby, these are conflicts with replication.
+CONFLICTS: Final = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+_GONE: Final = (
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.OutdatedSchemaCacheError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.UndefinedObjectError,
+    asyncpg.UndefinedTableError,
+)
+#: Internal errors, whose messages PostgreSQL does not translate.
+_GONE_INTERNALLY: Final = ("cache lookup failed", "could not open relation with OID")
+
+
+class StaleSchema(Unavailable):
+    """The session used a cached schema that has changed. The cache is now empty: try again."""
+
+
+class NotGranted(Unavailable):
+    """The role of the service lacks a privilege in the database."""
+
+
+class UnsuitableDatabase(Unavailable):
+    """The server answers, but the service would not work correctly on it."""
+
+
+def no_answer() -> Unavailable:
+    """Return the problem for a database that does not answer."""
+    return Unavailable("the database does not answer", retry_after_seconds=1)
+
+
+def is_stale(failure: Exception) -> bool:
+    """Return whether the session may have cached tables, types or functions that have changed."""
+    return isinstance(failure, _GONE) or (
+        isinstance(failure, asyncpg.InternalServerError)
+        and str(failure).startswith(_GONE_INTERNALLY)
+    )
+
+
+@contextmanager
+def connecting() -> Iterator[None]:
+    """Turn every failure to connect into Unavailable."""
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as failure:
+        raise no_answer() from failure
+
+
+@contextmanager
+def driver_errors() -> Iterator[None]:
+    """Turn an exception of asyncpg into the Problem that it means to the caller."""
+    try:
+        yield
+    except (asyncpg.PostgresError, OSError) as failure:
+        problem = _problem(failure)
+        if problem is None:
+            raise
+        raise problem from failure
+
+
+def _problem(failure: Exception) -> Problem | None:  # noqa: PLR0911 - a table
+    match failure:
+        case asyncpg.QueryCanceledError():
+            return TimedOut("the query ran into its time limit; ask for less, or narrow the time")
+        case asyncpg.OutOfMemoryError():
+            return Unavailable(
+                "the database has no memory left, or no room for locks on so many partitions",
+                retry_after_seconds=1,
+            )
+        case asyncpg.DiskFullError():
+            return Unavailable("the database has no room left", retry_after_seconds=10)
+        case asyncpg.CheckViolationError(constraint_name="tasks_length"):
+            return Invalid("a task is over 256 MiB when it is written as JSON")
+        case asyncpg.DataError() | asyncpg.StatementTooComplexError():
+            return Malformed("a value cannot be stored: it has characters or numbers out of range")
+        case (
+            OSError()
+            | asyncpg.PostgresConnectionError()
+            | asyncpg.InvalidAuthorizationSpecificationError()
+            | asyncpg.InvalidCatalogNameError()
+            | asyncpg.InsufficientResourcesError()
+            | asyncpg.OperatorInterventionError()
+            | asyncpg.LockNotAvailableError()
+            | asyncpg.IdleInTransactionSessionTimeoutError()
+            | asyncpg.ReadOnlySQLTransactionError()
+            # Also raised if replication ends a session on a standby.
+            | asyncpg.SerializationError()
+        ):
+            return no_answer()
+        case asyncpg.InvalidSQLStatementNameError() | asyncpg.DuplicatePreparedStatementError():
+            return Unavailable(
+                "the connection pooler in front of the database does not keep sessions",
+                retry_after_seconds=10,
+            )
+        case asyncpg.InsufficientPrivilegeError():
+            return NotGranted(
+                "the role of the service in the database may not do this", retry_after_seconds=10
+            )
+        case (
+            asyncpg.UndefinedTableError()
+            | asyncpg.UndefinedObjectError()
+            | asyncpg.UndefinedFunctionError()
+            | asyncpg.UndefinedColumnError()
+        ):
+            return Unavailable("the database is not migrated", retry_after_seconds=10)
+    return None
