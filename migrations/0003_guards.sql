@@ -110,12 +110,13 @@ FOR EACH STATEMENT EXECUTE FUNCTION keep_task_keys();
 
 -- A key comes with its task: nobody can take an id so that a task cannot be recorded.
 --
--- The keys of each month are checked by a statement that names their range as literals, so that it
+-- The keys of each month are checked by a statement whose range is known when it is planned: it
 -- opens the partitions of this range alone. OFFSET: as in keep_task_keys.
 CREATE FUNCTION refuse_lone_keys() RETURNS trigger
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 SET enable_seqscan = off
+SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     first_at timestamptz;
@@ -127,19 +128,19 @@ BEGIN
         FROM claimed
         GROUP BY date_trunc('month', created_at)
     LOOP
-        EXECUTE format(
-            'SELECT claimed.task_id '
-            'FROM claimed '
-            'WHERE claimed.created_at BETWEEN %1$L AND %2$L '
-            'AND NOT EXISTS ('
-            'SELECT FROM tasks '
-            'WHERE tasks.task_id = claimed.task_id AND tasks.created_at = claimed.created_at '
-            'AND tasks.created_at BETWEEN %1$L AND %2$L '
-            'OFFSET 0) '
-            'LIMIT 1',
-            first_at, last_at
-        ) INTO lone;
-        IF lone IS NOT NULL THEN
+        SELECT claimed.task_id INTO lone
+        FROM claimed
+        WHERE claimed.created_at BETWEEN first_at AND last_at
+            AND NOT EXISTS (
+                SELECT
+                FROM tasks
+                WHERE tasks.task_id = claimed.task_id
+                    AND tasks.created_at = claimed.created_at
+                    AND tasks.created_at BETWEEN first_at AND last_at
+                OFFSET 0
+            )
+        LIMIT 1;
+        IF FOUND THEN
             RAISE EXCEPTION 'no task % is recorded: its key comes with it', lone
                 USING ERRCODE = 'TA007';
         END IF;
