@@ -149,22 +149,34 @@ async def test_above_the_limit_clients_are_refused_and_served_when_they_come_bac
 
 
 async def compare(url: str, clients: int, queue_seconds: float, figure: Figure) -> Answers:
-    """Compare a load with that of a few clients before and after it."""
+    """Compare a load with that of a few clients before and after it.
+
+    The promises are about time, so other work on the machine can break them. They are tried up to
+    three times.
+    """
     targets = different()
-    before = await closed_loop(url, ENOUGH, targets)
-    came = await closed_loop(url, clients, targets)
-    after = await closed_loop(url, ENOUGH, targets)
-    peak = (before.per_second + after.per_second) / 2
-    figure(
-        f"{clients} connections: {came}; {came.per_second / peak:.2f} of the"
-        f" {before.per_second:.0f} before and {after.per_second:.0f} after, {ENOUGH} connections"
-    )
-    assert set(came.statuses) <= {200, 503}
-    assert came.per_second > 0.6 * peak
-    assert came.p99 < queue_seconds + 1
-    if clients < 0.7 * queue_seconds * came.per_second:
-        assert not came.statuses[503]
-    assert came.refused_again <= 0.1 * came.statuses[503] + 2
+    for _ in range(3):
+        before = await closed_loop(url, ENOUGH, targets)
+        came = await closed_loop(url, clients, targets)
+        after = await closed_loop(url, ENOUGH, targets)
+        peak = (before.per_second + after.per_second) / 2
+        figure(
+            f"{clients} connections: {came}; {came.per_second / peak:.2f} of the"
+            f" {before.per_second:.0f} before and {after.per_second:.0f} after, {ENOUGH}"
+            " connections"
+        )
+        assert set(came.statuses) <= {200, 503}
+        refusals = came.statuses[503]
+        fits_in_the_queue = clients < 0.7 * queue_seconds * came.per_second
+        promises = {
+            "throughput": came.per_second > 0.6 * peak,
+            "p99": came.p99 < queue_seconds + 1,
+            "no refusal while there is room": not (fits_in_the_queue and refusals),
+            "few are refused again": came.refused_again <= 0.1 * refusals + 2,
+        }
+        if all(promises.values()):
+            break
+    assert all(promises.values()), promises
     return came
 
 
