@@ -1,4 +1,4 @@
-"""The expected failures, as exceptions that know how HTTP names them (RFC 9457)."""
+"""The expected failures as exceptions, with their HTTP status and problem type (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ class FieldError(TypedDict):
 
 
 class Problem(Exception):
-    """A failure with a meaning to the caller. `title` never varies; `detail` is about this one."""
+    """A failure that the caller is told about.
+
+    `title` is the same for all failures of a class, and `detail` describes this one.
+    """
 
     status: ClassVar[int] = 500
     name: ClassVar[str] = "internal"
-    title: ClassVar[str] = "The service failed; its log says why"
+    title: ClassVar[str] = "Internal error"
 
     def __init__(
         self,
@@ -44,19 +47,19 @@ class Malformed(Problem):
 
 
 class Unauthenticated(Problem):
-    """No key is sent, or one that is not good."""
+    """The request has no API key, or one that is not valid."""
 
     status = 401
     name = "unauthenticated"
-    title = "A valid key is needed"
+    title = "A valid API key is required"
 
 
 class Forbidden(Problem):
-    """The key may not do this: a scope is missing, or it is bound to another project."""
+    """The key lacks a scope, or is bound to another project."""
 
     status = 403
     name = "forbidden"
-    title = "The key may not do this"
+    title = "The API key does not permit this"
 
 
 class TaskNotFound(Problem):
@@ -64,11 +67,11 @@ class TaskNotFound(Problem):
 
     status = 404
     name = "task-not-found"
-    title = "No such task"
+    title = "Task not found"
 
 
 class BodyTooSlow(Problem):
-    """The body did not arrive within the time of a request."""
+    """The body did not arrive within the time limit of a request."""
 
     status = 408
     name = "body-too-slow"
@@ -76,19 +79,19 @@ class BodyTooSlow(Problem):
 
 
 class Conflict(Problem):
-    """An id recorded with other content, or a change that the life of a task forbids."""
+    """The id is recorded with other content, or the state of the task forbids the change."""
 
     status = 409
     name = "conflict"
-    title = "The history cannot be changed so"
+    title = "The request conflicts with the recorded history"
 
 
 class PreconditionFailed(Problem):
-    """The task is not, or no longer, in the state that `If-Match` names."""
+    """The task does not have the ETag that `If-Match` names."""
 
     status = 412
     name = "precondition-failed"
-    title = "The task is not in the expected state"
+    title = "The task has changed"
 
 
 class BodyTooLarge(Problem):
@@ -116,7 +119,7 @@ class HeadersTooLarge(Problem):
 
 
 class UnsupportedMedia(Problem):
-    """The content type is not one that the route takes."""
+    """The route does not accept the content type."""
 
     status = 415
     name = "unsupported-media-type"
@@ -124,7 +127,7 @@ class UnsupportedMedia(Problem):
 
 
 class Invalid(Problem):
-    """Parameters or members that are unknown, out of bounds or of the wrong type."""
+    """Parameters or fields are unknown, out of bounds or of the wrong type."""
 
     status = 422
     name = "invalid"
@@ -132,7 +135,7 @@ class Invalid(Problem):
 
 
 class TooManyRequests(Problem):
-    """More requests than this client may send."""
+    """The client has exceeded its rate limit."""
 
     status = 429
     name = "too-many-requests"
@@ -144,12 +147,12 @@ class Unavailable(Problem):
 
     status = 503
     name = "unavailable"
-    title = "The service cannot answer now"
+    title = "The service is temporarily unavailable"
 
 
 class TimedOut(Problem):
-    """The query, or the request, ran into its time limit."""
+    """The query or the request exceeded its time limit."""
 
     status = 504
     name = "timed-out"
-    title = "The query took too long"
+    title = "The request took too long"

@@ -1,4 +1,4 @@
-"""The keys that the database keeps: made, listed, revoked, and checked from memory."""
+"""API keys: created, listed and revoked in the database, and checked in memory."""
 
 from __future__ import annotations
 
@@ -23,65 +23,65 @@ if TYPE_CHECKING:
 
     from audit.postgres.pool import Pool
 
-#: Tells people, and programs that look for leaked secrets, what it is.
+#: Lets people and secret scanners recognise a key.
 KEY_PREFIX: Final = "taskaudit_"
 _SECRET_BYTES: Final = 32
-_PATIENCE_SECONDS: Final = 5
+_TIMEOUT_SECONDS: Final = 5
 _NAME: Final = re.compile(r"[A-Za-z0-9._@-]{1,100}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key as it is kept: never the key itself."""
+    """What the database stores about a key, without the secret."""
 
     identity: Identity
     created_at: datetime
     expires_at: datetime | None
-    """None: never."""
+    """None: the key does not expire."""
     revoked_at: datetime | None
-    """None: it is not."""
+    """None: the key is not revoked."""
     good_until: float
-    """By this process's monotonic clock; infinite: for ever."""
+    """On the monotonic clock of this process; infinite if the key does not expire."""
 
     def has_expired(self) -> bool:
-        """Whether it was good for a while, and is no more."""
+        """Whether the time of expiry has passed."""
         return self.good_until < time.monotonic()
 
 
 class Keys:
-    """All keys, as they were read last: to check one asks the database nothing."""
+    """All keys as of the last read. A check needs no query."""
 
-    def __init__(self, kept: Mapping[bytes, Key]) -> None:
-        self._kept = kept
+    def __init__(self, by_digest: Mapping[bytes, Key]) -> None:
+        self._by_digest = by_digest
 
     @property
     def are_none(self) -> bool:
-        """Whether none has ever been made."""
-        return not self._kept
+        """Whether no key was ever created."""
+        return not self._by_digest
 
-    def check(self, key: str) -> Key:
-        """Return what is kept of a key.
+    def check(self, secret: str) -> Key:
+        """Return the key with this secret.
 
         Raises:
-            Unauthenticated: it is unknown, revoked or expired.
+            Unauthenticated: the key is unknown, revoked or expired.
         """
-        kept = self._kept.get(digest_of(key))
-        if kept is None:
+        key = self._by_digest.get(digest_of(secret))
+        if key is None:
             raise refused("the key is unknown")
-        if kept.revoked_at is not None:
-            raise refused(f"the key {kept.identity.name} is revoked")
-        if kept.has_expired():
-            raise refused(f"the key {kept.identity.name} has expired")
-        return kept
+        if key.revoked_at is not None:
+            raise refused(f"the key {key.identity.name} is revoked")
+        if key.has_expired():
+            raise refused(f"the key {key.identity.name} has expired")
+        return key
 
 
-def digest_of(key: str) -> bytes:
-    """Return what is kept of a key. It is 256 random bits: a slow hash would add nothing."""
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def digest_of(secret: str) -> bytes:
+    """Return the digest that is stored. The secret has 256 random bits, so a fast hash is safe."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
-async def read_keys(pool: Pool, timeout_seconds: float = _PATIENCE_SECONDS) -> Keys:
-    """Return all keys as they are now.
+async def read_keys(pool: Pool, timeout_seconds: float = _TIMEOUT_SECONDS) -> Keys:
+    """Read all keys.
 
     Raises:
         Unavailable: the database does not answer.
@@ -90,8 +90,8 @@ async def read_keys(pool: Pool, timeout_seconds: float = _PATIENCE_SECONDS) -> K
 
 
 async def list_keys(pool: Pool) -> list[Key]:
-    """Return all keys ever made, the oldest first."""
-    return [key for _, key in await _read(pool, _PATIENCE_SECONDS)]
+    """Return all keys ever created, oldest first."""
+    return [key for _, key in await _read(pool, _TIMEOUT_SECONDS)]
 
 
 async def create_key(
@@ -101,36 +101,36 @@ async def create_key(
     project_id: UUID | None = None,
     expires: timedelta | datetime | None = None,
 ) -> tuple[str, datetime | None]:
-    """Make a key; return it, for the only time, and when it expires. None: never.
+    """Create a key; return its secret, which is shown only once, and the time of expiry if any.
 
     Raises:
-        Invalid: the name is taken, or not one; there is no scope; it would have expired already.
+        Invalid: the name is taken or not allowed, there is no scope, or `expires` has passed.
     """
     if not _NAME.fullmatch(name):
-        raise Invalid(f"{name!r} is no name: 1 to 100 letters, digits and . _ @ - make one")
+        raise Invalid(f"{name!r} is not a valid name: use 1 to 100 letters, digits and . _ @ -")
     if not scopes:
-        raise Invalid("a key without a scope may do nothing")
-    key = KEY_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
+        raise Invalid("a key needs at least one scope")
+    secret = KEY_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
     lasting = expires if isinstance(expires, timedelta) else None
     at = expires if isinstance(expires, datetime) else None
     if at is not None and at <= datetime.now(at.tzinfo):
-        raise Invalid("the time of expiry has passed already")
-    async with acquired(pool, Deadline(_PATIENCE_SECONDS)) as connection:
+        raise Invalid("the time of expiry has already passed")
+    async with acquired(pool, Deadline(_TIMEOUT_SECONDS)) as connection:
         row = await connection.fetchrow(
-            statements.CREATE_KEY, name, digest_of(key), sorted(scopes), project_id, lasting, at
+            statements.CREATE_KEY, name, digest_of(secret), sorted(scopes), project_id, lasting, at
         )
     if row is None:
-        raise Invalid(f"there is a key {name!r} already, or was; names are not used twice")
-    return key, row["expires_at"]
+        raise Invalid(f"the name {name!r} is already used by a key, which may be revoked")
+    return secret, row["expires_at"]
 
 
 async def revoke_key(pool: Pool, name: str) -> datetime:
-    """Have a key refused; return since when it is.
+    """Revoke a key; return when it was revoked first.
 
     Raises:
-        Invalid: there is none of that name.
+        Invalid: no key has this name.
     """
-    async with acquired(pool, Deadline(_PATIENCE_SECONDS)) as connection:
+    async with acquired(pool, Deadline(_TIMEOUT_SECONDS)) as connection:
         row = await connection.fetchrow(statements.REVOKE_KEY, name)
     if row is None:
         raise Invalid(f"there is no key {name!r}")
@@ -145,7 +145,7 @@ async def _read(pool: Pool, timeout_seconds: float) -> list[tuple[bytes, Key]]:
 
 
 def _key(row: asyncpg.Record) -> Key:
-    # The database's clock counts, whatever this machine's says.
+    # Expiry follows the clock of the database, not the one of this machine.
     left = row["seconds_left"]
     return Key(
         Identity(

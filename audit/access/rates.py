@@ -1,4 +1,4 @@
-"""How many requests each key sends a second, counted over all workers."""
+"""The rate limit of each key, shared by all workers."""
 
 from __future__ import annotations
 
@@ -9,43 +9,44 @@ from typing import Final
 
 from audit.errors import TooManyRequests
 
-#: Keys with numbers beyond share a count with others.
+#: Keys whose numbers are equal modulo this share one limit.
 _SLOTS: Final = 65_536
 _BYTES: Final = 8
 _ROUNDING_SECONDS: Final = 1e-6
 
 
 class Rates:
-    """So many requests a second for each number, and as many at once; 0: any.
+    """A limit of `per_second` requests per second for each key; 0 means unlimited.
 
-    The generic cell rate algorithm (ITU-T I.371): for each number, when it would have been served
-    all it asked for, evenly. It lies in memory that the workers share: make it before they start.
-    Two workers at the same instant may each let one pass that only one should; none is lost.
+    A key may send the requests of one second all at once. This is the generic cell rate algorithm
+    (ITU-T I.371). It stores for each key the time at which all its requests would have been served
+    at an even rate. The times are in shared memory, so create the object before the workers start.
+    Workers do not lock it: two workers that take at the same instant may count one request only.
     """
 
     def __init__(self, per_second: float) -> None:
         self.per_second = per_second
         self._interval = 1 / per_second if per_second else 0.0
-        #: As many seconds of requests may come at once.
+        #: The requests of this many seconds may come at once.
         self._window = max(1.0, self._interval)
         #: The `RateLimit-Policy` header.
         self.policy = f'"key";q={math.floor(per_second * self._window)};w={math.ceil(self._window)}'
         self._full_after = math.ceil(self._window)
-        self._first = self._told(self._window - self._interval)
+        self._first = self._header(self._window - self._interval)
         self._served_at = memoryview(mmap.mmap(-1, _SLOTS * _BYTES)).cast("d")
 
     def take(self, number: int | None) -> str | None:
-        """Count a request; return its `RateLimit` header. None: it is under no limit.
+        """Count a request and return its `RateLimit` header, or None if there is no limit.
 
         Raises:
-            TooManyRequests: it is one too many.
+            TooManyRequests: the request is over the limit.
         """
         if number is None or not self.per_second:
             return None
         slot = number % _SLOTS
         now = time.monotonic()
         served_at = self._served_at[slot]
-        if served_at <= now:  # it has been served all: most are
+        if served_at <= now:  # the usual case: the key has been idle for an interval
             self._served_at[slot] = now + self._interval
             return self._first
         served_at += self._interval
@@ -58,8 +59,8 @@ class Rates:
                 headers={"RateLimit-Policy": self.policy, "RateLimit": f'"key";r=0;t={wait}'},
             )
         self._served_at[slot] = served_at
-        return self._told(left)
+        return self._header(left)
 
-    def _told(self, left_seconds: float) -> str:
+    def _header(self, left_seconds: float) -> str:
         left = max(0, int(left_seconds * self.per_second + _ROUNDING_SECONDS))
         return f'"key";r={left};t={self._full_after}'

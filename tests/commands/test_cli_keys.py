@@ -41,13 +41,13 @@ def test_a_key_is_made_listed_and_revoked(dsn: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("a b", "--scope", "read"), "'a b' is no name"),
+        (("a b", "--scope", "read"), "'a b' is not a valid name"),
         (("x", "--scope", "write"), "'write' is not one of"),
         (("x",), "--scope"),
         (("x", "--scope", "read", "--expires", "0d"), "1d to 3650d"),
         (("x", "--scope", "read", "--expires", "99999999999d"), "1d to 3650d"),
         (("x", "--scope", "read", "--expires", "soon"), "must be days such as 90d"),
-        (("x", "--scope", "read", "--expires", "2020-01-01T00:00:00Z"), "passed already"),
+        (("x", "--scope", "read", "--expires", "2020-01-01T00:00:00Z"), "already passed"),
         (("x", "--scope", "read", "--project-id", "ours"), "--project-id"),
     ],
 )
@@ -86,7 +86,7 @@ def test_with_a_key_it_serves_anywhere_and_asks_for_it(dsn: str, tmp_path: Path)
             urllib.request.urlopen(f"{url}/api/v1/audit/query", timeout=20)
         code, _, told = audit("record", "--url", url, str(file))
         assert code == 65
-        assert "send a key" in told
+        assert "an API key is required" in told
         assert audit("record", "--url", url, str(file), AUDIT_KEY=key)[0] == 0
         assert audit("record", "--url", url, "--key", key, str(file))[1].startswith("recorded 0")
 

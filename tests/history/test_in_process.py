@@ -337,7 +337,7 @@ def test_example_of_the_docs_runs(example: Path, dsn: str) -> None:
         "1 ['Deploy checkout 2.14.0']",
         "[{'field': 'days', 'detail': 'not together with since or until'}]",
         "no task has the id 7d9f1c9e-0c3f-4d0e-9a63-6b6f0b7c2d11",
-        "The history cannot be changed so",
+        "The request conflicts with the recorded history",
     ]
 
 
