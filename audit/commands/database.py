@@ -45,7 +45,7 @@ def run_with_pool(
     """Run `work` on a connection pool. The schema must be current."""
     from audit.postgres.pool import open_pool
     from audit.postgres.schema import require_current
-    from audit.process.workers import run
+    from audit.process.loop import run
 
     async def with_pool(dsn: str) -> _Result:
         async with open_pool(settings.model_copy(update={"pool_size": 1}), dsn) as pool:

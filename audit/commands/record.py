@@ -67,7 +67,7 @@ def run_recording(
     """
     from audit.commands.record_file import database_target
     from audit.commands.record_url import api_target
-    from audit.process.workers import run
+    from audit.process.loop import run
 
     with _progress(total) as advance:
 

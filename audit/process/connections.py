@@ -1,4 +1,4 @@
-"""The connections of a worker to its clients: so many, and none for ever."""
+"""The connections of a worker to its clients: their number, their time limits and their memory."""
 
 from __future__ import annotations
 
@@ -11,129 +11,142 @@ from weakref import WeakSet
 from aiohttp import web
 
 from audit.errors import Unavailable
+from audit.web import problems
 from audit.web.buffers import Unread
-from audit.web.problems import MAX_HEADER_BYTES, MAX_HEADERS, MAX_URL_BYTES, bytes_of
 
-#: So long a client that is refused may take to read why.
+#: How long a refused client may take to read the answer.
 _REFUSAL_SECONDS: Final = 1
 
 
 class Connections:
-    """Makes the protocol of each connection; `most` may be open, one more is told 503.
+    """Creates a protocol for each new connection of a server.
 
-    `refused` is told the status of what is refused before it is read as a request.
-    The responses that clients have not read yet take `most_unread_bytes` in memory at most.
-    A client that does not take an answer within `answer_seconds` is cut off, and one that sends
-    nothing, or only parts of a head, for `idle_seconds`.
+    At most `most` connections are open. A further client gets 503.
+    A client that does not read a response within `answer_seconds` is disconnected, and so is one
+    that sends no complete head of a request for `idle_seconds`.
+    Responses that clients have not read yet take at most `most_unread_bytes` of memory.
+    `count_refusal` is called with the status of each answer that no middleware sees.
     """
 
     def __init__(
         self,
         server: web.Server,
-        refused: Callable[[int], None],
+        count_refusal: Callable[[int], None],
         *,
         most: int,
         answer_seconds: float,
         idle_seconds: float,
         most_unread_bytes: int,
     ) -> None:
+        self.unread = Unread(most_unread_bytes)
+        self.count_refusal = count_refusal
+        self.answer_seconds = answer_seconds
         self._server = server
-        self._unread = Unread(most_unread_bytes)
-        self._refused = refused
         self._most = most
-        self._answer_seconds = answer_seconds
         self._idle_seconds = idle_seconds
-        # A connection that breaks off before it is made leaves by itself.
+        # Weak, because `connection_lost` is not called if a connection fails while it is made.
         self._open: WeakSet[_Connection] = WeakSet()
-        self._left: asyncio.Event | None = None
+        self._all_closed: asyncio.Event | None = None
 
     def __call__(self) -> asyncio.Protocol:
-        """Return what is to serve a new connection."""
+        """Return the protocol of a new connection."""
         if len(self._open) >= self._most:
             refusal = _Refusal(f"{self._most} connections are open in this process")
-            self._refused(refusal.problem.status)
+            self.count_refusal(refusal.problem.status)
             return refusal
         connection = _Connection(
+            self,
             self._server,
             loop=asyncio.get_running_loop(),
             access_log=None,
             keepalive_timeout=self._idle_seconds,
-            max_line_size=MAX_URL_BYTES,
-            max_field_size=MAX_HEADER_BYTES,
-            max_headers=MAX_HEADERS,
+            max_line_size=problems.MAX_URL_BYTES,
+            max_field_size=problems.MAX_HEADER_BYTES,
+            max_headers=problems.MAX_HEADERS,
         )
-        connection.answer_seconds = self._answer_seconds
-        connection.lost = self._lost
-        connection.refused = self._refused
-        connection.unread = self._unread
         self._open.add(connection)
         return connection
 
-    def _lost(self, connection: _Connection) -> None:
+    def lost(self, connection: _Connection) -> None:
+        """Forget a connection that is closed."""
         self._open.discard(connection)
-        if self._left is not None and not self._open:
-            self._left.set()
+        if self._all_closed is not None and not self._open:
+            self._all_closed.set()
 
-    async def leave(self, seconds: float) -> None:
-        """Wait until all are closed, no longer than this."""
+    async def wait_closed(self, seconds: float) -> None:
+        """Wait until all connections are closed, but no longer than `seconds`."""
         if not self._open:
             return
-        self._left = asyncio.Event()
+        self._all_closed = asyncio.Event()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._left.wait(), seconds)
+            await asyncio.wait_for(self._all_closed.wait(), seconds)
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("__weakref__", "_cut", "answer_seconds", "lost", "refused", "unread")
+    """A connection that answers with problems also what no middleware sees."""
 
-    answer_seconds: float
-    lost: Callable[[_Connection], None]
-    refused: Callable[[int], None]
-    unread: Unread
+    __slots__ = ("__weakref__", "_abort", "_connections", "unread")
 
-    def __init__(self, *given: Any, **more: Any) -> None:
-        super().__init__(*given, **more)
-        self._cut: asyncio.TimerHandle | None = None
+    def __init__(self, connections: Connections, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.unread = connections.unread
+        self._connections = connections
+        #: Aborts the connection unless its client reads in time.
+        self._abort: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        # Writing pauses where the kernel does not take all, and goes on when it has taken all.
+        # Writing pauses when the kernel's buffer is full, and resumes when the client has read.
         cast("asyncio.Transport", transport).set_write_buffer_limits(high=0)
 
-    def handle_error(self, *given: Any, **more: Any) -> web.StreamResponse:
-        response = super().handle_error(*given, **more)
-        self.refused(response.status)
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - the text of aiohttp's own answer
+    ) -> web.StreamResponse:
+        response = problems.refuse_unreadable(request, status, exc)
+        self._connections.count_refusal(response.status)
         return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        if isinstance(resp, web.HTTPExpectationFailed):
+            resp = problems.refuse_expectation(request)
+        return await super().finish_response(request, resp, start_time)
 
     def pause_writing(self) -> None:
         super().pause_writing()
         if self.transport is not None:
-            self._cut = self._loop.call_later(self.answer_seconds, self.transport.abort)
+            seconds = self._connections.answer_seconds
+            self._abort = self._loop.call_later(seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._keep()
+        self._cancel_abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._keep()
-        self.lost(self)
+        self._cancel_abort()
+        self._connections.lost(self)
         super().connection_lost(exc)
 
-    def _keep(self) -> None:
-        if self._cut is not None:
-            self._cut.cancel()
-            self._cut = None
+    def _cancel_abort(self) -> None:
+        if self._abort is not None:
+            self._abort.cancel()
+            self._abort = None
 
 
 class _Refusal(asyncio.Protocol):
-    """Tells a problem whatever is asked, and ends."""
+    """Sends a problem without reading a request, and closes the connection."""
 
     def __init__(self, detail: str) -> None:
         self.problem = Unavailable(detail, retry_after_seconds=1)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         stream = cast("asyncio.Transport", transport)
-        stream.write(bytes_of(self.problem))
-        # To close before the request is read would take the answer back.
+        stream.write(problems.bytes_of(self.problem))
+        # To close now, with the request unread, would reset the connection and lose the answer.
         stream.write_eof()
         asyncio.get_running_loop().call_later(_REFUSAL_SECONDS, stream.abort)

@@ -1,4 +1,4 @@
-"""Runs the service: database, schema, one listening socket, and the workers on it."""
+"""Runs the service: the database and its schema, the listening socket, and the supervisor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from audit.history.service import AuditService
 from audit.postgres import embedded, migrate
 from audit.postgres.pool import open_pool
 from audit.postgres.schema import require_current
-from audit.process.workers import BACKLOG, Supervisor, run
+from audit.process.loop import run
+from audit.process.supervisor import Supervisor
+from audit.process.worker import BACKLOG
 from audit.settings import Settings
 from audit.telemetry import tracing
 
@@ -32,53 +34,53 @@ log = logging.getLogger("audit")
 DEMO_TASKS = 20_000
 DEMO_DAYS = 90
 _BATCH = 1000
+#: The transaction that records the demo tasks may take longer than a request.
+_DEMO_SECONDS = 600
+#: Connections of the embedded PostgreSQL beyond those of the workers.
 _OTHER_CONNECTIONS = 20
-#: How long `serve` waits for a command that runs the embedded PostgreSQL.
+#: How long `serve` waits for a command that runs the embedded PostgreSQL to end.
 _BUSY_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What a service that has begun to serve can say of itself."""
+    """What is known of a service that has begun to serve."""
 
     url: str
-    """An address at which a browser on this machine reaches it."""
+    """An address that a browser on this machine can open."""
     tasks: int
     needs_key: bool
 
 
 def serve(settings: Settings, announce: Callable[[Started], None]) -> None:
-    """Serve until SIGINT or SIGTERM, then finish what is under way; SIGHUP replaces the workers.
+    """Serve until a KeyboardInterrupt, finish the open requests, and raise it again.
 
-    The first two are a KeyboardInterrupt, as `commands.signals` arranges, and leave as one.
-    `announce` is called once it listens.
+    The command line raises it on SIGINT and SIGTERM. SIGHUP replaces the workers. `announce` is
+    called once the service listens.
 
     Raises:
-        Unavailable: no database, or the address is taken.
-        Insecure: there are no keys, and the address is not a loopback one.
-        SchemaNotCurrent: the schema is behind, and `settings.migrate` does not say to move it.
+        Unavailable: there is no database, or the address is taken.
+        Insecure: the address is not a loopback address, and there are no API keys.
+        SchemaNotCurrent: migrations are missing, and `settings.migrate` is off.
     """
     if settings.traces:
         tracing.require()
-    with _listening(settings) as listener, _kept(settings) as (dsn, keep):
+    with _listening(settings) as listener, _served_database(settings) as (dsn, keep_running):
         started = run(_prepare(settings, dsn, listener))
 
-        def ready() -> None:
-            announce(started)
-
-        def look() -> None:
-            keep()
+        def check() -> None:
+            keep_running()
             _reap_adopted()
 
-        Supervisor(settings, dsn, listener).run(ready, look)
+        Supervisor(settings, dsn, listener).run(lambda: announce(started), check)
 
 
 @contextmanager
 def database(settings: Settings, *, create: bool = False) -> Iterator[str]:
-    """Yield the DSN of the database in use, its schema moved up if the settings say so.
+    """Yield the DSN of the database for a command, and migrate it if the settings say so.
 
-    An embedded one that another process runs is used as it is. `create` says whether to make an
-    embedded one where there is none.
+    An embedded PostgreSQL that another process runs is shared. `create` says whether to create one
+    if there is none.
 
     Raises:
         Unavailable: there is no database.
@@ -86,66 +88,61 @@ def database(settings: Settings, *, create: bool = False) -> Iterator[str]:
     if settings.dsn is not None:
         yield _migrated(settings, settings.dsn.get_secret_value())
     else:
-        using = embedded.used(
+        with embedded.used(
             settings.data_dir,
             create=create,
             options=_options(settings),
             prepare=lambda dsn: _migrated(settings, dsn),
-        )
-        with using as dsn:
+        ) as dsn:
             yield dsn
 
 
 @contextmanager
-def _kept(settings: Settings) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Yield the DSN of the database to serve, and what keeps our own running, to be called often.
+def _served_database(settings: Settings) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield the DSN of the database to serve, and a function that restarts it if it has ended.
 
-    The embedded server is ours alone to run: when it stops, the service stops too.
+    An embedded PostgreSQL is not shared with another service. It stops with this one.
     """
     if settings.dsn is not None:
-        yield _migrated(settings, settings.dsn.get_secret_value()), _leave_alone
+        yield _migrated(settings, settings.dsn.get_secret_value()), lambda: None
         return
+    deadline = time.monotonic() + _BUSY_SECONDS
     with ExitStack() as stack:
-        deadline = time.monotonic() + _BUSY_SECONDS
         while True:
+            starting = embedded.started(
+                settings.data_dir,
+                options=_options(settings),
+                prepare=lambda dsn: _migrated(settings, dsn),
+            )
             try:
-                server = stack.enter_context(
-                    embedded.started(
-                        settings.data_dir,
-                        options=_options(settings),
-                        prepare=lambda dsn: _migrated(settings, dsn),
-                    )
-                )
-                break
-            except embedded.Busy:
-                # A command that is about to end may run on it.
+                server = stack.enter_context(starting)
+            except embedded.Busy:  # maybe by a command that ends soon
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
+            else:
+                break
         yield server.dsn, server.keep
 
 
 def _options(settings: Settings) -> dict[str, str]:
-    # One more while a worker is replaced.
-    wanted = (settings.workers + 1) * (settings.pool_size + 1) + _OTHER_CONNECTIONS
-    return {"max_connections": str(max(100, wanted))}
+    """Return the options of the embedded PostgreSQL."""
+    # A new worker starts before an old one stops, and a worker has a connection beside its pool.
+    needed = (settings.workers + 1) * (settings.pool_size + 1) + _OTHER_CONNECTIONS
+    return {"max_connections": str(max(100, needed))}
 
 
 def _migrated(settings: Settings, dsn: str) -> str:
-    """Move the schema up if the settings say so; unset, they do for an embedded database."""
+    """Apply the missing migrations if the settings say so; by default only if embedded."""
     if settings.dsn is None if settings.migrate is None else settings.migrate:
         migrate.apply(dsn)
     return dsn
 
 
-def _leave_alone() -> None:
-    """Another's database is another's to keep."""
-
-
 def _reap_adopted() -> None:
-    """As the first process of a container, collect the processes that nobody else waits for.
+    """Collect ended processes that this one has adopted as the first process of a container.
 
-    The sessions of a PostgreSQL that was killed become our children, for example.
+    If PostgreSQL is killed, for example, its sessions become our children.
     """
     if os.getpid() != 1:
         return
@@ -169,7 +166,7 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
             address,
             family=family,
             backlog=BACKLOG,
-            # Otherwise it depends on the system whether :: takes IPv4 too.
+            # Otherwise the system decides whether :: accepts IPv4 too.
             dualstack_ipv6=address[0] == "::" and socket.has_dualstack_ipv6(),
         )
     except (OSError, UnicodeError) as failure:
@@ -183,16 +180,16 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
 
 
 def _address(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    """Return what a host name or address means: its first IPv4 address, or else its first IPv6."""
+    """Return the first IPv4 address of a host, or its first IPv6 address if it has no other."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, *_, address = min(found, key=lambda one: one[0] != socket.AF_INET)
     return family, cast("tuple[str, int]", address)
 
 
 def _url(listener: socket.socket) -> str:
-    """Return an address that can be opened on this machine, for any address to listen on."""
+    """Return a URL that can be opened on this machine."""
     host, port = listener.getsockname()[:2]
-    if host in {"0.0.0.0", "::"}:  # noqa: S104 - it is recognised here
+    if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
         host = "127.0.0.1"
     if ":" in host:
         host = f"[{host.replace('%', '%25')}]"
@@ -200,28 +197,31 @@ def _url(listener: socket.socket) -> str:
 
 
 async def _prepare(settings: Settings, dsn: str, listener: socket.socket) -> Started:
-    """Check the schema and the keys; record demo tasks if asked for."""
-    # The demo tasks are recorded in one transaction, which no client waits for.
-    settings = settings.model_copy(update={"pool_size": 1, "write_timeout_seconds": 600})
+    """Check the schema and the API keys, and record demo tasks if the settings say so."""
+    settings = settings.model_copy(update={"pool_size": 1, "write_timeout_seconds": _DEMO_SECONDS})
     async with open_pool(settings, dsn) as pool:
         await require_current(pool)
-        is_guarded = settings.jwt_issuer is not None or not (await read_keys(pool)).are_none
+        needs_key = settings.jwt_issuer is not None or not (await read_keys(pool)).are_none
         host = listener.getsockname()[0]
-        if not is_guarded and not settings.insecure and not ip_address(host).is_loopback:
+        if not (needs_key or settings.insecure or ip_address(host).is_loopback):
             raise Insecure(
-                f"whoever reaches {host} could read and record, since there are no keys: make one"
-                " with `audit keys create`, or say --insecure"
+                f"there are no API keys, so anyone who can reach {host} could read and record;"
+                " create a key with `audit keys create`, or give --insecure"
             )
         service = AuditService(pool, settings)
         if shortage := await service.partitions.lock_shortage():
             log.warning("%s", shortage)
         tasks = await service.get_task_count()
         if settings.demo and tasks == 0:
-            # Of the last full hour: services that start together on one database agree.
-            until = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
-            history = list(demo.generate(DEMO_TASKS, days=DEMO_DAYS, until=until))
-            batches = [history[i : i + _BATCH] for i in range(0, len(history), _BATCH)]
-            # One transaction: a start that is cut short leaves no part of it.
-            done = await service.recording.record_batches([batch_of(batch) for batch in batches])
-            tasks = done.recorded + done.duplicates
-        return Started(_url(listener), tasks, is_guarded)
+            tasks = await _record_demo(service)
+        return Started(_url(listener), tasks, needs_key)
+
+
+async def _record_demo(service: AuditService) -> int:
+    """Record the demo tasks in one transaction, and return their number."""
+    # With a full hour, services that start at once on one database generate the same tasks.
+    until = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    history = list(demo.generate(DEMO_TASKS, days=DEMO_DAYS, until=until))
+    batches = [history[i : i + _BATCH] for i in range(0, len(history), _BATCH)]
+    done = await service.recording.record_batches([batch_of(batch) for batch in batches])
+    return done.recorded + done.duplicates

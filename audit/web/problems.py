@@ -9,7 +9,7 @@ import re
 from http import HTTPStatus
 from typing import Any, Final
 
-from aiohttp import hdrs, web, web_urldispatcher
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.typedefs import Handler
 from multidict import istr
@@ -147,35 +147,31 @@ def _response(members: dict[str, Any]) -> BytesResponse:
     )
 
 
-_send_continue = web_urldispatcher._default_expect_handler  # noqa: SLF001
+def refuse_expectation(request: web.BaseRequest) -> web.StreamResponse:
+    """Answer a request whose `Expect` header asks for something else than `100-continue`.
+
+    aiohttp refuses it before any middleware runs, with an answer that repeats the header.
+    """
+    request_id = _request_id(request)
+    return _named(_plain(HTTPStatus.EXPECTATION_FAILED, "", request_id), request_id)
 
 
-async def _meet_expectation(request: web.Request) -> web.StreamResponse | None:
-    """Send `100 Continue` where it is expected; any other expectation is refused."""
-    try:
-        await _send_continue(request)
-    except web.HTTPExpectationFailed as refused:
-        request_id = _request_id(request)
-        return _named(_of_aiohttp(refused, request, request_id), request_id)
-    return None
-
-
-def _refuse_unreadable(
-    _protocol: web.RequestHandler,
-    request: web.BaseRequest,
-    status: int = 500,
-    exc: BaseException | None = None,
-    _message: str | None = None,
+def refuse_unreadable(
+    request: web.BaseRequest, status: int, failure: BaseException | None
 ) -> web.StreamResponse:
-    """Answer what aiohttp's parser refuses, before any middleware, and close the connection."""
+    """Answer a request that aiohttp cannot parse, and close its connection.
+
+    No middleware sees such a request. The answer of aiohttp would repeat the input and name the
+    version of aiohttp.
+    """
     if request.writer.output_size > 0:
         raise ConnectionError("part of the answer has been sent")
     request_id = _new_id()
     if status < HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.debug("unreadable request %s from %s: %r", request_id, request.remote, exc)
-        response = _respond(_of_parser(exc), request_id)
+        log.debug("unreadable request %s from %s: %r", request_id, request.remote, failure)
+        response = _respond(_of_parser(failure), request_id)
     else:
-        log.error("request %s failed outside of its handler", request_id, exc_info=exc)
+        log.error("request %s failed outside of its handler", request_id, exc_info=failure)
         response = _plain(status, "", request_id)
     response.force_close()
     return _named(response, request_id)
@@ -191,8 +187,3 @@ def _of_parser(refused: BaseException | None) -> Problem:
         case BadHttpMessage(message="Too many headers received"):
             return errors.HeadersTooLarge(f"the request has over {MAX_HEADERS} header fields")
     return errors.Malformed("this is not an HTTP request")
-
-
-# aiohttp offers no other way to shape these answers; its own echo the input and name its version.
-web_urldispatcher._default_expect_handler = _meet_expectation  # type: ignore[assignment] # noqa: SLF001
-web.RequestHandler.handle_error = _refuse_unreadable  # type: ignore[method-assign, assignment]

@@ -70,7 +70,7 @@ def test_without_keys_it_serves_on_loopback_addresses_alone(dsn: str) -> None:
     code, _, told = audit("serve", "--host", "0.0.0.0", "--port", "0", AUDIT_DSN=dsn)
 
     assert code == 78
-    assert "whoever reaches 0.0.0.0 could read and record" in told
+    assert "anyone who can reach 0.0.0.0 could read and record" in told
     assert "--insecure" in told
     with serving("--host", "0.0.0.0", "--insecure", AUDIT_DSN=dsn) as (_, url, _):
         assert urllib.request.urlopen(f"{url}/api/v1/audit/query", timeout=20).status == 200

@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from audit.process import workers
+from audit.process.loop import run
 from tests.commands.test_cli import audit, lines, serving, start
 from tests.conftest import execute, task
 from tests.postgres.test_embedded import servers_on
@@ -298,4 +298,4 @@ def test_the_loop_is_uvloop() -> None:
     async def loop() -> str:
         return type(asyncio.get_running_loop()).__module__
 
-    assert "uvloop" == workers.run(loop())
+    assert "uvloop" == run(loop())

@@ -27,7 +27,7 @@ THIRD_PARTIES = {
     "prometheus_client": {"telemetry.metrics"},
     "psycopg": {"dsn", "postgres.migrate"},
     "typer": {"commands"},
-    "uvloop": {"process.workers"},
+    "uvloop": {"process.loop"},
     "yoyo": {"postgres.migrate"},
 }
 

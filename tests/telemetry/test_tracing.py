@@ -146,7 +146,7 @@ def test_without_opentelemetry_the_service_says_what_to_install(dsn: str) -> Non
 
 def test_nothing_of_it_is_loaded_where_it_is_not_asked_for() -> None:
     code = (
-        "import sys, audit.process.workers as server; from audit.settings import Settings;"
+        "import sys, audit.process.worker as server; from audit.settings import Settings;"
         " server.create_app(Settings(), 'postgresql://unused');"
         " print(*(name for name in sys.modules if name.startswith('opentelemetry')))"
     )

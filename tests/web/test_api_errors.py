@@ -29,6 +29,7 @@ from audit.history.cursor import _LAYOUT, _checksum
 from audit.history.query import AuditQuery
 from audit.history.service import AuditService
 from audit.postgres import embedded, migrate, statements
+from audit.process.connections import Connections
 from audit.settings import Settings
 from audit.web.app import create_app
 from audit.web.state import SERVICE
@@ -112,7 +113,6 @@ REFUSALS: dict[str, tuple[int, str, str, dict[str, Any]]] = {
     "no method": (405, "DELETE", ONE, {}),
     "a fixed field": (409, "PATCH", ONE, {"json": {"request_text": "x"}}),
     "no content type": (415, "POST", TASKS, {"data": b"{}"}),
-    "an expectation": (417, "POST", TASKS, {"json": {}, "headers": {"Expect": "miracles"}}),
     "a parameter": (422, "GET", f"{API}/query?limit=0", {}),
     "a member": (422, "POST", TASKS, {"json": {}}),
 }
@@ -353,9 +353,28 @@ GARBAGE = {
 }  # fmt: skip
 
 
-async def exchange(client: Client, *sent: bytes) -> tuple[int, dict[str, str], bytes]:
-    """What comes back on a connection of its own."""
-    reader, writer = await asyncio.open_connection(client.host, client.port)
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def port(client: Client) -> AsyncIterator[int]:
+    """A port on which the application accepts connections as a worker does."""
+    runner = client.server.runner
+    assert runner is not None
+    assert runner.server is not None
+    connections = Connections(
+        runner.server,
+        lambda _: None,
+        most=10,
+        answer_seconds=10,
+        idle_seconds=10,
+        most_unread_bytes=2**20,
+    )
+    loop = asyncio.get_running_loop()
+    async with await loop.create_server(connections, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def exchange(port: int, *sent: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Send parts of a request on a new connection; return the status, the headers and the body."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for part in sent:
         writer.write(part)
         await writer.drain()
@@ -371,15 +390,29 @@ async def exchange(client: Client, *sent: bytes) -> tuple[int, dict[str, str], b
 
 @pytest.mark.parametrize("case", GARBAGE)
 async def test_what_is_no_request_is_refused_as_a_problem_that_echoes_nothing(
-    client: Client, case: str
+    port: int, case: str
 ) -> None:
-    status, headers, body = await exchange(client, GARBAGE[case])
+    status, headers, body = await exchange(port, GARBAGE[case])
 
-    told = json.loads(body)
+    shown = json.loads(body)
     expected = 415 if case == "a coding that is not there" else 400
     assert (expected, "application/problem+json") == (status, headers["content-type"])
-    assert (expected, headers["x-request-id"]) == (told["status"], told["instance"])
+    assert (expected, headers["x-request-id"]) == (shown["status"], shown["instance"])
     assert len(body) < 300
+
+
+@pytest.mark.parametrize("path", ["/api/v1/audit/tasks", "/nowhere"])
+async def test_an_unknown_expectation_is_refused_with_a_problem(port: int, path: str) -> None:
+    request = f"POST {path} HTTP/1.1\r\nHost: a\r\nX-Request-ID: b\r\nExpect: miracles\r\n\r\n"
+    status, headers, body = await exchange(port, request.encode())
+
+    assert (417, "application/problem+json", "b") == (
+        status,
+        headers["content-type"],
+        headers["x-request-id"],
+    )
+    assert 417 == json.loads(body)["status"]
+    assert b"miracles" not in body
 
 
 async def test_a_client_may_wait_to_be_told_to_continue(client: Client) -> None:
@@ -415,13 +448,11 @@ async def test_a_body_is_taken_up_to_the_limit(dsn: str, headers: dict[str, str]
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
-async def test_a_body_over_the_limit_is_refused_before_it_is_sent(
-    client: Client, method: str
-) -> None:
+async def test_a_body_over_the_limit_is_refused_before_it_is_sent(port: int, method: str) -> None:
     path = ONE if method == "PATCH" else TASKS
     head = f"{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 
-    status, _, body = await exchange(client, head.encode() + b"Content-Length: 99999999999\r\n\r\n")
+    status, _, body = await exchange(port, head.encode() + b"Content-Length: 99999999999\r\n\r\n")
 
     assert (413, 413) == (status, json.loads(body)["status"])
 
