@@ -3,26 +3,23 @@
 Each kind of work has a lane with a fixed number of slots, one for each connection that it may use.
 A request without a free slot waits in the queue of its lane. The queue is FIFO for each caller and
 takes turns between callers, so a caller with a thousand waiting requests delays another caller's
-request by one turn. A request that cannot get a slot within `queue_seconds` is refused at once.
+request by one turn.
 
-A refused request gets the number of seconds after which a slot is in reach (`Retry-After`), and the
-lane keeps that promise: until then it counts the request as waiting, and it recognises the request
-when it comes back. Otherwise later requests would take its place, and a client that waits as it was
-asked to would be refused again and again.
+A request is refused if its expected wait is over `queue_seconds`. A refused request is told when to
+come back (`Retry-After`), and the lane recognises it when it does. The queue has some places for
+requests that come back, so a client that waits as it was asked to is rarely refused again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 from audit.deadlines import Deadline, DeadlineExceeded
 from audit.errors import Unavailable
@@ -41,29 +38,24 @@ class Caller(NamedTuple):
 _NOBODY: Final = Caller(None, None)
 CALLER: Final = ContextVar("caller", default=_NOBODY)
 
-#: Expected waits are estimates, so an admitted request may wait this many times `queue_seconds`.
+#: The expected wait is an estimate. A request that was accepted waits up to this many times
+#: `queue_seconds`.
 _PATIENCE: Final = 1.5
-#: A request that comes back as promised is admitted up to this many times `queue_seconds`.
+#: A request that comes back is accepted if its expected wait is up to this many times
+#: `queue_seconds`.
 _LENIENCE: Final = 1.25
-#: Retry-After has whole seconds, so promised requests come in bunches of a second's work. The queue
-#: has room for one bunch beside the requests without a promise.
-_BUNCH_SECONDS: Final = 1.0
-#: Requests without a promise are admitted below this many times `queue_seconds` in any case. So
-#: clients that do not come back leave no slot without work.
-_UNPROMISED: Final = 0.25
-#: Retry-After allows for work that takes longer than the work before it.
-_CAUTION: Final = 1.1
-#: How long after its time a promise is kept.
+#: `Retry-After` is chosen so that requests that come back get this part of the throughput. The
+#: smaller it is, the fewer refusals are sent, and the longer a refused client waits.
+_RETURNING: Final = 0.5
+_LONGEST_RETRY_SECONDS: Final = 10
+#: How long after the end of its `Retry-After` a request is recognised.
 _GRACE_SECONDS: Final = 2.0
-#: Requests that would have to come back later than this get no promise. Clients that do not wait
-#: for Retry-After would otherwise make it longer and longer.
-_LONGEST_PROMISE_SECONDS: Final = 10.0
-_LONGEST_RETRY_SECONDS: Final = 60
-#: The service time is a moving average over about this long, and 16 pieces of work at least.
-_MEMORY_SECONDS: Final = 2.0
-_LEAST_KEPT: Final = 15 / 16
-#: Callers with promises before those whose promises have all expired are dropped.
-_MOST_PROMISED: Final = 1000
+#: A lane sends one refusal in this time, and the others wait for a few seconds at most. So clients
+#: that ignore `Retry-After` do not keep the event loop from the requests that were accepted.
+_REFUSAL_SECONDS: Final = 0.004
+_LONGEST_HOLD_SECONDS: Final = 2.0
+#: The expected duration of work is the mean of the last pieces of work.
+_REMEMBERED: Final = 32
 
 
 class Admission:
@@ -102,11 +94,11 @@ class Lane:
         self._waiting_tasks: set[asyncio.Task[Any] | None] = set()
         #: When each piece of work in a slot began.
         self._running: dict[object, float] = {}
-        #: How many pieces of work the mean is of, the older ones counted less.
-        self._weight = 0.0
-        self._mean_seconds = 0.0
-        self._ended_at = time.monotonic()
-        self._promises: dict[int | None, _Promises] = {}
+        #: The durations of the last pieces of work.
+        self._durations: deque[float] = deque(maxlen=_REMEMBERED)
+        #: When refused requests are to come back, about in this order.
+        self._returns: dict[Caller, float] = {}
+        self._next_refusal_at = 0.0
 
     @asynccontextmanager
     async def slot(
@@ -131,23 +123,23 @@ class Lane:
         try:
             yield
         finally:
-            self._average(time.monotonic() - self._running.pop(work))
+            self._durations.append(time.monotonic() - self._running.pop(work))
             self._admit_next()
 
     def holds_back(self, task: asyncio.Task[Any]) -> bool:
         """Return whether a task still waits for its slot, so that its work has not begun."""
         return task in self._waiting_tasks
 
-    async def _wait(self, own_question: Callable[[], Hashable] | None, *, again: bool) -> object:
+    async def _wait(self, question: Callable[[], Hashable] | None, *, again: bool) -> object:
         """Return what `_running` has the slot under, once it is this request's turn."""
-        caller, question = CALLER.get()
-        if own_question is not None:
-            question = own_question()
-        if not again:
-            self._refuse_if_late(caller, question)
+        caller = CALLER.get()
+        if question is not None:
+            caller = caller._replace(question=question())
+        if not again and not self._has_room(caller):
+            await self._refuse(caller)
         began = time.monotonic()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(caller, deque()).append(future)
+        self._waiting.setdefault(caller.key, deque()).append(future)
         task = asyncio.current_task()
         self._waiting_tasks.add(task)
         try:
@@ -155,17 +147,16 @@ class Lane:
                 await self._patience.run(future)
         except (DeadlineExceeded, asyncio.CancelledError) as failure:
             if future.cancelled():
-                self._forget(caller, future)
+                self._forget(caller.key, future)
             else:  # the slot came in the same moment
                 del self._running[future]
                 self._admit_next()
             if isinstance(failure, DeadlineExceeded):
-                detail = (
+                raise self._refusal(
+                    caller,
                     f"the database was not free within {self._patience.seconds:g} seconds,"
-                    f" {_PATIENCE:g} times queue_seconds"
-                )
-                seconds = self._expected_wait(caller)
-                raise self._promised(caller, question, detail, seconds) from None
+                    f" {_PATIENCE:g} times queue_seconds",
+                ) from None
             raise
         finally:
             self._waiting_tasks.discard(task)
@@ -187,127 +178,90 @@ class Lane:
                 self._running[future] = time.monotonic()
                 future.set_result(None)
 
-    def _forget(self, caller: int | None, future: asyncio.Future[None]) -> None:
-        futures = self._waiting.get(caller)
+    def _forget(self, key: int | None, future: asyncio.Future[None]) -> None:
+        futures = self._waiting.get(key)
         if futures is not None and future in futures:
             futures.remove(future)
             if not futures:
-                del self._waiting[caller]
+                del self._waiting[key]
+
+    # --- refusals ---------------------------------------------------------------------------------
+
+    def _has_room(self, caller: Caller) -> bool:
+        """Return whether a request is accepted."""
+        has_returned = self._returns.get(caller, math.inf) <= time.monotonic()
+        limit = self._queue_seconds * (_LENIENCE if has_returned else 1)
+        if self._expected_wait(caller.key) > limit:
+            return False
+        self._returns.pop(caller, None)
+        return True
+
+    async def _refuse(self, caller: Caller) -> NoReturn:
+        detail = (
+            f"the expected wait for the database is {self._expected_wait(caller.key):.1f} seconds;"
+            f" requests wait up to {self._queue_seconds:g} (queue_seconds)"
+        )
+        now = time.monotonic()
+        hold = max(0.0, self._next_refusal_at - now)
+        self._next_refusal_at = now + min(hold + _REFUSAL_SECONDS, _LONGEST_HOLD_SECONDS)
+        await asyncio.sleep(hold)
+        raise self._refusal(caller, detail)
+
+    def _refusal(self, caller: Caller, detail: str) -> Unavailable:
+        """Return a refusal, and note when the request is to come back."""
+        if self._metrics:
+            self._metrics.refused()
+        now = time.monotonic()
+        self._drop_returns(now - _GRACE_SECONDS)
+        due = self._returns.get(caller, now)
+        if due > now:  # it was told before, and has come back too early
+            seconds = math.ceil(due - now)
+        else:
+            seconds = self._retry_after(caller.key)
+            self._returns.pop(caller, None)
+            self._returns[caller] = now + seconds
+        return Unavailable(detail, retry_after_seconds=seconds)
+
+    def _retry_after(self, key: int | None) -> int:
+        until_room = self._expected_wait(key) - self._queue_seconds
+        until_others_are_served = (
+            len(self._returns) * self._mean_seconds() / self.slots / _RETURNING
+        )
+        seconds = math.ceil(max(until_room, until_others_are_served))
+        return min(max(1, seconds), _LONGEST_RETRY_SECONDS)
+
+    def _drop_returns(self, before: float) -> None:
+        while self._returns:
+            caller, due = next(iter(self._returns.items()))
+            if due >= before:
+                break
+            del self._returns[caller]
 
     # --- the expected wait ------------------------------------------------------------------------
 
-    def _average(self, seconds: float) -> None:
-        """Let a piece of work that has ended count for the mean, and the earlier ones less."""
-        now = time.monotonic()
-        kept = max(math.exp((self._ended_at - now) / _MEMORY_SECONDS), _LEAST_KEPT)
-        self._ended_at = now
-        self._weight = self._weight * kept + 1
-        self._mean_seconds += (seconds - self._mean_seconds) / self._weight
+    def _mean_seconds(self) -> float:
+        return sum(self._durations) / len(self._durations) if self._durations else 0.0
 
-    def _expected_wait(self, caller: int | None, more: int = 0) -> float:
+    def _expected_wait(self, key: int | None) -> float:
         """Return the seconds until a slot is free for one more request of a caller.
 
-        `more` is added to the caller's requests that wait before it.
+        Running work is expected to go on for as long as it has been running. So the durations of
+        earlier work matter only to a request that has others before it, and after an outage a short
+        queue is open at once.
         """
-        if not self._weight or not self._running:
-            return 0.0
-        own = len(self._waiting.get(caller, ())) + more
+        own = len(self._waiting.get(key, ()))
         # Each turn of this caller lets every other caller have one.
         others = sum(
-            min(len(futures), own + 1) for key, futures in self._waiting.items() if key != caller
+            min(len(futures), own + 1) for other, futures in self._waiting.items() if other != key
         )
-        now, mean = time.monotonic(), self._mean_seconds
-        # Work that has run for longer than usual is expected to go on for half as long again.
-        left = sorted(max(mean, (now - began) / 2) for began in self._running.values())
-        work = (own + others + 1) * mean
-        for slots in range(1, len(left) + 1):
-            work += left[slots - 1] - mean
-            wait = work / slots
-            # If the next slot is not free before that, the ones before it do all the work.
-            if slots == len(left) or wait <= left[slots]:
-                break
-        return wait
-
-    def _refuse_if_late(self, caller: int | None, question: Hashable) -> None:
         now = time.monotonic()
-        promises = self._promises.get(caller)
-        due = promises.due(question, now) if promises else None
-        limit = self._queue_seconds
-        if due is not None and due <= now:
-            room = _LENIENCE * limit
-        else:
-            room = max(_UNPROMISED * limit, limit - _BUNCH_SECONDS)
-        if self._expected_wait(caller) > room:
-            wait = self._expected_wait(caller, len(promises) if promises else 0)
-            detail = (
-                f"the expected wait for the database is {wait:.1f} seconds;"
-                f" requests wait up to {limit:g} (queue_seconds)"
-            )
-            if due is not None and due > now:
-                raise self._refusal(detail, due - now)
-            if wait > limit:
-                raise self._promised(caller, question, detail, _CAUTION * wait - limit)
-        if promises and due is not None:
-            promises.keep(question)
-
-    def _promised(
-        self, caller: int | None, question: Hashable, detail: str, seconds: float
-    ) -> Unavailable:
-        """Return a refusal, and count the request as waiting until it comes back."""
-        refusal = self._refusal(detail, seconds)
-        assert refusal.retry_after_seconds is not None  # noqa: S101 - `_refusal` sets it
-        if seconds <= _LONGEST_PROMISE_SECONDS:
-            now = time.monotonic()
-            if len(self._promises) >= _MOST_PROMISED:
-                self._promises = {
-                    key: promises
-                    for key, promises in self._promises.items()
-                    if promises.are_open(now)
-                }
-            promises = self._promises.setdefault(caller, _Promises())
-            promises.add(question, now + refusal.retry_after_seconds)
-        return refusal
-
-    def _refusal(self, detail: str, seconds: float) -> Unavailable:
-        if self._metrics:
-            self._metrics.refused()
-        seconds = min(max(1, math.ceil(seconds)), _LONGEST_RETRY_SECONDS)
-        return Unavailable(detail, retry_after_seconds=seconds)
-
-
-class _Promises:
-    """When the refused requests of one caller were asked to come back."""
-
-    def __init__(self) -> None:
-        self._due: dict[Hashable, float] = {}
-        #: The earliest first; a promise that was kept or made anew since is not in `_due` any more.
-        self._order: list[tuple[float, int, Hashable]] = []
-        self._numbers = itertools.count()
-
-    def __len__(self) -> int:
-        return len(self._due)
-
-    def are_open(self, now: float) -> bool:
-        """Return whether any is left."""
-        self._expire(now)
-        return bool(self._due)
-
-    def due(self, question: Hashable, now: float) -> float | None:
-        """Return when the request was asked to come back; None: it was not."""
-        self._expire(now)
-        return self._due.get(question)
-
-    def add(self, question: Hashable, at: float) -> None:
-        """Note that a request was asked to come back."""
-        self._due[question] = at
-        heapq.heappush(self._order, (at, next(self._numbers), question))
-
-    def keep(self, question: Hashable) -> None:
-        """Note that a request came back and is admitted."""
-        del self._due[question]
-
-    def _expire(self, now: float) -> None:
-        while self._order and self._order[0][0] < now - _GRACE_SECONDS:
-            at, _, question = heapq.heappop(self._order)
-            if self._due.get(question) == at:
-                del self._due[question]
+        work = (own + others) * self._mean_seconds()
+        left = sorted(now - began for began in self._running.values())
+        wait = 0.0
+        for slots, seconds in enumerate(left, 1):
+            # A slot that is not free within the wait does none of the work.
+            if slots > 1 and seconds > wait:
+                break
+            work += seconds
+            wait = work / slots
+        return wait
