@@ -25,16 +25,16 @@ import asyncio
 import hashlib
 import zlib
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
-from typing import Any, Final, Generic, TypeVar
+from typing import Final
 
 from audit.history import cursor
 from audit.history.asking import Reading, Token
 from audit.history.query import TaskQuery
+from audit.once import Once
 
 _VERSION: Final = version("task-audit")
 #: What an answer takes besides its question and body: the parsed query, mostly.
@@ -50,8 +50,6 @@ _LONG_BYTES: Final = 256 * 1024
 _TURNS_TO_HERE: Final = 3
 #: Read on one connection before questions may have it.
 _TOKENS_IN_A_ROW: Final = 16
-
-Result = TypeVar("Result")
 
 
 class Answers:
@@ -150,8 +148,8 @@ class Answer:
         self._weigh = weigh
         self._page: bytes | None = None
         self._packed: bytes | None = None
-        self._making: Shared[bytes] = Shared()
-        self._packing: Shared[bytes] = Shared()
+        self._making: Once[bytes] = Once()
+        self._packing: Once[bytes] = Once()
 
     async def body(self) -> bytes:
         """Return the JSON of the page."""
@@ -237,34 +235,3 @@ class Tokens:
                     if not future.done():
                         future.set_exception(failure)
         self._reader = None
-
-
-class Shared(Generic[Result]):
-    """What one run at a time gives to all who ask for it meanwhile, a failure too.
-
-    Who leaves does not disturb the others; when the last one has left, the run ends.
-    """
-
-    def __init__(self) -> None:
-        self._run: _Run[Result] | None = None
-
-    async def result(self, make: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-        """Return what the run under way gives, or else one of `make`."""
-        run = self._run
-        if run is None or run.task.done():
-            run = self._run = _Run(asyncio.create_task(make()))
-        run.waiting += 1
-        try:
-            return await asyncio.shield(run.task)
-        finally:
-            run.waiting -= 1
-            if run.waiting == 0:
-                run.task.cancel()
-                if self._run is run:
-                    self._run = None
-
-
-@dataclass(slots=True)
-class _Run(Generic[Result]):
-    task: asyncio.Task[Result]
-    waiting: int = 0

@@ -26,7 +26,7 @@ from aiohttp import ClientResponse
 from psycopg.types.json import Jsonb
 
 from audit.errors import Invalid, TimedOut, Unavailable
-from audit.history.answers import Answers, Shared, Tokens
+from audit.history.answers import Answers, Tokens
 from audit.history.asking import Reading, Token
 from audit.history.query import AuditQuery, parse_query
 from audit.history.service import AuditService
@@ -593,33 +593,6 @@ async def test_a_failure_is_told_to_all_and_forgotten(client: Client, counted: C
     assert shared < 5
     assert 200 == (await get(client, "/query")).status
     assert shared + 1 == counted.asked
-
-
-async def test_what_is_shared_ends_with_the_last_who_waits() -> None:
-    ended = []
-
-    async def make() -> int:
-        try:
-            await asyncio.sleep(60)
-        finally:
-            ended.append(1)
-        return 1
-
-    shared: Shared[int] = Shared()
-    waiting = [asyncio.create_task(shared.result(make)) for _ in range(3)]
-    await asyncio.sleep(0)
-    for one in waiting[:2]:
-        one.cancel()
-    await asyncio.sleep(0.01)
-    assert [] == ended
-    waiting[2].cancel()
-    again = asyncio.create_task(shared.result(make))
-    await until(lambda: ended == [1])
-
-    assert not again.done()
-    again.cancel()
-    results = await asyncio.gather(*waiting, again, return_exceptions=True)
-    assert [asyncio.CancelledError] * 4 == [type(one) for one in results]
 
 
 # --- memory ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ PACKAGE = Path(audit.__file__).parent
 #: The packages, each of which imports only those below it. Modules that stand directly in `audit`
 #: are the ground: every package imports them. Packages on one line do not import each other.
 LAYERS = [{"commands"}, {"process"}, {"web"}, {"history", "access"}, {"postgres"}, {"telemetry"}]
-GROUND = {"settings", "errors", "deadlines", "addresses", "dsn"}
+GROUND = {"settings", "errors", "deadlines", "once", "addresses", "dsn"}
 #: Where each third-party package is used: in a package, or in one module.
 THIRD_PARTIES = {
     "aiohttp": {"web", "process", "access.provider", "commands.record_url"},
