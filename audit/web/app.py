@@ -22,25 +22,26 @@ from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from audit.telemetry.metrics import Metrics, Seat
 from audit.telemetry.tracing import Traces
-from audit.web.buffers import Incoming
+from audit.web.buffers import BodyMemory
 from audit.web.cors import cors
 from audit.web.guard import Guard
-from audit.web.limits import in_time, in_turn, with_body
+from audit.web.limits import in_time, in_turn
 from audit.web.observe import observe, tracing
 from audit.web.openapi import document_json
 from audit.web.problems import problems
 from audit.web.routes import ROUTES, Route
 from audit.web.state import (
     ANSWERS,
+    BODY_MEMORY,
     DEADLINE,
     DRAINING,
-    INCOMING,
     METRICS,
     OPENAPI,
     PARSER,
     POOL,
     SERVICE,
     SETTINGS,
+    WRITES,
 )
 
 #: A fifth of Python's default.
@@ -65,7 +66,8 @@ def create_app(
     app[METRICS] = Metrics((route.path for route in ROUTES), seat, statements.names())
     app[DEADLINE] = Deadline(settings.request_timeout_seconds)
     app[DRAINING] = asyncio.Event()
-    app[INCOMING] = Incoming(settings.max_bodies_bytes)
+    app[BODY_MEMORY] = BodyMemory(settings.max_bodies_bytes)
+    app[WRITES] = set()
     app[OPENAPI] = document_json()
     guard = Guard(settings, rates or Rates(settings.rate_per_second))
     for route in ROUTES:
@@ -89,8 +91,8 @@ def _limited(route: Route, guard: Guard) -> Handler:
         return in_time(route.handler)
     # Recording limits the time of the body and the time of the write. One limit for both would
     # send a response while PostgreSQL still writes.
-    limited = with_body if route.scope is Scope.RECORD else in_time
-    return guard.protect(route.scope, in_turn(limited(route.handler)))
+    limited = route.handler if route.scope is Scope.RECORD else in_time(route.handler)
+    return guard.protect(route.scope, in_turn(limited))
 
 
 def _lifespan(

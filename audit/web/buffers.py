@@ -1,4 +1,4 @@
-"""What clients make a worker keep in memory: bodies that arrive, and responses not read yet."""
+"""Limits the memory for request bodies, and for responses that clients have not read yet."""
 
 from __future__ import annotations
 
@@ -9,81 +9,81 @@ from typing import Final
 
 from audit.errors import Unavailable
 
-#: This much of each body is not counted, so that a few large ones do not keep the small ones out.
-#: The number of connections limits what that can add up to.
-_SMALL_BODY_BYTES: Final = 64 * 1024
+#: This part of each body is not counted, so that a few large bodies do not keep small ones out. The
+#: number of connections limits its sum.
+_FREE_BYTES: Final = 64 * 1024
 
 
-class Incoming:
-    """Limits the bytes of all bodies that are being received, or wait to be recorded."""
+class BodyMemory:
+    """Limits the bytes of all bodies that arrive, are parsed, or wait to be recorded."""
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most = most_bytes
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._bytes = 0
 
     @contextmanager
-    def body(self) -> Iterator[Body]:
-        """Hold the body of one request for as long as the block runs."""
-        body = Body(self)
+    def reserve(self) -> Iterator[Reservation]:
+        """Give a request its part of the memory for as long as the block runs."""
+        reservation = Reservation(self)
         try:
-            yield body
+            yield reservation
         finally:
-            self._bytes -= body.counted
+            self._bytes -= reservation.counted
 
-    def count(self, more: int) -> None:
-        """Count bytes, unless they are too many.
+    def count(self, size: int) -> None:
+        """Count more bytes.
 
         Raises:
-            Unavailable: the bodies of all requests together would be over the limit.
+            Unavailable: all requests together would exceed the limit.
         """
-        if self._bytes + more > self._most:
+        if self._bytes + size > self._max_bytes:
             raise Unavailable(
-                f"large bodies of other requests take up the {self._most} bytes for bodies"
+                f"large bodies of other requests take up the {self._max_bytes} bytes for bodies"
                 " (max_bodies_bytes); nothing is recorded",
                 retry_after_seconds=1,
             )
-        self._bytes += more
+        self._bytes += size
 
 
-class Body:
-    """The bytes of one body."""
+class Reservation:
+    """The memory of one request."""
 
-    def __init__(self, incoming: Incoming) -> None:
-        self._incoming = incoming
+    def __init__(self, memory: BodyMemory) -> None:
+        self._memory = memory
         self._bytes = 0
         self.counted = 0
 
     def add(self, size: int) -> None:
-        """Note that more of the body has arrived.
+        """Reserve more memory.
 
         Raises:
-            Unavailable: there is no room for it.
+            Unavailable: there is no more.
         """
         self._bytes += size
-        more = max(0, self._bytes - _SMALL_BODY_BYTES) - self.counted
+        more = max(0, self._bytes - _FREE_BYTES) - self.counted
         if more > 0:
-            self._incoming.count(more)
+            self._memory.count(more)
             self.counted += more
 
 
 class Unread:
     """Limits the bytes of large responses that wait in sockets until clients read them.
 
-    Over the limit, the connections whose clients have been reading for the longest are cut off. A
-    body that several clients read is in memory once, and counts once.
+    Over the limit, the oldest responses are cut off. A body that is sent to several clients is in
+    memory once, and counts once.
     """
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most = most_bytes
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._bytes = 0
-        #: How many responses have a body, by its `id`.
+        #: The number of responses with the same body, by the `id` of the body.
         self._readers: dict[int, int] = {}
-        #: The oldest first.
+        #: The body sent on each connection. The oldest is first.
         self._held: dict[asyncio.Transport, bytes] = {}
 
     @contextmanager
     def response(self, transport: asyncio.Transport | None, body: bytes) -> Iterator[None]:
-        """Hold a body for as long as the block sends it."""
+        """Count a body for as long as the block sends it."""
         if transport is None:
             yield
             return
@@ -92,7 +92,7 @@ class Unread:
         self._readers[id(body)] = readers + 1
         if not readers:
             self._bytes += len(body)
-        while self._bytes > self._most and len(self._held) > 1:
+        while self._bytes > self._max_bytes and len(self._held) > 1:
             oldest = next(iter(self._held))
             self._release(oldest)
             oldest.abort()

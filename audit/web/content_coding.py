@@ -1,4 +1,4 @@
-"""Decodes the content codings of a request body. A body that is cut off or altered is refused."""
+"""Decompresses request bodies, and refuses one that is cut off, altered or far too large."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from audit.errors import BodyTooLarge, Malformed, UnsupportedMedia
 from audit.settings import Settings
 
 CODINGS: Final = ("identity", "gzip", "deflate")
-#: So that the decoder never holds the interpreter for long, nor much memory.
+#: With small pieces, the decoder blocks other threads only shortly and needs little memory.
 PIECE_BYTES: Final = 64 * 1024
-#: A small body may expand to this size, whatever its ratio.
+#: Any body may expand to this size. Above it, `max_expansion` limits the ratio.
 _ALWAYS_BYTES: Final = 1024 * 1024
-#: Members may be empty, and each costs more than a piece of data.
+#: A member may be empty, but takes more time than a piece of data.
 _MOST_MEMBERS: Final = 10_000
 _FIRST_PIECE_BYTES: Final = 512
 _GZIP = 31
@@ -25,10 +25,10 @@ _METHOD_DEFLATE = 8
 
 
 def coding_of(headers: Sequence[str]) -> str:
-    """Return the coding that the Content-Encoding headers of a request name.
+    """Return the coding from the Content-Encoding headers of a request.
 
     Raises:
-        UnsupportedMedia: it is another one than `CODINGS`, or several.
+        UnsupportedMedia: it is not one of `CODINGS`, or there are several.
     """
     given = ", ".join(headers) or "identity"
     coding = given.strip().lower()
@@ -42,7 +42,7 @@ def coding_of(headers: Sequence[str]) -> str:
 
 
 def decode(body: bytes, coding: str, settings: Settings) -> Iterator[bytes]:
-    """Yield the decoded body in small pieces. It is whole and intact only if the iterator ends.
+    """Yield the decoded body in small pieces. It is complete only when the iterator ends.
 
     Raises:
         Malformed: the body is cut off, altered, or followed by other data.
@@ -70,16 +70,16 @@ def decode(body: bytes, coding: str, settings: Settings) -> Iterator[bytes]:
 
 
 def too_large(settings: Settings) -> BodyTooLarge:
-    """Return the error for a body over the limit, as it came or decoded."""
+    """Return the error for a body over the size limit, compressed or not."""
     return BodyTooLarge(
         f"the body is over {settings.max_body_bytes} bytes (max_body_bytes); send it in parts"
     )
 
 
 def _inflate(body: bytes, coding: str) -> Iterator[bytes]:
-    """Yield the data of a zlib stream, or of one gzip member after the other (RFC 1952).
+    """Yield the data of a zlib stream, or of all members of a gzip stream (RFC 1952).
 
-    zlib reports the end of a stream only after it has checked the checksum and the size there.
+    zlib verifies the checksum and the size before it reports the end of a stream.
     """
     at = members = 0
     while at < len(body):
@@ -101,7 +101,7 @@ def _inflate(body: bytes, coding: str) -> Iterator[bytes]:
 
 
 def _window_bits(first: int, coding: str) -> int:
-    """Some clients send `deflate` without the frame of zlib that RFC 9110 asks for."""
+    """Return the format for zlib. Some clients send `deflate` without the header of RFC 9110."""
     if coding == "gzip":
         return _GZIP
     return _ZLIB if first & _METHOD_BITS == _METHOD_DEFLATE else _RAW_DEFLATE

@@ -1,4 +1,4 @@
-"""Limits of each request: its time, the memory of its body, and responses not read yet."""
+"""Limits of each request: its time, and the responses that the client has not read yet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from aiohttp.typedefs import Handler
 
 from audit.deadlines import DeadlineExceeded
 from audit.errors import TimedOut
-from audit.web.state import BODY, DEADLINE, INCOMING
+from audit.web.state import DEADLINE
 
 
 def in_time(handler: Handler) -> Handler:
@@ -29,16 +29,5 @@ def in_turn(handler: Handler) -> Handler:
         if request.protocol.writing_paused:
             await request.writer.drain()
         return await handler(request)
-
-    return handle
-
-
-def with_body(handler: Handler) -> Handler:
-    """Count the body of a request as memory until it is recorded."""
-
-    async def handle(request: web.Request) -> web.StreamResponse:
-        with request.app[INCOMING].body() as body:
-            request[BODY] = body
-            return await handler(request)
 
     return handle

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
@@ -14,7 +14,7 @@ from audit.history.answers import Answers
 from audit.history.service import AuditService
 from audit.settings import Settings
 from audit.telemetry.metrics import Metrics
-from audit.web.buffers import Body, Incoming
+from audit.web.buffers import BodyMemory
 
 if TYPE_CHECKING:
     from audit.postgres.pool import Pool
@@ -25,12 +25,12 @@ ACCEPT_PATCH: Final = "application/json, application/merge-patch+json"
 # --- of the application ---------------------------------------------------------------------------
 
 ANSWERS: Final = web.AppKey("answers", Answers)
+#: Limits the memory for the bodies of all requests.
+BODY_MEMORY: Final = web.AppKey("body_memory", BodyMemory)
 #: The time limit of a request, and of the arrival of a body.
 DEADLINE: Final = web.AppKey("deadline", Deadline)
 #: Set when the process is about to end. Each response then closes its connection.
 DRAINING: Final = web.AppKey("draining", asyncio.Event)
-#: Limits the memory of all request bodies.
-INCOMING: Final = web.AppKey("incoming", Incoming)
 METRICS: Final = web.AppKey("metrics", Metrics)
 #: The OpenAPI document as JSON.
 OPENAPI: Final = web.AppKey("openapi", bytes)
@@ -39,11 +39,11 @@ PARSER: Final = web.AppKey("parser", ThreadPoolExecutor)
 POOL: Final[web.AppKey[Pool]] = web.AppKey("pool")
 SERVICE: Final = web.AppKey("service", AuditService)
 SETTINGS: Final = web.AppKey("settings", Settings)
+#: Writes that have begun. They run to their end even if their client leaves.
+WRITES: Final = web.AppKey("writes", set[asyncio.Task[Any]])
 
 # --- of a request ---------------------------------------------------------------------------------
 
-#: The memory of the request's body.
-BODY: Final = web.RequestKey("body", Body)
 IDENTITY: Final = web.RequestKey("identity", Identity)
 #: Why the request was refused; for the log.
 REASON: Final = web.RequestKey("reason", str)

@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from audit.errors import Unavailable
 from audit.settings import Settings
 from audit.web.app import create_app
-from audit.web.buffers import Incoming, Unread
+from audit.web.buffers import BodyMemory, Unread
 from tests.conftest import Client, task
 from tests.faults.load import API, running
 
@@ -22,13 +22,13 @@ MIB = 1024 * 1024
 
 
 def test_small_bodies_always_fit_and_large_ones_share_the_limit() -> None:
-    incoming = Incoming(MIB)
-    with incoming.body() as first, incoming.body() as second, incoming.body() as small:
+    memory = BodyMemory(MIB)
+    with memory.reserve() as first, memory.reserve() as second, memory.reserve() as small:
         first.add(MIB)
         with pytest.raises(Unavailable, match="max_bodies_bytes"):
             second.add(MIB)
         small.add(60_000)
-    with incoming.body() as later:
+    with memory.reserve() as later:
         later.add(MIB)
 
 

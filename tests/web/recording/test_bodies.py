@@ -1,66 +1,39 @@
-"""Bodies of requests: content codings, and the limits that are not those of one task."""
+"""Bodies of requests: content encodings and limits."""
 
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import zlib
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
-from aiohttp.test_utils import TestClient, TestServer
 
 from audit.settings import Settings
-from audit.web.app import create_app
+from tests.api import JSON, NDJSON, TASKS, fields, get, lines, send
 from tests.conftest import Client, execute, task
-from tests.conftest import _database as database
-
-TASKS = "/api/v1/audit/tasks"
-NDJSON = "application/x-ndjson"
-JSON = "application/json"
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.fixture(scope="module")
-def dsn(postgres: str, template: str) -> Iterator[str]:
-    yield from database(postgres, template)
-
-
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def client(dsn: str) -> AsyncIterator[Client]:
-    settings = Settings(
+def settings() -> Settings:
+    return Settings(
         pool_size=2,
         max_body_bytes=4 * 1024 * 1024,
         max_lines_per_request=3_000,
         max_tasks_per_request=2_000,
         max_task_bytes=100_000,
     )
-    async with TestClient(TestServer(create_app(settings, dsn))) as client:
-        yield client
 
 
-async def post(
-    client: Client, body: bytes, content_type: str = NDJSON, **headers: str
-) -> tuple[int, dict[str, Any]]:
-    given = {"Content-Type": content_type, **headers}
-    answer = await client.post(TASKS, data=io.BytesIO(body), headers=given)
-    return answer.status, await answer.json()
-
-
-def lines(*tasks: dict[str, Any]) -> bytes:
-    return b"".join(json.dumps(one).encode() + b"\n" for one in tasks)
-
-
-def count(dsn: str) -> int:
+def count_all(dsn: str) -> int:
     [(tasks,)] = execute(dsn, "SELECT count(*) FROM tasks")
     return int(tasks)
 
 
-# --- content codings ------------------------------------------------------------------------------
+def encoded(coding: str) -> dict[str, str]:
+    return {**NDJSON, "Content-Encoding": coding}
 
 
 def flushed(coding_bits: int, *parts: bytes) -> bytes:
@@ -100,16 +73,16 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-async def test_a_compressed_body_that_is_not_whole_records_nothing(
+async def test_an_incomplete_compressed_body_records_nothing(
     client: Client, dsn: str, case: str
 ) -> None:
     coding, body = BROKEN[case]
-    before = count(dsn)
+    before = count_all(dsn)
 
-    status, problem = await post(client, body, **{"Content-Encoding": coding})
+    status, problem = await send(client, body, encoded(coding))
 
     assert (400, "malformed") == (status, problem["type"].rpartition(":")[2]), problem
-    assert before == count(dsn)
+    assert before == count_all(dsn)
 
 
 @pytest.mark.parametrize(
@@ -129,16 +102,25 @@ async def test_a_compressed_body_that_is_not_whole_records_nothing(
          "empty members", "deflate", "raw deflate", "identity"],
 )  # fmt: skip
 async def test_a_compressed_body_is_recorded(client: Client, coding: str, pack: Any) -> None:
-    status, body = await post(client, pack(lines(task(), task())), **{"Content-Encoding": coding})
+    status, body = await send(client, pack(lines(task(), task())), encoded(coding))
 
     assert (201, 2) == (status, body["recorded"])
 
 
-async def test_a_change_may_be_compressed_and_has_to_be_whole(client: Client) -> None:
+async def test_a_chunked_body_may_be_compressed(client: Client) -> None:
+    sent = task()
+
+    answer = await client.post(TASKS, data=lines(*[sent] * 100), headers=NDJSON, compress="gzip")
+
+    assert answer.status == 201
+    assert (await answer.json())["duplicates"] == 99
+
+
+async def test_a_compressed_change_must_be_complete(client: Client) -> None:
     sent = task(status="pending")
-    await post(client, lines(sent))
+    await send(client, lines(sent))
     packed = gzip.compress(b'{"status": "failed"}')
-    headers = {"Content-Type": JSON, "Content-Encoding": "gzip"}
+    headers = {**JSON, "Content-Encoding": "gzip"}
 
     url = f"{TASKS}/{sent['task_id']}"
     cut = await client.patch(url, data=packed[:-8], headers=headers)
@@ -150,10 +132,10 @@ async def test_a_change_may_be_compressed_and_has_to_be_whole(client: Client) ->
 
 
 @pytest.mark.parametrize("given", [("br",), ("zstd",), ("gzip, gzip",), ("gzip", "gzip"), ("",)])
-async def test_another_coding_is_refused_with_those_that_are_supported(
+async def test_an_unsupported_coding_is_refused_and_the_supported_ones_are_listed(
     client: Client, given: tuple[str, ...]
 ) -> None:
-    headers = [("Content-Type", NDJSON), *(("Content-Encoding", coding) for coding in given)]
+    headers = [*NDJSON.items(), *(("Content-Encoding", coding) for coding in given)]
 
     answer = await client.post(TASKS, data=PACKED, headers=headers)
 
@@ -162,14 +144,11 @@ async def test_another_coding_is_refused_with_those_that_are_supported(
         assert answer.headers["Accept-Encoding"] == "identity, gzip, deflate"
 
 
-# --- limits ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 async def test_a_body_that_expands_too_much_is_refused(client: Client, coding: str) -> None:
     pack = gzip.compress if coding == "gzip" else zlib.compress
 
-    status, problem = await post(client, pack(b" " * 3_000_000), **{"Content-Encoding": coding})
+    status, problem = await send(client, pack(b" " * 3_000_000), encoded(coding))
 
     assert (413, True) == (status, "max_expansion" in problem["detail"])
 
@@ -177,7 +156,7 @@ async def test_a_body_that_expands_too_much_is_refused(client: Client, coding: s
 async def test_a_small_body_may_expand_to_a_megabyte(client: Client) -> None:
     body = (lines(task()) * 1_900 + b" " * 600_000)[:1_048_576]
 
-    status, _ = await post(client, gzip.compress(body), **{"Content-Encoding": "gzip"})
+    status, _ = await send(client, gzip.compress(body), encoded("gzip"))
 
     assert len(body) > 1_000_000 > 100 * len(gzip.compress(body))
     assert status == 201
@@ -190,7 +169,7 @@ async def test_a_body_over_its_limit_is_refused_compressed_or_not(
     noise = lines(*(task() for _ in range(1_900))) + b" " * 4_000_000
     coding = "gzip" if pack is gzip.compress else "identity"
 
-    status, problem = await post(client, pack(noise), **{"Content-Encoding": coding})
+    status, problem = await send(client, pack(noise), encoded(coding))
 
     assert (413, True) == (status, "max_body_bytes" in problem["detail"])
 
@@ -198,7 +177,7 @@ async def test_a_body_over_its_limit_is_refused_compressed_or_not(
 async def test_many_empty_members_are_refused(client: Client) -> None:
     body = gzip.compress(b"") * 20_000
 
-    assert (await post(client, body, **{"Content-Encoding": "gzip"}))[0] == 413
+    assert (await send(client, body, encoded("gzip")))[0] == 413
 
 
 @pytest.mark.parametrize(
@@ -212,25 +191,25 @@ async def test_many_empty_members_are_refused(client: Client) -> None:
 async def test_a_body_with_too_many_parts_is_refused(
     client: Client, dsn: str, body: bytes, setting: str
 ) -> None:
-    before = count(dsn)
+    before = count_all(dsn)
 
-    status, problem = await post(client, body)
+    status, problem = await send(client, body)
 
     assert (422, True) == (status, setting in problem["detail"])
-    assert before == count(dsn)
+    assert before == count_all(dsn)
 
 
-@pytest.mark.parametrize("content_type", [NDJSON, JSON])
+@pytest.mark.parametrize("headers", [NDJSON, JSON])
 @pytest.mark.parametrize("large", [100_001, 150_000, 3_000_000])
 async def test_a_task_over_its_limit_is_refused(
-    client: Client, content_type: str, large: int
+    client: Client, headers: dict[str, str], large: int
 ) -> None:
     one = lines(task(error_message="")).strip()
     one = one.replace(b'"error_message": ""', b'"error_message": "%b"')
     fits, too_large = (one % (b"a" * (size - len(one) + 2)) for size in (100_000, large))
 
-    assert (await post(client, fits, content_type))[0] == 201
-    status, problem = await post(client, too_large, content_type)
+    assert (await send(client, fits, headers))[0] == 201
+    status, problem = await send(client, too_large, headers)
 
     assert 422 == status
     assert f"has {large} bytes; the limit is 100000 bytes (max_task_bytes)" in problem["detail"]
@@ -239,14 +218,14 @@ async def test_a_task_over_its_limit_is_refused(
 async def test_an_element_over_the_limit_of_a_task_is_named(client: Client) -> None:
     body = json.dumps([task(), task(error_message="a" * 200_000), task()]).encode()
 
-    status, problem = await post(client, body, JSON)
+    status, problem = await send(client, body, JSON)
 
-    assert (422, ["1"]) == (status, [error["field"] for error in problem["errors"]])
+    assert (422, ["1"]) == (status, fields(problem))
     assert "max_task_bytes" in problem["detail"]
 
 
 @pytest.mark.parametrize(
-    ("body", "content_type", "total"),
+    ("body", "headers", "total"),
     [
         (b'{"status": 1}\n' * 2_500, NDJSON, 5_000),
         (b"[" + b",".join([b"{}"] * 1_000) + b"]", JSON, 1_000),
@@ -257,35 +236,32 @@ async def test_an_element_over_the_limit_of_a_task_is_named(client: Client) -> N
     ids=["lines", "array", "unknown members", "a long name", "services"],
 )
 async def test_errors_are_counted_and_the_first_are_listed(
-    client: Client, body: bytes, content_type: str, total: int
+    client: Client, body: bytes, headers: dict[str, str], total: int
 ) -> None:
-    answer = await client.post(TASKS, data=io.BytesIO(body), headers={"Content-Type": content_type})
-    problem = await answer.json()
+    status, problem = await send(client, body, headers)
 
-    assert (422, min(total, 20)) == (answer.status, len(problem["errors"]))
+    assert (422, min(total, 20)) == (status, len(problem["errors"]))
     assert total == 1 or f"(and {total - 1} more; the first 20 are listed)" in problem["detail"]
-    assert len(await answer.read()) < 5_000
+    assert len(json.dumps(problem)) < 5_000
 
 
 async def test_large_bodies_are_recorded_in_the_order_sent(client: Client) -> None:
     sent = [task(request_text=f"{n} Größe 🚀", outcome={"n": "x" * 40_000}) for n in range(90)]
 
-    for body, content_type in (
-        (lines(*sent[:45]), NDJSON),
-        (json.dumps(sent[45:], ensure_ascii=False, indent=1).encode(), JSON),
+    for given, body, headers in (
+        (sent[:45], lines(*sent[:45]), NDJSON),
+        (sent[45:], json.dumps(sent[45:], ensure_ascii=False, indent=1).encode(), JSON),
     ):
-        status, answer = await post(client, body, content_type)
-        assert (201, 45) == (status, answer["recorded"])
-        given = sent[:45] if content_type == NDJSON else sent[45:]
-        assert [one["task_id"] for one in given] == answer["task_ids"]
-    shown = await (await client.get(f"{TASKS}/{sent[80]['task_id']}")).json()
-    assert sent[80]["request_text"] == shown["request_text"]
+        status, result = await send(client, body, headers)
+        assert (201, 45) == (status, result["recorded"])
+        assert [each["task_id"] for each in given] == result["task_ids"]
+    assert sent[80]["request_text"] == (await get(client, sent[80]["task_id"]))["request_text"]
 
 
 async def test_times_too_far_ahead_are_counted_and_the_first_are_listed(client: Client) -> None:
     sent = lines(*(task(created_at="2999-01-01T00:00:00Z") for _ in range(30)))
 
-    status, problem = await post(client, sent)
+    status, problem = await send(client, sent)
 
     assert (422, 20) == (status, len(problem["errors"]))
     assert "(and 29 more; the first 20 are listed)" in problem["detail"]

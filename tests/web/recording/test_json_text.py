@@ -1,46 +1,15 @@
-"""JSON text over HTTP: what a decoder would accept or alter in silence is refused by its name."""
+"""JSON text over HTTP: the service refuses what a decoder would accept or change silently."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
 
 import pytest
-import pytest_asyncio
-from aiohttp.test_utils import TestClient, TestServer
 
-from audit.settings import Settings
-from audit.web.app import create_app
+from tests.api import JSON, NDJSON, TASKS, fields, get, post, send
 from tests.conftest import Client, task
-from tests.conftest import _database as database
-
-TASKS = "/api/v1/audit/tasks"
-JSON = {"Content-Type": "application/json"}
-NDJSON = {"Content-Type": "application/x-ndjson"}
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest.fixture(scope="module")
-def dsn(postgres: str, template: str) -> Iterator[str]:
-    yield from database(postgres, template)
-
-
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def client(dsn: str) -> AsyncIterator[Client]:
-    async with TestClient(TestServer(create_app(Settings(pool_size=2), dsn))) as client:
-        yield client
-
-
-async def answered(client: Client, body: bytes, headers: dict[str, str]) -> tuple[int, Any]:
-    answer = await client.post(TASKS, data=body, headers=headers)
-    return answer.status, await answer.json()
-
-
-def fields(problem: dict[str, Any]) -> list[str]:
-    return [error["field"] for error in problem["errors"]]
-
 
 REPEATED = {
     '{"request_text":"x","status":"failed","status":"completed"}': "status",
@@ -57,9 +26,9 @@ async def test_a_member_given_twice_is_refused_and_named(client: Client, text: s
     name = REPEATED[text]
     body = text.encode()
 
-    one = await answered(client, body, JSON)
-    many = await answered(client, b'[{"request_text": "a"},' + body + b"]", JSON)
-    second = await answered(client, b'{"request_text": "a"}\n' + body, NDJSON)
+    one = await send(client, body, JSON)
+    many = await send(client, b'[{"request_text": "a"},' + body + b"]", JSON)
+    second = await send(client, b'{"request_text": "a"}\n' + body, NDJSON)
 
     assert [(422, [name]), (422, [f"1.{name}"]), (422, [f"line 2: {name}"])] == [
         (status, fields(problem)) for status, problem in (one, many, second)
@@ -69,7 +38,7 @@ async def test_a_member_given_twice_is_refused_and_named(client: Client, text: s
 
 async def test_a_member_given_twice_in_a_change_or_a_filter_is_refused(client: Client) -> None:
     sent = task(status="pending")
-    await answered(client, json.dumps(sent).encode(), JSON)
+    await post(client, sent)
 
     twice = '{"status": "failed", "status": "completed"}'
     change = await client.patch(f"{TASKS}/{sent['task_id']}", data=twice, headers=JSON)
@@ -77,18 +46,18 @@ async def test_a_member_given_twice_in_a_change_or_a_filter_is_refused(client: C
 
     assert (422, ["status"]) == (change.status, fields(await change.json()))
     assert (422, ["outcome"]) == (asked.status, fields(await asked.json()))
-    shown = await (await client.get(f"{TASKS}/{sent['task_id']}")).json()
+    shown = await get(client, sent["task_id"])
     assert shown["status"] == "pending"
 
 
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity", "nan"])
-async def test_a_constant_that_is_no_json_is_malformed_and_its_line_named(
+async def test_nan_and_infinity_are_malformed_and_the_line_is_named(
     client: Client, constant: str
 ) -> None:
     bad = b'{"request_text": "a", "outcome": {"n": %b}}' % constant.encode()
     body = b'{"request_text": "a"}\n' * 2 + bad
 
-    status, problem = await answered(client, body, NDJSON)
+    status, problem = await send(client, body, NDJSON)
 
     assert (400, True) == (status, problem["detail"].startswith("line 3: not JSON: "))
 
@@ -109,27 +78,25 @@ async def test_a_number_too_long_when_written_out_is_refused(client: Client, num
     body = b'{"request_text": "a", "outcome": {"n": [%b]}}' % number.encode()
 
     for sent, headers in ((body, JSON), (b"[" + body + b"]", JSON), (body, NDJSON)):
-        status, problem = await answered(client, sent, headers)
+        status, problem = await send(client, sent, headers)
         assert (422, True) == (status, "max_number_digits" in problem["detail"])
 
 
 @pytest.mark.parametrize("number", SHORT_NUMBERS, ids=lambda number: number[:20])
-async def test_a_number_within_the_limit_is_read_by_python_again(
-    client: Client, number: str
-) -> None:
+async def test_python_can_read_a_number_within_the_limit(client: Client, number: str) -> None:
     body = b'{"request_text": "a", "outcome": {"n": %b}}' % number.encode()
 
-    status, answer = await answered(client, body, JSON)
+    status, answer = await send(client, body, JSON)
     assert status == 201, answer
     shown = await (await client.get(f"{TASKS}/{answer['task_ids'][0]}")).text()
 
     assert len(str(json.loads(shown, parse_float=str)["outcome"]["n"]).strip("-")) <= 1001
 
 
-async def test_what_looks_like_a_number_in_a_text_is_no_number(client: Client) -> None:
+async def test_digits_in_a_text_are_not_limited_as_numbers(client: Client) -> None:
     sent = task(error_message="1e99999, " + "9" * 5_000, outcome={"n1e99999": "1e99999"})
 
-    assert (await answered(client, json.dumps(sent).encode(), JSON))[0] == 201
+    assert (await post(client, sent))[0] == 201
 
 
 async def test_a_task_that_grows_over_its_limit_is_refused(client: Client) -> None:
@@ -137,11 +104,11 @@ async def test_a_task_that_grows_over_its_limit_is_refused(client: Client) -> No
     fits = ",".join(["1e999"] * 1_000)
     body = '{{"request_text": "a", "outcome": {{"n": [{}]}}}}'
 
-    status, problem = await answered(client, body.format(grows).encode(), NDJSON)
+    status, problem = await send(client, body.format(grows).encode(), NDJSON)
 
     assert (422, ["line 1"]) == (status, fields(problem))
     assert "when its numbers are written out" in problem["detail"]
-    assert (await answered(client, body.format(fits).encode(), NDJSON))[0] == 201
+    assert (await send(client, body.format(fits).encode(), NDJSON))[0] == 201
 
 
 @pytest.mark.parametrize(("opened", "closed"), [("[", "]"), ('{"":', "}")])
@@ -150,63 +117,63 @@ async def test_nesting_is_limited(client: Client, opened: str, closed: str) -> N
         inside = opened * levels + "1" + closed * levels
         return f'{{"request_text": "a", "outcome": {{"a": {inside}}}}}'.encode()
 
-    status, answer = await answered(client, body(62), JSON)
+    status, answer = await send(client, body(62), JSON)
     assert status == 201
     page = await (await client.get("/api/v1/audit/query?limit=1")).json()
     assert page["tasks"][0]["task_id"] == answer["task_ids"][0]
     for levels in (63, 199, 900, 100_000):
         for headers in (JSON, NDJSON):
-            status, problem = await answered(client, body(levels), headers)
+            status, problem = await send(client, body(levels), headers)
             assert (422, True) == (status, "max_nesting" in problem["detail"])
 
 
-async def test_many_brackets_that_are_not_deep_are_taken(client: Client) -> None:
+async def test_many_brackets_on_few_levels_are_accepted(client: Client) -> None:
     sent = task(outcome={"a": [[[]] * 1_000, "[" * 1_000]})
 
-    assert (await answered(client, json.dumps(sent).encode(), JSON))[0] == 201
+    assert (await post(client, sent))[0] == 201
 
 
 @pytest.mark.parametrize(
     "text",
     [r"\ud83d\ude00", r"\\ud83d", r"\\\\u0000", r"\\\ud83d\ude00", r"\u00e9", r"\\u0000"],
 )
-async def test_escapes_that_are_whole_characters_are_taken(client: Client, text: str) -> None:
+async def test_escapes_of_complete_characters_are_accepted(client: Client, text: str) -> None:
     body = f'{{"request_text": "{text}"}}'
 
-    status, answer = await answered(client, body.encode(), JSON)
+    status, answer = await send(client, body.encode(), JSON)
 
     assert status == 201, answer
-    shown = await (await client.get(f"{TASKS}/{answer['task_ids'][0]}")).json()
+    shown = await get(client, answer["task_ids"][0])
     assert json.loads(body)["request_text"] == shown["request_text"]
 
 
 @pytest.mark.parametrize(
     "text", [r"\ud83d", r"\ude00", r"\ud83d\ud83d\ude00", r"\\ud83d\ude00", r"\ud83d\\ude00"]
 )
-async def test_half_a_character_is_malformed(client: Client, text: str) -> None:
+async def test_half_of_a_surrogate_pair_is_malformed(client: Client, text: str) -> None:
     body = f'{{"request_text": "a", "outcome": {{"a": ["{text}"]}}}}'.encode()
 
-    assert (await answered(client, body, JSON))[0] == 400
+    assert (await send(client, body, JSON))[0] == 400
 
 
 @pytest.mark.parametrize("headers", [JSON, NDJSON])
-async def test_a_byte_order_mark_is_passed_over_at_the_start_only(
+async def test_a_byte_order_mark_is_accepted_only_at_the_start(
     client: Client, headers: dict[str, str]
 ) -> None:
     mark = b"\xef\xbb\xbf"
     body = b'{"request_text": "a"}'
 
-    assert (await answered(client, mark + body, headers))[0] == 201
-    assert (await answered(client, mark + mark + body, headers))[0] == 400
-    assert (await answered(client, body + b"\n" + mark + body, headers))[0] == 400
+    assert (await send(client, mark + body, headers))[0] == 201
+    assert (await send(client, mark + mark + body, headers))[0] == 400
+    assert (await send(client, body + b"\n" + mark + body, headers))[0] == 400
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-async def test_another_encoding_is_named(client: Client, encoding: str) -> None:
+async def test_an_encoding_other_than_utf8_is_refused(client: Client, encoding: str) -> None:
     body = '{"request_text": "a"}'.encode(encoding)
 
     for headers in (JSON, NDJSON):
-        status, problem = await answered(client, body, headers)
+        status, problem = await send(client, body, headers)
         assert (400, True) == (status, "send UTF-8" in problem["detail"])
 
 
@@ -214,6 +181,6 @@ async def test_another_encoding_is_named(client: Client, encoding: str) -> None:
 async def test_an_array_ends_with_its_bracket(client: Client, end: str) -> None:
     body = b'[{"request_text": "a"}' + end.encode()
 
-    status, problem = await answered(client, body, JSON)
+    status, problem = await send(client, body, JSON)
 
     assert (400, True) == (status, "not JSON" in problem["detail"])

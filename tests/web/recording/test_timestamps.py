@@ -4,40 +4,19 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-import pytest_asyncio
-from aiohttp.test_utils import TestClient, TestServer
 
 from audit.errors import Invalid
-from audit.settings import Settings
-from audit.web.app import create_app
 from audit.web.state import SERVICE
+from tests.api import API, JSON, NDJSON, get, patch, post, send
 from tests.conftest import Client, ago, task
-from tests.conftest import _database as database
-
-TASKS = "/api/v1/audit/tasks"
-JSON = {"Content-Type": "application/json"}
-NDJSON = {"Content-Type": "application/x-ndjson"}
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-
-@pytest.fixture(scope="module")
-def dsn(postgres: str, template: str) -> Iterator[str]:
-    yield from database(postgres, template)
-
-
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def client(dsn: str) -> AsyncIterator[Client]:
-    async with TestClient(TestServer(create_app(Settings(pool_size=2), dsn))) as client:
-        yield client
-
-
-#: As they are sent, and as they are shown.
+#: A time in a request, and the same time in a response.
 READ = {
     "2026-10-25T10:00:00.123456789Z": "2026-10-25T10:00:00.123456Z",
     "2026-10-25T10:00:00.999999999Z": "2026-10-25T10:00:00.999999Z",
@@ -67,14 +46,14 @@ REFUSED = [
 
 @pytest.mark.parametrize("text", READ)
 @pytest.mark.parametrize("headers", [JSON, NDJSON])
-async def test_a_time_is_recorded_to_the_microsecond_and_cut_never_rounded(
+async def test_times_are_cut_to_the_microsecond_and_not_rounded(
     client: Client, text: str, headers: dict[str, str]
 ) -> None:
     sent = task(**dict.fromkeys(TIMES, text), outcome={"created_at": text, "n": 1})
-    answer = await client.post(TASKS, data=json.dumps(sent), headers=headers)
-    assert answer.status == 201, await answer.text()
+    status, body = await send(client, json.dumps(sent).encode(), headers)
+    assert status == 201, body
 
-    shown = await (await client.get(f"{TASKS}/{sent['task_id']}")).json()
+    shown = await get(client, sent["task_id"])
 
     assert [READ[text]] * 3 == [shown[name] for name in TIMES]
     assert sent["outcome"] == shown["outcome"]
@@ -83,24 +62,22 @@ async def test_a_time_is_recorded_to_the_microsecond_and_cut_never_rounded(
 @pytest.mark.parametrize("text", READ)
 async def test_a_change_reads_times_as_recording_does(client: Client, text: str) -> None:
     sent = task(status="pending")
-    await client.post(TASKS, json=sent)
+    await post(client, sent)
 
-    answer = await client.patch(
-        f"{TASKS}/{sent['task_id']}", json={"completed_at": text, "approved_at": text}
-    )
+    change = {"completed_at": text, "approved_at": text}
+    status, shown = await patch(client, sent["task_id"], change)
 
-    shown = await answer.json()
-    assert (200, [READ[text]] * 2) == (answer.status, [shown[name] for name in TIMES[1:]])
+    assert (200, [READ[text]] * 2) == (status, [shown[name] for name in TIMES[1:]])
 
 
 @pytest.mark.parametrize("text", READ)
 async def test_the_same_instant_is_the_same_content(client: Client, text: str) -> None:
     sent = task(**dict.fromkeys(TIMES, text))
-    await client.post(TASKS, json=sent)
+    await post(client, sent)
 
-    again = await client.post(TASKS, json={**sent, **dict.fromkeys(TIMES, READ[text])})
+    status, body = await post(client, {**sent, **dict.fromkeys(TIMES, READ[text])})
 
-    assert (again.status, (await again.json())["duplicates"]) == (200, 1)
+    assert (200, 1) == (status, body["duplicates"])
 
 
 @pytest.mark.parametrize("text", READ)
@@ -109,31 +86,31 @@ async def test_a_window_begins_at_the_microsecond(client: Client, text: str) -> 
     at = datetime.fromisoformat(READ[text])
     for moved in (-1, 0, 1):
         created_at = at + timedelta(microseconds=moved)
-        await client.post(TASKS, json=task(services_touched=[name], created_at=created_at))
+        await post(client, task(services_touched=[name], created_at=created_at))
 
     async def total(**params: str) -> int:
-        answer = await client.get(f"/api/v1/audit/by-service/{name}", params=params)
+        answer = await client.get(f"{API}/by-service/{name}", params=params)
         return int((await answer.json())["total"])
 
     assert (2, 1) == (await total(since=text), await total(until=text))
 
 
 @pytest.mark.parametrize("text", REFUSED)
-async def test_what_is_no_time_is_refused_everywhere(client: Client, text: str) -> None:
+async def test_an_invalid_time_is_refused_everywhere(client: Client, text: str) -> None:
     service = client.app[SERVICE]
     sent = task(status="pending")
-    await client.post(TASKS, json=sent)
+    await post(client, sent)
 
-    posted = await client.post(TASKS, json=task(completed_at=text))
-    changed = await client.patch(f"{TASKS}/{sent['task_id']}", json={"completed_at": text})
-    asked = await client.get("/api/v1/audit/query", params={"since": text})
+    posted, _ = await post(client, task(completed_at=text))
+    changed, _ = await patch(client, sent["task_id"], {"completed_at": text})
+    response = await client.get(f"{API}/query", params={"since": text})
 
-    assert [422] * 3 == [posted.status, changed.status, asked.status]
+    assert [422] * 3 == [posted, changed, response.status]
     with pytest.raises(Invalid, match="completed_at"):
         await service.record([task(completed_at=text)])
 
 
-async def test_a_program_gives_times_as_objects_or_texts(client: Client) -> None:
+async def test_python_callers_may_pass_times_as_objects_or_text(client: Client) -> None:
     service = client.app[SERVICE]
     at = ago(days=3)
     india = timezone(timedelta(hours=5, minutes=30))
@@ -146,7 +123,7 @@ async def test_a_program_gives_times_as_objects_or_texts(client: Client) -> None
     assert [at] * 4 == shown
 
 
-async def test_a_program_may_not_give_a_time_without_an_offset(client: Client) -> None:
+async def test_python_callers_must_pass_times_with_an_offset(client: Client) -> None:
     service = client.app[SERVICE]
     for name in TIMES:
         with pytest.raises(Invalid, match=f"0.{name}: must be a time with an offset"):
