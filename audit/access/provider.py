@@ -18,6 +18,7 @@ import jwt
 
 from audit.access.identity import Identity, Scope, refused
 from audit.errors import Unavailable
+from audit.once import Once
 from audit.settings import Settings
 from audit.telemetry.logs import Recurring
 
@@ -55,8 +56,8 @@ class Provider:
         self._settings = settings
         self._keys: KeySet | None = None
         self._read_at = float("-inf")
-        self._reading = asyncio.Lock()
-        self._refreshing = Recurring("reading the keys of the issuer")
+        self._refresh = Once[None]()
+        self._reading = Recurring("reading the keys of the issuer")
         self._checked: OrderedDict[bytes, tuple[float, Identity]] = OrderedDict()
 
     async def check(self, token: str) -> Identity:
@@ -77,23 +78,27 @@ class Provider:
             self._checked.popitem(last=False)
         return identity
 
-    async def refresh(self, *, not_within_seconds: float = 0) -> None:
-        """Read the keys of the issuer unless that was just done; keep the known ones on failure."""
-        async with self._reading:
-            if time.monotonic() - self._read_at < not_within_seconds:
-                return
+    async def refresh(self) -> None:
+        """Read the keys of the issuer, once for all concurrent callers.
+
+        On failure, the known keys stay.
+        """
+        await self._refresh.result(self._read_keys)
+
+    async def _read_keys(self) -> None:
+        try:
+            keys = _key_set(await _read(self._settings.jwt_jwks or ""))
+        except (OSError, ValueError, aiohttp.ClientError, jwt.PyJWTError) as failure:
+            self._reading.failed(repr(failure))
+            return
+        finally:
             self._read_at = time.monotonic()
-            try:
-                keys = _key_set(await _read(self._settings.jwt_jwks or ""))
-            except (OSError, ValueError, aiohttp.ClientError, jwt.PyJWTError) as failure:
-                self._refreshing.failed(repr(failure))
-                return
-            self._refreshing.succeeded()
-            if self._keys is None or {*keys} != {*self._keys}:
-                log.info("the issuer has %d keys", len(keys))
-            self._keys = keys
-            # Tokens signed by a removed key are no longer valid.
-            self._checked.clear()
+        self._reading.succeeded()
+        if self._keys is None or {*keys} != {*self._keys}:
+            log.info("the issuer has %d keys", len(keys))
+        self._keys = keys
+        # Tokens signed by a removed key are no longer valid.
+        self._checked.clear()
 
     async def _claims(self, token: str) -> dict[str, Any]:
         try:
@@ -129,8 +134,9 @@ class Provider:
         raise refused(f"the token is not valid: {reason}")
 
     async def _keys_of(self, kid: str | None) -> list[jwt.PyJWK]:
-        if self._keys is None or kid not in self._keys:
-            await self.refresh(not_within_seconds=_REFRESH_SECONDS)
+        is_known = self._keys is not None and kid in self._keys
+        if not is_known and time.monotonic() - self._read_at >= _REFRESH_SECONDS:
+            await self.refresh()
         if self._keys is None:
             raise Unavailable("the keys of the issuer cannot be read", retry_after_seconds=10)
         if kid not in self._keys:

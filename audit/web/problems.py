@@ -1,4 +1,4 @@
-"""Every failure leaves as `application/problem+json` (RFC 9457), under the id of its request."""
+"""Turns every failure into `application/problem+json` (RFC 9457) with the id of the request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger("audit")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,128}", re.ASCII)
 _TYPE = "urn:task-audit:problem:"
-#: Of the path and the parameters of a request.
+#: Limit of the path and the parameters of a request.
 MAX_URL_BYTES: Final = 64 * 1024
 #: Limit of the name and of the value of one header field. aiohttp raises the same error for a long
 #: URL and a long field, so this must differ from MAX_URL_BYTES.
@@ -35,7 +35,7 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 @web.middleware
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer with a problem for whatever the handler raises; name the request in every answer."""
+    """Answer every exception of the handler with a problem, and add the id of the request."""
     request[REQUEST_ID] = request_id = _request_id(request)
     try:
         response = await handler(request)
@@ -48,7 +48,9 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         if refused.status < HTTPStatus.BAD_REQUEST:
             _named(refused, request_id)
             raise
-        response = _of_aiohttp(refused, request, request_id)
+        is_unknown = refused.status == HTTPStatus.NOT_FOUND
+        detail = f"there is no route {request.path}" if is_unknown else None
+        response = _respond_plainly(refused.status, request_id, detail)
     except Exception:
         log.exception("request %s failed: %s %s", request_id, request.method, request.path)
         response = _respond(
@@ -60,7 +62,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
 
 
 def _named(response: web.StreamResponse, request_id: str) -> web.StreamResponse:
-    """Tell whose answer it is, and to which request; aiohttp would tell its version."""
+    """Add the headers of every response. Without `Server`, aiohttp would add its version."""
     headers = response.headers
     headers[_REQUEST_ID_HEADER] = request_id
     headers[hdrs.SERVER] = "task-audit"
@@ -68,7 +70,7 @@ def _named(response: web.StreamResponse, request_id: str) -> web.StreamResponse:
 
 
 def bytes_of(problem: Problem) -> bytes:
-    """Return the whole answer that tells a problem and ends the connection, as it is sent."""
+    """Return the bytes of a response with a problem that closes its connection."""
     request_id = _new_id()
     response = _respond(problem, request_id)
     _named(response, request_id)
@@ -76,13 +78,13 @@ def bytes_of(problem: Problem) -> bytes:
 
 
 def _request_id(request: web.BaseRequest) -> str:
-    """The client's own id, where it is fit for a header and a log; a new one otherwise."""
+    """Return the id that the client sent, if it can be used in a header and a log, or a new id."""
     given = request.headers.get(_REQUEST_ID_HEADER)
     return given if given and _REQUEST_ID.fullmatch(given) else _new_id()
 
 
 def _new_id() -> str:
-    """It is no secret: to ask the kernel for one takes a twentieth of a whole short answer."""
+    """Return a new id. It is no secret, and `secrets` would take longer."""
     return random.randbytes(16).hex()  # noqa: S311
 
 
@@ -105,28 +107,8 @@ def _respond(problem: Problem, request_id: str) -> BytesResponse:
     return response
 
 
-def _of_aiohttp(refused: web.HTTPException, request: web.Request, request_id: str) -> BytesResponse:
-    is_unknown = refused.status == HTTPStatus.NOT_FOUND
-    return _plain(refused.status, f"nothing is at {request.path}" if is_unknown else "", request_id)
-
-
-def _options(
-    refused: web.HTTPMethodNotAllowed, request: web.Request, request_id: str
-) -> BytesResponse:
-    """Answer OPTIONS, which no route has of its own; refuse any other method."""
-    if request.method == hdrs.METH_OPTIONS:
-        response = BytesResponse(None, {}, HTTPStatus.NO_CONTENT)
-        if hdrs.METH_PATCH in refused.allowed_methods:
-            response.headers["Accept-Patch"] = ACCEPT_PATCH
-    else:
-        detail = f"{request.method} is not a method of {request.path}"
-        response = _plain(refused.status, detail, request_id)
-    response.headers[hdrs.ALLOW] = ", ".join(sorted({*refused.allowed_methods, hdrs.METH_OPTIONS}))
-    return response
-
-
-def _plain(status: int, detail: str, request_id: str) -> BytesResponse:
-    """A failure that its status says all about."""
+def _respond_plainly(status: int, request_id: str, detail: str | None = None) -> BytesResponse:
+    """Return a problem without a type of its own, because the status says what it is."""
     title = HTTPStatus(status).phrase
     return _response(
         {
@@ -140,11 +122,23 @@ def _plain(status: int, detail: str, request_id: str) -> BytesResponse:
 
 
 def _response(members: dict[str, Any]) -> BytesResponse:
-    return BytesResponse(
-        _encode(members).encode("utf-8", "replace"),
-        {"Content-Type": "application/problem+json"},
-        members["status"],
-    )
+    body = _encode(members).encode("utf-8", "replace")
+    return BytesResponse(body, {"Content-Type": "application/problem+json"}, members["status"])
+
+
+def _options(
+    refused: web.HTTPMethodNotAllowed, request: web.Request, request_id: str
+) -> BytesResponse:
+    """Answer OPTIONS, for which there are no handlers, and refuse all other methods."""
+    if request.method == hdrs.METH_OPTIONS:
+        response = BytesResponse(None, {}, HTTPStatus.NO_CONTENT)
+        if hdrs.METH_PATCH in refused.allowed_methods:
+            response.headers["Accept-Patch"] = ACCEPT_PATCH
+    else:
+        detail = f"{request.path} does not support {request.method}"
+        response = _respond_plainly(refused.status, request_id, detail)
+    response.headers[hdrs.ALLOW] = ", ".join(sorted({*refused.allowed_methods, hdrs.METH_OPTIONS}))
+    return response
 
 
 def refuse_expectation(request: web.BaseRequest) -> web.StreamResponse:
@@ -153,7 +147,7 @@ def refuse_expectation(request: web.BaseRequest) -> web.StreamResponse:
     aiohttp refuses it before any middleware runs, with an answer that repeats the header.
     """
     request_id = _request_id(request)
-    return _named(_plain(HTTPStatus.EXPECTATION_FAILED, "", request_id), request_id)
+    return _named(_respond_plainly(HTTPStatus.EXPECTATION_FAILED, request_id), request_id)
 
 
 def refuse_unreadable(
@@ -165,20 +159,20 @@ def refuse_unreadable(
     version of aiohttp.
     """
     if request.writer.output_size > 0:
-        raise ConnectionError("part of the answer has been sent")
+        raise ConnectionError("part of the response has already been sent")
     request_id = _new_id()
     if status < HTTPStatus.INTERNAL_SERVER_ERROR:
         log.debug("unreadable request %s from %s: %r", request_id, request.remote, failure)
         response = _respond(_of_parser(failure), request_id)
     else:
         log.error("request %s failed outside of its handler", request_id, exc_info=failure)
-        response = _plain(status, "", request_id)
+        response = _respond_plainly(status, request_id)
     response.force_close()
     return _named(response, request_id)
 
 
 def _of_parser(refused: BaseException | None) -> Problem:
-    """Return what it means that aiohttp's parser refuses a request."""
+    """Return the problem for an exception of aiohttp's parser."""
     match refused:
         case LineTooLong(args=(_, limit, *_)) if limit == MAX_URL_BYTES:
             return errors.UrlTooLong(f"the URL is over {MAX_URL_BYTES} bytes")
@@ -186,4 +180,4 @@ def _of_parser(refused: BaseException | None) -> Problem:
             return errors.HeadersTooLarge(f"a header field is over {MAX_HEADER_BYTES} bytes")
         case BadHttpMessage(message="Too many headers received"):
             return errors.HeadersTooLarge(f"the request has over {MAX_HEADERS} header fields")
-    return errors.Malformed("this is not an HTTP request")
+    return errors.Malformed("not a valid HTTP request")

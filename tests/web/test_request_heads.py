@@ -88,4 +88,4 @@ def test_what_is_no_request_is_400(url: str, line: str) -> None:
     status, _, problem = answer_to(url, line, "Host: x")
 
     assert status == 400
-    assert problem["detail"] == "this is not an HTTP request"
+    assert problem["detail"] == "not a valid HTTP request"
