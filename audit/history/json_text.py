@@ -31,8 +31,7 @@ _LONGEST_EXPONENT: Final = 6
 #: If a text is cut off, the decoder reports an error at most this many characters before its end.
 _LONGEST_TOKEN: Final = 16
 
-
-#: The way to a value within a text: the path to its object or array, and its name or index there.
+#: The path to a value: that of its object or array, and its name or index there.
 Path = tuple[Any, Any] | None
 
 
@@ -44,16 +43,8 @@ class Element(NamedTuple):
     value: Any
 
 
-class _TooLong(Exception):
-    """A number has too many digits."""
-
-
 class _Repeated(Exception):
     """An object has a member twice."""
-
-
-class _Constant(Exception):
-    """NaN or Infinity."""
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -71,13 +62,15 @@ class Reader:
         self.max_digits = settings.max_number_digits
         self.max_nesting = settings.max_nesting
         self._task_bytes = settings.max_task_bytes
-        #: How many characters the text gains when PostgreSQL writes its numbers without exponents.
+        #: The label of the text that is read, and how many characters it gains when PostgreSQL
+        #: writes its numbers without exponents.
+        self._label = ""
         self._growth = 0
         self._read_from = json.JSONDecoder(
             object_pairs_hook=_object,
             parse_int=self._int,
             parse_float=self._float,
-            parse_constant=_constant,
+            parse_constant=self._constant,
         ).raw_decode
 
     def read(self, text: str, label: str = "") -> Any:
@@ -160,7 +153,7 @@ class Reader:
         return Element(label, text, value)
 
     def _decode(self, text: str, at: int, label: str) -> tuple[Any, int]:
-        self._growth = 0
+        self._label, self._growth = label, 0
         try:
             try:
                 return self._read_from(text, at)
@@ -168,10 +161,6 @@ class Reader:
                 raise invalid(label, "is given twice", _repeated(text, at)) from None
         except RecursionError:
             raise self.too_deep(label) from None
-        except _Constant as constant:
-            raise _not_json(f"{constant} is not a JSON value", label) from None
-        except _TooLong as number:
-            raise self._too_long(label, str(number)) from None
 
     def _check_size(self, text: str, label: str) -> None:
         if len(text) > self._task_bytes or not text.isascii():
@@ -190,9 +179,8 @@ class Reader:
                 f"has {len(text) + self._growth} bytes when its numbers are written out; "
                 f"the limit is {self._task_bytes} (max_task_bytes)",
             )
-        if text.count("[") + text.count("{") > self.max_nesting and _is_deeper(
-            value, self.max_nesting
-        ):
+        brackets = text.count("[") + text.count("{")
+        if brackets > self.max_nesting and _is_deeper(value, self.max_nesting):
             raise self.too_deep(label)
         if "\\u" in text:
             _check_escapes(text, label)
@@ -205,26 +193,29 @@ class Reader:
         """Return the error for a task that is nested too deeply."""
         return invalid(label, f"is nested over {self.max_nesting} levels deep (max_nesting)")
 
-    def _too_long(self, label: str, number: str) -> Invalid:
+    def _too_long(self, number: str) -> Invalid:
         shown = number if len(number) <= _LONGEST_TOKEN else f"{number[:_LONGEST_TOKEN]}…"
         return invalid(
-            label,
+            self._label,
             f"the number {shown} has over {self.max_digits} digits when it is written out "
             "(max_number_digits)",
         )
 
     def _int(self, token: str) -> int:
         if len(token) > self.max_digits and len(token.lstrip("-")) > self.max_digits:
-            raise _TooLong(token)
+            raise self._too_long(token)
         return int(token)
 
     def _float(self, token: str) -> float:
         if len(token) > self.max_digits or "e" in token or "E" in token:
             digits = _written_digits(token)
             if digits > self.max_digits:
-                raise _TooLong(token)
+                raise self._too_long(token)
             self._growth += max(0, digits - len(token))
         return float(token)
+
+    def _constant(self, name: str) -> None:
+        raise _not_json(f"{name} is not a JSON value", self._label)
 
 
 class _Window:
@@ -284,7 +275,7 @@ class _Window:
 
 def replaced(text: str, values: Mapping[str, Any]) -> str:
     """Return the text of a valid JSON object with other values for some of its members."""
-    decoder = json.JSONDecoder(parse_int=len, parse_float=len)
+    decoder = json.JSONDecoder(parse_int=len, parse_float=len)  # long numbers need no conversion
     parts = []
     kept = 0
     at = _after_space(text, 1)
@@ -311,10 +302,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         raise _Repeated
     return made
-
-
-def _constant(name: str) -> None:
-    raise _Constant(name)
 
 
 def _repeated(text: str, at: int) -> str:

@@ -6,7 +6,6 @@ import json
 import math
 from typing import Any, Final
 
-from audit.errors import Invalid
 from audit.history.json_text import Path, Reader, name_of
 from audit.history.validation import invalid
 
@@ -20,21 +19,11 @@ def write(value: Any, reader: Reader, label: str = "") -> tuple[str, Any]:
 
     Raises:
         Malformed: a text contains a NUL character or half of a surrogate pair.
-        Invalid: it is over a limit, or contains what JSON does not have: NaN, bytes, a set, or a
-            member whose name is a number.
+        Invalid: it is over a limit, or contains what JSON does not have, such as NaN or bytes.
     """
-    try:
-        text = _encode(value)
-        read = reader.read(text, label)
-    except Invalid:
-        _check(value, reader, label)
-        raise
-    except (TypeError, ValueError, RecursionError) as error:
-        _check(value, reader, label)
-        raise invalid(label, str(error)) from None
-    if read != value:
-        _check(value, reader, label)
-    return text, read
+    _check(value, reader, label)
+    text = _encode(value)
+    return text, reader.read(text, label)
 
 
 def _check(value: Any, reader: Reader, label: str) -> None:

@@ -21,7 +21,15 @@ from pydantic import (
 
 from audit.history.states import State
 from audit.history.validation import Input, invalid_parameters
-from audit.history.values import Name, OutcomeFilter, Span, Status, TaskId, Timestamp, Whole
+from audit.history.values import (
+    Name,
+    OutcomeFilter,
+    Status,
+    TaskId,
+    Timestamp,
+    time_span,
+    whole_number,
+)
 
 MAX_OFFSET: Final = 2**63 - 1
 DEFAULT_FAILURE_DAYS: Final = 7
@@ -69,9 +77,9 @@ class TaskQuery(NoParams):
     intent: Annotated[tuple[Name, ...], Field(max_length=100)] = ()
     """Matches `outcome.action_type` exactly. If it is given several times, one of them must
     match."""
-    days: Annotated[int, Whole(1, 365)] | None = None
+    days: Annotated[int, whole_number(1, 365)] | None = None
     """Tasks created in the last `days` times 24 hours. Not together with `since` or `until`."""
-    last: Annotated[timedelta, Span(365)] | None = None
+    last: Annotated[timedelta, time_span(365)] | None = None
     """Tasks created in the last `15m`, `24h`, `7d` or `8w`, for example; at most `365d`.
     Not together with `days`, `since` or `until`."""
     since: Timestamp | None = None
@@ -84,9 +92,9 @@ class TaskQuery(NoParams):
     """Matches exactly."""
     outcome: OutcomeFilter = None
     """A JSON object that `outcome` must contain."""
-    limit: Annotated[int, Whole(1, 1000)] = 100
+    limit: Annotated[int, whole_number(1, 1000)] = 100
     """The largest number of tasks in a page; 100 by default."""
-    offset: Annotated[int, Whole(0, MAX_OFFSET)] | None = None
+    offset: Annotated[int, whole_number(0, MAX_OFFSET)] | None = None
     """The number of matching tasks to skip; 0 by default. Not together with `cursor`."""
     total: Annotated[Literal["exact", "none"], BeforeValidator(_total)] = "exact"
     """`none` leaves `total` null and saves the time for counting; `exact` by default."""
@@ -142,10 +150,10 @@ class TaskQuery(NoParams):
 class FailuresQuery(TaskQuery):
     """The parameters of `/failures`."""
 
-    days: Annotated[int, Whole(1, 90)] | None = None
+    days: Annotated[int, whole_number(1, 90)] | None = None
     """Tasks created in the last `days` times 24 hours; 7 by default if no other time limit is
     given."""
-    last: Annotated[timedelta, Span(90)] | None = None
+    last: Annotated[timedelta, time_span(90)] | None = None
     """Tasks created in the last `15m`, `24h`, `7d` or `8w`, for example; at most `90d`.
     Not together with `days`, `since` or `until`."""
 

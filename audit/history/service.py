@@ -20,7 +20,7 @@ from audit.postgres import statements
 from audit.postgres.database import Database
 from audit.postgres.pool import open_pool
 from audit.postgres.schema import require_current
-from audit.settings import Settings
+from audit.settings import DEFAULTS, Settings
 from audit.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class AuditService:
         metrics: Metrics | None = None,
     ) -> None:
         """Without `settings`, every setting has its default; the environment is not read."""
-        settings = settings or Settings.model_construct()
+        settings = settings or DEFAULTS
         metrics = metrics or Metrics(statements=statements.names())
         database = self.database = Database(pool, settings, metrics)
         self._settings = settings
@@ -102,7 +102,7 @@ class AuditService:
         """
         if not isinstance(dsn, str):
             raise Invalid("dsn: must be text")
-        settings = settings or Settings.model_construct()
+        settings = settings or DEFAULTS
         async with open_pool(settings, dsn) as pool:
             await require_current(pool)
             service = cls(pool, settings)

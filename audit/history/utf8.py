@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from audit.errors import Malformed
+from audit.history.json_text import SPACE
 from audit.history.validation import with_label
 
-_SPACE: Final = b" \t\r\n"
+_SPACE: Final = SPACE.encode()
 _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -13,10 +12,10 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    PlainValidator,
     StringConstraints,
     WithJsonSchema,
 )
-from pydantic_core import CoreSchema, core_schema
 
 from audit.errors import Invalid, Malformed
 from audit.history.json_text import SPACE, Reader
@@ -38,7 +37,7 @@ _TIME_OF_POSTGRESQL = re.compile(
 _OUT_OF_YEARS = "must be in the years 1 to 9999, in UTC"
 _FIRST_CREATED_AT = datetime(2000, 1, 1, tzinfo=UTC)
 _DIGITS = re.compile(r"-?[0-9]{1,20}", re.ASCII)
-_SPAN = re.compile(r"([0-9]{1,6})([mhdw])", re.ASCII)
+_SPAN = re.compile("([0-9]{1,6})([mhdw])", re.ASCII)
 _UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _LONGEST_NAME = 255
 _MOST_SERVICES = 100
@@ -141,57 +140,36 @@ def _text_of_object(value: object) -> str:
     raise ValueError("must be a JSON object")
 
 
-@dataclass(frozen=True)
-class Whole:
-    """A type of parameter: an int, or its decimal digits; never a bool or a float."""
+def whole_number(lowest: int, highest: int) -> PlainValidator:
+    """Return the validator of a parameter that is an int or its decimal digits, but not a bool."""
 
-    lowest: int
-    highest: int
-
-    def validate(self, value: object) -> int:
-        """Return the number.
-
-        Raises:
-            ValueError: it is not a whole number within the bounds.
-        """
+    def validate(value: object) -> int:
         if isinstance(value, str) and _DIGITS.fullmatch(value):
             value = int(value)
-        if type(value) is not int or not self.lowest <= value <= self.highest:
-            raise ValueError(f"must be a whole number from {self.lowest} to {self.highest}")
+        if type(value) is not int or not lowest <= value <= highest:
+            raise ValueError(f"must be a whole number from {lowest} to {highest}")
         return value
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self.validate)
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        return {"type": "integer", "minimum": self.lowest, "maximum": self.highest}
+    return PlainValidator(
+        validate, json_schema_input_type=Annotated[int, Field(ge=lowest, le=highest)]
+    )
 
 
-@dataclass(frozen=True)
-class Span:
-    """A type of parameter: a time span such as `15m`, `24h`, `7d` or `8w`."""
+def time_span(highest_days: int) -> PlainValidator:
+    """Return the validator of a time span such as `15m`, `24h`, `7d` or `8w`."""
 
-    highest_days: int
-
-    def validate(self, value: object) -> timedelta:
-        """Return the span.
-
-        Raises:
-            ValueError: it is not a span, or too long.
-        """
+    def validate(value: object) -> timedelta:
         found = _SPAN.fullmatch(value) if isinstance(value, str) else None
-        span = timedelta(**{_UNITS[found[2]]: int(found[1])}) if found else timedelta()
-        if not timedelta() < span <= timedelta(days=self.highest_days):
+        length = timedelta(**{_UNITS[found[2]]: int(found[1])}) if found else timedelta()
+        if not timedelta() < length <= timedelta(days=highest_days):
             raise ValueError(
-                f"must be a span such as 15m, 24h, 7d or 8w, and at most {self.highest_days}d"
+                f"must be a span such as 15m, 24h, 7d or 8w, and at most {highest_days}d"
             )
-        return span
+        return length
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self.validate)
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        return {"type": "string", "pattern": "^[0-9]{1,6}[mhdw]$"}
+    return PlainValidator(
+        validate, json_schema_input_type=Annotated[str, Field(pattern=f"^{_SPAN.pattern}$")]
+    )
 
 
 TaskId = Annotated[UUID, BeforeValidator(_uuid)]

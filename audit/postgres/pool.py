@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -58,6 +58,18 @@ class _Shared:
     #: Releases of connections that run in the background.
     releases: set[asyncio.Future[None]] = field(default_factory=set)
 
+    @contextmanager
+    def measured(self, name: str) -> Iterator[None]:
+        """Measure a statement, and trace it if there are traces."""
+        failed = True
+        started = time.perf_counter()
+        try:
+            with self.traces.statement(name) if self.traces else nullcontext():
+                yield
+            failed = False
+        finally:
+            self.metrics.statement(name, time.perf_counter() - started, failed=failed)
+
 
 class _PooledSession(Session):
     """A session that measures its statements, limits their time, and repeats some of them.
@@ -100,20 +112,13 @@ class _PooledSession(Session):
             noted.add(name or TRANSACTION)
         # A failed COMMIT must not be repeated, because the second one would succeed.
         is_whole = name is not None and not self.is_closed() and not self.is_in_transaction()
-        failed = True
-        started = time.perf_counter()
-        try:
+        with self.shared.measured(name or TRANSACTION):
             try:
-                result = await self.shared.deadline.run(run())
+                return await self.shared.deadline.run(run())
             except (asyncpg.PostgresError, asyncpg.InternalClientError) as failure:
                 if not await self._can_repeat(failure, is_whole=is_whole):
                     raise
-                result = await self._repeat(run)
-            failed = False
-            return result
-        finally:
-            seconds = time.perf_counter() - started
-            self.shared.metrics.statement(name or TRANSACTION, seconds, failed=failed)
+            return await self._repeat(run)
 
     async def _can_repeat(self, failure: Exception, *, is_whole: bool) -> bool:
         """Prepare a second attempt, and return whether it may succeed.
@@ -153,15 +158,6 @@ class _PooledSession(Session):
             raise no_answer() from failure
 
 
-class _TracedSession(_PooledSession):
-    """A session that also makes a span of each statement."""
-
-    async def _run(self, query: str, run: Callable[[], Awaitable[_Result]]) -> _Result:
-        assert self.shared.traces is not None  # noqa: S101 - `open_pool` chooses this class by it
-        with self.shared.traces.statement(statements.name_of(query) or TRANSACTION):
-            return await super()._run(query, run)
-
-
 @asynccontextmanager
 async def open_pool(
     settings: Settings, dsn: str, metrics: Metrics | None = None, traces: Traces | None = None
@@ -192,7 +188,7 @@ async def open_pool(
             # A lost connection is replaced when it is needed. The pool does not retry before.
             min_size=0,
             max_size=settings.pool_size,
-            connection_class=_TracedSession if traces else _PooledSession,
+            connection_class=_PooledSession,
             init=share,
             max_inactive_connection_lifetime=0,
         )

@@ -203,19 +203,15 @@ class Servers:
 
         With `any`, the service prefers a server that can write, because it records tasks.
         """
-        match self._dsn["target_session_attrs"]:
-            case "any":
-                return not session.is_read_only, True
-            case "read-write":
-                return not session.is_read_only, False
-            case "read-only":
-                return session.is_read_only, False
-            case "primary":
-                return not session.is_standby, False
-            case "standby":
-                return session.is_standby, False
-            case _:
-                return session.is_standby, True
+        can_write, is_standby = not session.is_read_only, session.is_standby
+        return {
+            "any": (can_write, True),
+            "read-write": (can_write, False),
+            "read-only": (not can_write, False),
+            "primary": (not is_standby, False),
+            "standby": (is_standby, False),
+            "prefer-standby": (is_standby, True),
+        }[self._dsn["target_session_attrs"]]
 
     async def _places(self) -> AsyncIterator[_Place]:
         """Yield the place of the pool, if there is one, then all other addresses of the hosts."""

@@ -12,7 +12,6 @@ from aiohttp import hdrs, web
 
 from audit.deadlines import DeadlineExceeded
 from audit.errors import BodyTooSlow, Malformed, TimedOut
-from audit.web.buffers import Reservation
 from audit.web.content_coding import coding_of, decode, too_large
 from audit.web.state import DEADLINE, PARSER, SETTINGS
 
@@ -23,7 +22,7 @@ _SMALL_LINES: Final = 1000
 _Result = TypeVar("_Result")
 
 
-async def receive(request: web.Request, memory: Reservation) -> bytes:
+async def receive(request: web.Request, reserve: Callable[[int], None]) -> bytes:
     """Return the body as it was sent.
 
     Raises:
@@ -32,12 +31,12 @@ async def receive(request: web.Request, memory: Reservation) -> bytes:
         Unavailable: there is no memory for it.
     """
     try:
-        return await request.app[DEADLINE].run(_receive(request, memory))
+        return await request.app[DEADLINE].run(_receive(request, reserve))
     except DeadlineExceeded as exceeded:
         raise BodyTooSlow(f"the body did not arrive within {exceeded.seconds:g} seconds") from None
 
 
-async def _receive(request: web.Request, memory: Reservation) -> bytes:
+async def _receive(request: web.Request, reserve: Callable[[int], None]) -> bytes:
     settings = request.app[SETTINGS]
     if (request.content_length or 0) > settings.max_body_bytes:
         raise too_large(settings)
@@ -49,7 +48,7 @@ async def _receive(request: web.Request, memory: Reservation) -> bytes:
             if size > settings.max_body_bytes:
                 raise too_large(settings)
             chunks.append(chunk)
-            memory.add(len(chunk))
+            reserve(len(chunk))
     except web.RequestPayloadError:
         raise Malformed("the body breaks off") from None
     return b"".join(chunks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -22,48 +22,31 @@ class BodyMemory:
         self._bytes = 0
 
     @contextmanager
-    def reserve(self) -> Iterator[Reservation]:
-        """Give a request its part of the memory for as long as the block runs."""
-        reservation = Reservation(self)
-        try:
-            yield reservation
-        finally:
-            self._bytes -= reservation.counted
-
-    def count(self, size: int) -> None:
-        """Count more bytes.
+    def request(self) -> Iterator[Callable[[int], None]]:
+        """Yield a function that reserves bytes for one request until the block ends.
 
         Raises:
             Unavailable: all requests together would exceed the limit.
         """
-        if self._bytes + size > self._max_bytes:
-            raise Unavailable(
-                f"large bodies of other requests take up the {self._max_bytes} bytes for bodies"
-                " (max_bodies_bytes); nothing is recorded",
-                retry_after_seconds=1,
-            )
-        self._bytes += size
+        size = counted = 0
 
+        def reserve(more: int) -> None:
+            nonlocal size, counted
+            size += more
+            uncounted = max(0, size - _FREE_BYTES - counted)
+            if self._bytes + uncounted > self._max_bytes:
+                raise Unavailable(
+                    f"large bodies of other requests take up the {self._max_bytes} bytes for bodies"
+                    " (max_bodies_bytes); nothing is recorded",
+                    retry_after_seconds=1,
+                )
+            self._bytes += uncounted
+            counted += uncounted
 
-class Reservation:
-    """The memory of one request."""
-
-    def __init__(self, memory: BodyMemory) -> None:
-        self._memory = memory
-        self._bytes = 0
-        self.counted = 0
-
-    def add(self, size: int) -> None:
-        """Reserve more memory.
-
-        Raises:
-            Unavailable: there is no more.
-        """
-        self._bytes += size
-        more = max(0, self._bytes - _FREE_BYTES) - self.counted
-        if more > 0:
-            self._memory.count(more)
-            self.counted += more
+        try:
+            yield reserve
+        finally:
+            self._bytes -= counted
 
 
 class Unread:

@@ -23,13 +23,13 @@ MIB = 1024 * 1024
 
 def test_small_bodies_always_fit_and_large_ones_share_the_limit() -> None:
     memory = BodyMemory(MIB)
-    with memory.reserve() as first, memory.reserve() as second, memory.reserve() as small:
-        first.add(MIB)
+    with memory.request() as first, memory.request() as second, memory.request() as small:
+        first(MIB)
         with pytest.raises(Unavailable, match="max_bodies_bytes"):
-            second.add(MIB)
-        small.add(60_000)
-    with memory.reserve() as later:
-        later.add(MIB)
+            second(MIB)
+        small(60_000)
+    with memory.request() as later:
+        later(MIB)
 
 
 def test_the_oldest_reader_is_cut_off_and_a_shared_body_counts_once() -> None:

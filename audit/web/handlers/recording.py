@@ -52,10 +52,10 @@ async def record(request: web.Request) -> BytesResponse:
         project_id=request[IDENTITY].project_id,
         settings=request.app[SETTINGS],
     )
-    with request.app[BODY_MEMORY].reserve() as memory:
-        body = await receive(request, memory)
+    with request.app[BODY_MEMORY].request() as reserve:
+        body = await receive(request, reserve)
         batches = await decode_and_parse(request, body, parse)
-        memory.add(sum(len(batch.text) for batch in batches))
+        reserve(sum(len(batch.text) for batch in batches))
         result = await _complete(request, request.app[SERVICE].recording.record_batches(batches))
     request[ROWS] = len(result.ids_as_text)
     return json_response(result.to_json(), 201 if result.recorded else 200)
@@ -71,8 +71,8 @@ async def update(request: web.Request) -> BytesResponse:
     task_id = task_id_of(request)
     _content_type(request, ACCEPT_PATCH.split(", "))
     parse = partial(parse_change, settings=request.app[SETTINGS])
-    with request.app[BODY_MEMORY].reserve() as memory:
-        body = await receive(request, memory)
+    with request.app[BODY_MEMORY].request() as reserve:
+        body = await receive(request, reserve)
         change = await decode_and_parse(request, body, parse)
         write = request.app[SERVICE].recording.update(
             task_id,
