@@ -1,24 +1,19 @@
-"""The document says what the service does, and the page shows it without any other host."""
+"""The OpenAPI document describes what the service does."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
-from urllib.parse import urljoin
 
 import pytest
 from aiohttp import ClientResponse, web
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from pytest_aiohttp.plugin import AiohttpClient
-from yarl import URL
 
 from audit import errors
 from audit.errors import Invalid
@@ -27,10 +22,9 @@ from audit.history.query import AuditQuery, FailuresQuery, TaskPath, TaskQuery, 
 from audit.settings import Settings
 from audit.web import openapi
 from audit.web.app import create_app
-from audit.web.handlers import docs
 from audit.web.problems import problems
 from audit.web.routes import ROUTES
-from audit.web.state import DRAINING, OPENAPI
+from audit.web.state import DRAINING
 from tests.conftest import Client
 
 API = "/api/v1/audit"
@@ -59,54 +53,40 @@ def resolved(part: dict[str, Any]) -> dict[str, Any]:
     return part
 
 
-def media_types(part: Any = DOCUMENT, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every body that the document describes, with its place."""
-    for name, inner in part.items():
-        if name == "content":
-            for media_type, content in inner.items():
-                yield f"{where} {media_type}", content
-        elif isinstance(inner, dict):
-            yield from media_types(inner, f"{where}/{name}")
-
-
-def schemas_with_examples(
-    part: Any = DOCUMENT, where: str = ""
-) -> Iterator[tuple[str, dict[str, Any], Any]]:
-    """Every example inside a schema, with its place."""
+def objects(part: Any = DOCUMENT, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every object of the document with its place, except for those inside examples."""
     if isinstance(part, list):
         for position, inner in enumerate(part):
-            yield from schemas_with_examples(inner, f"{where}/{position}")
-    elif isinstance(part, dict):
-        if isinstance(part.get("examples"), list):
-            for example in part["examples"]:
-                yield where, part, example
-        for name, inner in part.items():
-            if name != "examples":
-                yield from schemas_with_examples(inner, f"{where}/{name}")
-
-
-def schemas(part: Any = DOCUMENT, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every object of the document, with its place, except for examples."""
-    if isinstance(part, list):
-        for position, inner in enumerate(part):
-            yield from schemas(inner, f"{where}/{position}")
+            yield from objects(inner, f"{where}/{position}")
     elif isinstance(part, dict):
         yield where, part
         for name, inner in part.items():
             if name != "examples":
-                yield from schemas(inner, f"{where}/{name}")
+                yield from objects(inner, f"{where}/{name}")
+
+
+def media_types(part: Any = DOCUMENT) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every body that the document describes, with its place."""
+    for where, inner in objects(part):
+        for media_type, content in inner.get("content", {}).items():
+            yield f"{where} {media_type}", content
 
 
 EXAMPLES = [
     pytest.param(content["schema"], example["value"], id=f"{where} {name}")
     for where, content in media_types()
     for name, example in content.get("examples", {}).items()
-] + [pytest.param(schema, example, id=where) for where, schema, example in schemas_with_examples()]
+] + [
+    pytest.param(schema, example, id=where)
+    for where, schema in objects()
+    if isinstance(schema.get("examples"), list)
+    for example in schema["examples"]
+]
 
 
 def validator(schema: dict[str, Any]) -> Draft202012Validator:
     return Draft202012Validator(
-        # Where `#/components/…` leads to.
+        # The target of `#/components/…`.
         {**schema, "components": DOCUMENT["components"]},
         format_checker=Draft202012Validator.FORMAT_CHECKER,
     )
@@ -130,7 +110,7 @@ def test_document_is_valid_openapi_3_1_of_this_version() -> None:
     assert DOCUMENT["info"]["version"] == version("task-audit")
 
 
-def test_document_has_every_route_of_the_app_and_no_other() -> None:
+def test_document_describes_the_routes_of_the_app() -> None:
     app = create_app(Settings(), "postgresql://unused")
     served = {
         (route.method, route.resource.canonical)
@@ -140,12 +120,12 @@ def test_document_has_every_route_of_the_app_and_no_other() -> None:
     described = {
         (method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods
     }
-    # HEAD comes with GET, and what the page is made of is no part of the API.
-    unsaid = {("HEAD", path) for method, path in served if method == "GET"}
-    unsaid |= {("GET", "/docs/{asset}"), ("GET", "/docs/"), ("GET", "/")}
+    # HEAD comes with GET, and the parts of the page are no part of the API.
+    undocumented = {("HEAD", path) for method, path in served if method == "GET"}
+    undocumented |= {("GET", "/docs/{asset}"), ("GET", "/docs/"), ("GET", "/")}
 
-    assert described == served - unsaid
-    assert unsaid <= served
+    assert described == served - undocumented
+    assert undocumented <= served
 
 
 def test_every_body_has_an_example() -> None:
@@ -160,7 +140,7 @@ def test_example_is_valid(schema: dict[str, Any], example: Any) -> None:
     validator(schema).validate(example)
 
 
-def test_examples_of_bodies_are_taken_by_the_service() -> None:
+def test_examples_of_bodies_are_valid_for_the_service() -> None:
     sent = DOCUMENT["paths"][f"{API}/tasks"]["post"]["requestBody"]["content"]
     changes = DOCUMENT["paths"][API + "/tasks/{task_id}"]["patch"]["requestBody"]["content"]
 
@@ -226,7 +206,9 @@ def test_parameters_that_may_be_repeated_are_arrays(path: str, model: type[TaskQ
 
 
 @pytest.mark.parametrize(("path", "model"), LISTS)
-def test_bounds_of_parameters_are_those_that_are_judged(path: str, model: type[TaskQuery]) -> None:
+def test_bounds_of_parameters_are_those_of_the_validation(
+    path: str, model: type[TaskQuery]
+) -> None:
     bounds = {
         name: (parameter["schema"]["minimum"], parameter["schema"]["maximum"])
         for name, parameter in parameters(path, "query").items()
@@ -246,8 +228,8 @@ def test_bounds_of_parameters_are_those_that_are_judged(path: str, model: type[T
                 parse_query(model, {name: [str(refused)]})
 
 
-def test_no_default_is_there_for_a_generated_client_to_send() -> None:
-    assert [where for where, schema in schemas() if "default" in schema] == []
+def test_document_has_no_defaults() -> None:
+    assert [where for where, schema in objects() if "default" in schema] == []
 
 
 @pytest.mark.parametrize(("path", "model"), LISTS)
@@ -260,13 +242,13 @@ def test_descriptions_name_the_defaults(path: str, model: type[TaskQuery]) -> No
     assert (f"{nothing.days} by default" in described["days"]) == (model is FailuresQuery)
 
 
-def test_requests_are_closed_and_answers_are_open() -> None:
-    closed = {where for where, schema in schemas() if schema.get("additionalProperties") is False}
+def test_requests_are_closed_and_responses_are_open() -> None:
+    closed = {where for where, schema in objects() if schema.get("additionalProperties") is False}
 
     assert closed == {f"/components/schemas/{name}" for name in ("NewTask", "TaskChange")}
 
 
-def test_only_operations_that_need_a_key_ask_for_one() -> None:
+def test_open_operations_need_no_key() -> None:
     keyless = {
         path
         for path, methods in DOCUMENT["paths"].items()
@@ -278,7 +260,9 @@ def test_only_operations_that_need_a_key_ask_for_one() -> None:
 
 
 @pytest.mark.parametrize(("path", "model"), LISTS)
-def test_examples_of_parameters_are_taken_by_the_service(path: str, model: type[TaskQuery]) -> None:
+def test_examples_of_parameters_are_valid_for_the_service(
+    path: str, model: type[TaskQuery]
+) -> None:
     shown = {
         name: parameter["schema"]["examples"]
         for name, parameter in parameters(path, "query").items()
@@ -292,7 +276,7 @@ def test_examples_of_parameters_are_taken_by_the_service(path: str, model: type[
 
 
 @pytest.mark.parametrize(("path", "model"), LISTS)
-def test_lists_take_an_etag_and_answer_with_one(path: str, model: type[TaskQuery]) -> None:
+def test_lists_accept_an_etag_and_return_one(path: str, model: type[TaskQuery]) -> None:
     answers = DOCUMENT["paths"][path]["get"]["responses"]
 
     assert set(parameters(path, "header")) == {"If-None-Match"}
@@ -301,7 +285,7 @@ def test_lists_take_an_etag_and_answer_with_one(path: str, model: type[TaskQuery
     assert "content" not in answers["304"]
 
 
-async def test_a_service_may_be_named_a_hundred_times_that_of_the_path_included(
+async def test_a_path_and_its_parameters_name_at_most_a_hundred_services(
     client: Client,
 ) -> None:
     path = API + "/by-service/{service_name}"
@@ -324,7 +308,7 @@ def test_path_parameters_are_those_of_the_path() -> None:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_every_answer_has_a_request_id_and_every_refusal_is_a_problem(
+def test_every_response_has_a_request_id_and_every_refusal_is_a_problem(
     operation: dict[str, Any],
 ) -> None:
     for status, answer in operation["responses"].items():
@@ -366,9 +350,7 @@ def test_every_answer_has_a_request_id_and_every_refusal_is_a_problem(
         ("/docs", "get", set()),
     ],
 )
-def test_every_route_lists_the_problems_it_can_answer_with(
-    path: str, method: str, expected: set[int]
-) -> None:
+def test_every_route_lists_its_problems(path: str, method: str, expected: set[int]) -> None:
     statuses = {int(status) for status in DOCUMENT["paths"][path][method]["responses"]}
 
     assert {status for status in statuses if status >= 400} == expected
@@ -400,7 +382,7 @@ async def test_example_of_a_problem_is_what_the_service_sends(
     validator(content["schema"]).validate(example)
 
 
-def test_example_of_a_refusal_is_what_judging_says() -> None:
+def test_example_of_an_invalid_query_is_what_the_validation_says() -> None:
     (content,) = DOCUMENT["components"]["responses"]["Invalid"]["content"].values()
     (example,) = (example["value"] for example in content["examples"].values())
 
@@ -411,7 +393,7 @@ def test_example_of_a_refusal_is_what_judging_says() -> None:
     assert refused.value.detail == example["detail"]
 
 
-def test_document_is_made_anew_at_each_call() -> None:
+def test_each_call_returns_a_new_document() -> None:
     openapi.document()["paths"].clear()
 
     assert openapi.document()["paths"]
@@ -434,7 +416,7 @@ async def test_examples_can_be_recorded(client: Client, media_type: str, example
         await assert_described(response, path)
 
 
-async def test_answers_are_as_described(client: Client) -> None:
+async def test_responses_are_as_described(client: Client) -> None:
     tasks, one = f"{API}/tasks", API + "/tasks/{task_id}"
     post, patch = DOCUMENT["paths"][tasks]["post"], DOCUMENT["paths"][one]["patch"]
     several = post["requestBody"]["content"]["application/json"]["examples"]["several"]["value"]
@@ -487,137 +469,3 @@ async def assert_described(response: ClientResponse, path: str) -> None:
     text = await response.text()
     is_text = response.content_type.startswith("text/")
     validator(schema).validate(text if is_text else json.loads(text))
-
-
-# --- the page -------------------------------------------------------------------------------------
-
-
-class References(HTMLParser):
-    """What a page loads or leads to, and what it would run from its own text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.urls: list[str] = []
-        self.inline: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        self.urls += [value for name, value in attrs if name in {"src", "href"} and value]
-        self.inline += [name for name in given if name.startswith("on")]
-        if tag == "script" and "src" not in given:
-            self.inline.append(tag)
-
-
-@pytest.fixture
-async def docs_client(aiohttp_client: AiohttpClient) -> Client:
-    """A client of the docs alone, without a database."""
-    app = web.Application()
-    app[OPENAPI] = openapi.document_json()
-    for route in ROUTES:
-        if route.handler.__module__ == docs.__name__:
-            app.router.add_route(route.method, route.path, route.handler)
-    return await aiohttp_client(app)
-
-
-async def test_openapi_json_is_the_document(docs_client: Client) -> None:
-    response = await docs_client.get("/openapi.json")
-
-    assert response.status == 200
-    assert response.content_type == "application/json"
-    assert response.headers["Cache-Control"] == "no-cache"
-    assert await response.json() == DOCUMENT
-
-
-async def test_page_runs_only_scripts_of_this_origin(docs_client: Client) -> None:
-    response = await docs_client.get("/docs")
-    policy = dict(
-        directive.strip().split(" ", 1)
-        for directive in response.headers["Content-Security-Policy"].split(";")
-    )
-
-    assert response.status == 200
-    assert response.headers["Content-Type"] == "text/html; charset=utf-8"
-    assert response.headers["X-Content-Type-Options"] == "nosniff"
-    assert policy == {
-        "default-src": "'self'",
-        "style-src": "'self' 'unsafe-inline'",
-        "img-src": "'self' data:",
-        "object-src": "'none'",
-        "base-uri": "'none'",
-        "form-action": "'none'",
-        "frame-ancestors": "'none'",
-    }
-    page = References()
-    page.feed(await response.text())
-    assert page.inline == []
-
-
-async def test_page_refers_to_nothing_but_what_is_served_here(docs_client: Client) -> None:
-    page = References()
-    page.feed(await (await docs_client.get("/docs")).text())
-    served = {}
-    for url in page.urls:
-        if not url.startswith("data:"):
-            assert not re.match(r"[a-z]+:|//", url)
-            response = await docs_client.get(urljoin("/docs", url))
-            assert response.status == 200
-            served[urljoin("/docs", url)] = response.headers["Content-Type"]
-
-    assert served == {
-        "/docs/swagger-ui.css": "text/css; charset=utf-8",
-        "/docs/swagger-ui-bundle.js": "text/javascript; charset=utf-8",
-        "/docs/docs.js": "text/javascript; charset=utf-8",
-        "/openapi.json": "application/json",
-    }
-
-
-async def test_scripts_and_styles_are_kept_and_not_guessed_at(docs_client: Client) -> None:
-    for name in ("docs.js", "swagger-ui-bundle.js", "swagger-ui.css"):
-        response = await docs_client.get(f"/docs/{name}")
-
-        assert response.headers["Cache-Control"] == "public, max-age=3600"
-        assert response.headers["X-Content-Type-Options"] == "nosniff"
-        folder = STATIC if name == "docs.js" else VENDORED
-        assert await response.read() == (folder / name).read_bytes()
-
-
-def test_our_script_and_the_styles_name_no_other_host() -> None:
-    script = (STATIC / "docs.js").read_text(encoding="utf-8")
-    style = (VENDORED / "swagger-ui.css").read_text(encoding="utf-8")
-
-    assert 'url: "openapi.json"' in script
-    assert "validatorUrl: null" in script
-    assert "//" not in re.sub(r"^\s*//.*$", "", script, flags=re.MULTILINE)
-    assert "@import" not in style
-    assert [url[:5] for url in re.findall(r"url\([\"']?([^)]*)", style) if url[:5] != "data:"] == []
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/docs/README.md",
-        "/docs/docs.html",
-        "/docs/swagger-ui",
-        "/docs/swagger-ui%2Fswagger-ui.css",
-        "/docs/..%2Fdocs.html",
-        "/docs/%2e%2e%2f%2e%2e%2fopenapi.py",
-        "/docs/swagger-ui.css%00",
-    ],
-)
-async def test_nothing_else_is_served_from_the_folder(docs_client: Client, path: str) -> None:
-    response = await docs_client.get(URL(path, encoded=True))
-
-    assert response.status == 404
-
-
-def test_swagger_ui_is_what_its_readme_says() -> None:
-    readme = (VENDORED / "README.md").read_text(encoding="utf-8")
-    said = dict(re.findall(r"^\| `([^`]+)` \| `([0-9a-f]{64})` \|$", readme, re.MULTILINE))
-    shipped = {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in VENDORED.iterdir()
-        if file.name != "README.md"
-    }
-
-    assert said == shipped
-    assert len(shipped) == 5
