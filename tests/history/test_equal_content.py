@@ -1,4 +1,4 @@
-"""A task sent again is a duplicate where its content is equal, however its numbers are spelled."""
+"""A task with equal content is a duplicate, even if its numbers are written differently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reader of JSON text gives the values that Python's gives, whatever pieces they come in."""
+"""The JSON reader returns the same values as Python's, for any division into pieces."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_text_may_come_in_any_pieces(value: Any, layout: dict[str, Any]) -> No
         assert whole == split
 
 
-def test_any_damage_is_refused_or_read_as_python_does() -> None:
+def test_damaged_text_is_refused_or_read_as_python_reads_it() -> None:
     rng = random.Random(11)
     text = json.dumps([{"a": [1.5, "é\n", None]}, {"b": {"c": True}}, -12]).encode()
     for _ in range(2_000):
@@ -84,5 +84,5 @@ def test_lines_may_come_in_any_pieces() -> None:
         ("{ }", "{ }"),
     ],
 )
-def test_a_member_is_replaced_and_the_rest_stays_as_it_was(text: str, expected: str) -> None:
+def test_a_member_is_replaced_and_the_rest_is_unchanged(text: str, expected: str) -> None:
     assert expected == replaced(text, {"a": "x"})

@@ -1,4 +1,4 @@
-"""A program that records gets its values back as they were, or an error that names them."""
+"""Python values are returned as they were recorded, or refused by name."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-async def test_a_value_that_json_cannot_say_is_refused_and_named(
+async def test_a_value_that_json_does_not_have_is_refused_and_named(
     service: AuditService, case: str
 ) -> None:
     value, detail = BAD[case]
@@ -121,7 +121,7 @@ async def test_what_postgresql_cannot_store_is_malformed(service: AuditService, 
 
 
 @pytest.mark.parametrize("task", [None, "a", 1, [], [("request_text", "a")], Secret(), b"{}"])
-async def test_what_is_no_task_is_refused(service: AuditService, task: Any) -> None:
+async def test_a_value_that_is_not_a_task_is_refused(service: AuditService, task: Any) -> None:
     with pytest.raises(Invalid, match="must be a JSON object"):
         await service.record([task])
 
@@ -137,7 +137,7 @@ class Level(enum.IntEnum):
 Point = namedtuple("Point", "x y")  # noqa: PYI024 - as programs have them
 
 
-async def test_values_with_an_equal_in_json_are_recorded(service: AuditService) -> None:
+async def test_python_values_that_equal_json_values_are_recorded(service: AuditService) -> None:
     task_id, project_id = uuid.uuid4(), uuid.uuid4()
     outcome = OrderedDict(
         tuple=(1, 2), point=Point(1, 2), color=Color.RED, level=Level.HIGH, big=10**999,
@@ -178,7 +178,7 @@ async def test_null_in_a_new_task_means_not_given(service: AuditService) -> None
     )
 
 
-async def test_null_in_a_change_clears_what_may_be_cleared(service: AuditService) -> None:
+async def test_null_in_a_change_clears_a_member(service: AuditService) -> None:
     done = await service.record(
         [{"request_text": "a", "services_touched": ["b"], "outcome": {"c": 1}}]
     )

@@ -1,4 +1,4 @@
-"""A DSN means the same to both drivers, or is refused by the name of the parameter."""
+"""Both drivers understand a DSN in the same way, and unsupported parameters are refused."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("dbname='my db' host=h", "h:5432", "my db"),
     ],
 )
-def test_the_forms_of_libpq_are_read(text: str, hosts: str, database: str) -> None:
+def test_every_form_of_a_dsn_is_parsed(text: str, hosts: str, database: str) -> None:
     read = parse(text)
     assert hosts == ",".join(map(str, read.hosts))
     assert database == read["dbname"]
@@ -97,12 +97,12 @@ def test_the_forms_of_libpq_are_read(text: str, hosts: str, database: str) -> No
         ("mysql://h/db", "must look like postgresql://"),
     ],
 )
-def test_what_is_not_supported_is_refused_by_its_name(text: str, complaint: str) -> None:
+def test_an_unsupported_parameter_is_refused_by_name(text: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint.replace("?", "[?]")):
         parse(text)
 
 
-async def test_a_program_is_told_which_parameter_is_wrong() -> None:
+async def test_the_service_names_the_wrong_parameter_of_a_dsn() -> None:
     with pytest.raises(Invalid, match="dsn: channel_binding: must be prefer"):
         async with AuditService.open("postgresql://h/db?channel_binding=require"):
             pass
@@ -265,7 +265,7 @@ PARAMETERS = {
         ("postgresql://audit@localhost:{port}/postgres?{alive}", "audit", "postgres", True),
     ],
 )  # fmt: skip
-def test_both_drivers_connect_alike(
+def test_both_drivers_connect_in_the_same_way(
     server: Server, form: str, user: str, database: str, has_tls: bool
 ) -> None:
     dsn = form.format(

@@ -1,4 +1,4 @@
-"""Several servers, standbys, and a schema that is made anew under a running service."""
+"""Several servers, standbys, and a schema that is recreated while the service runs."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ async def test_both_drivers_choose_the_same_server(
     assert is_standby == await asyncio.to_thread(is_standby_by_psycopg, dsn)
 
 
-async def test_no_server_that_fits_is_a_problem_that_says_so(two: Two) -> None:
+async def test_an_error_says_that_no_server_is_suitable(two: Two) -> None:
     with pytest.raises(Unavailable, match="no database server is primary"):
         async with open_pool(Settings(), f"{two.standby.dsn}&target_session_attrs=primary"):
             pass
@@ -124,7 +124,9 @@ async def statuses_until(
     return statuses
 
 
-async def test_writing_goes_on_when_the_primary_is_back(two: Two, aiohttp_client: Clients) -> None:
+async def test_writes_succeed_again_after_the_primary_has_restarted(
+    two: Two, aiohttp_client: Clients
+) -> None:
     client = await aiohttp_client(create_app(Settings(pool_size=3), two.dsn()))
     assert 201 == (await client.post(f"{API}/tasks", json=task())).status
     wait_for_standby(two)
@@ -152,7 +154,7 @@ async def is_recorded(service: AuditService) -> bool:
     return True
 
 
-async def test_a_server_that_turns_read_only_is_left(tmp_path: Path) -> None:
+async def test_the_pool_leaves_a_server_that_has_become_read_only(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         servers = [
             stack.enter_context(embedded.started(tmp_path / name, options=FAST)) for name in "ab"
@@ -226,7 +228,7 @@ async def test_a_proxy_that_spreads_connections_does_not_spread_a_pool(two: Two)
             assert first == await servers_of(pool, 4)
 
 
-async def test_a_transaction_that_cannot_begin_leaves_its_connection_usable(two: Two) -> None:
+async def test_a_connection_is_usable_after_a_failed_begin(two: Two) -> None:
     async with open_pool(Settings(pool_size=1), two.standby.dsn) as pool:
         with pytest.raises(asyncpg.PostgresError, match="serializable mode in a hot standby"):
             async with (
@@ -238,7 +240,7 @@ async def test_a_transaction_that_cannot_begin_leaves_its_connection_usable(two:
             assert 1 == await connection.fetchval("SELECT 1")
 
 
-async def test_no_answer_is_made_under_the_version_of_another_server(two: Two) -> None:
+async def test_a_version_is_refused_on_another_server(two: Two) -> None:
     async with open_pool(Settings(pool_size=2), two.dsn()) as pool:
         service = AuditService(pool)
         async with contextlib.aclosing(service.reading.read_tokens()) as tokens:
@@ -251,7 +253,7 @@ async def test_no_answer_is_made_under_the_version_of_another_server(two: Two) -
                 )
 
 
-async def test_recovery_conflicts_on_a_standby_are_no_errors(two: Two) -> None:
+async def test_a_conflict_with_replication_is_not_an_internal_error(two: Two) -> None:
     async with open_pool(Settings(pool_size=2), two.primary.dsn) as pool:
         await AuditService(pool).record(
             [task(status="pending", request_text="x" * 500) for _ in range(900)]
@@ -296,7 +298,7 @@ def make_anew(dsn: str) -> None:
     migrate.apply(dsn)
 
 
-async def test_a_schema_made_anew_is_noticed_at_once(
+async def test_a_recreated_schema_is_noticed_at_once(
     empty_dsn: str, aiohttp_client: Clients
 ) -> None:
     migrate.apply(empty_dsn)
@@ -337,6 +339,6 @@ async def test_without_a_schema_neither_lists_nor_readiness_succeed(
         assert (path, 503) == (path, (await client.get(path)).status)
 
 
-def test_a_session_that_recovery_has_ended_is_unavailable() -> None:
+def test_a_session_that_replication_ended_is_unavailable() -> None:
     with pytest.raises(Unavailable, match="does not answer"), driver_errors():
         raise asyncpg.SerializationError("terminating connection due to conflict with recovery")

@@ -1,4 +1,4 @@
-"""Behind PgBouncer: session pooling is complete, and any other is refused at the start."""
+"""PgBouncer: session pooling works, and other pool modes are refused at the start."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def pgbouncer(files: Path, dsn: str, mode: str, more: str = "") -> Iterator[str]
         process.wait(60)
 
 
-async def test_session_pooling_has_every_setting(dsn: str, tmp_path: Path) -> None:
+async def test_session_pooling_keeps_every_setting(dsn: str, tmp_path: Path) -> None:
     with pgbouncer(tmp_path, dsn, "session") as through:
         settings = Settings(pool_size=3, statement_timeout_seconds=7)
         async with open_pool(settings, through) as pool:
@@ -91,7 +91,9 @@ async def test_a_session_of_another_client_leaves_nothing_behind(dsn: str, tmp_p
 
 @pytest.mark.parametrize("mode", ["transaction", "statement"])
 @pytest.mark.parametrize("more", ["", "server_round_robin = 1"])
-async def test_other_pooling_is_refused(dsn: str, tmp_path: Path, mode: str, more: str) -> None:
+async def test_transaction_and_statement_pooling_are_refused(
+    dsn: str, tmp_path: Path, mode: str, more: str
+) -> None:
     with pgbouncer(tmp_path, dsn, mode, more) as through:
         with pytest.raises(UnsuitableDatabase, match="pool_mode = session"):
             async with open_pool(Settings(pool_size=2), through):
@@ -100,7 +102,7 @@ async def test_other_pooling_is_refused(dsn: str, tmp_path: Path, mode: str, mor
             await asyncio.to_thread(migrate.status, through)
 
 
-def test_the_command_says_what_to_change(dsn: str, tmp_path: Path) -> None:
+def test_the_command_says_which_pool_mode_to_set(dsn: str, tmp_path: Path) -> None:
     with pgbouncer(tmp_path, dsn, "transaction") as through:
         for command in (["keys", "list"], ["migrate", "--status"], ["serve", "--port", "0"]):
             code, _, err = audit(*command, "--dsn", through)

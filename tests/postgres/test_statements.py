@@ -1,4 +1,4 @@
-"""Every file in `sql/`, held to the migrated schema and to its own header."""
+"""Every file in `sql/` matches the migrated schema and its own header."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Databases that the service cannot use, and roles that may not migrate, are refused by name."""
+"""Databases that the service cannot use, and roles that may not migrate, are refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_database_that_cannot_store_all_texts_is_refused(
     assert execute(dsn, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
 
 
-def test_a_role_that_may_not_create_is_told_to_run_as_the_owner(
+def test_migrating_without_privileges_says_to_run_as_the_owner(
     postgres: str, empty_dsn: str
 ) -> None:
     role = f"visitor_{uuid.uuid4().hex}"

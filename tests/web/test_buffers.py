@@ -1,4 +1,4 @@
-"""What clients make a worker keep in memory."""
+"""The memory for request bodies and unread responses is limited."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_oldest_reader_is_cut_off_and_a_shared_body_counts_once() -> None:
         assert not transports[5].abort.called
 
 
-async def test_bodies_over_the_limit_are_refused_by_its_name(dsn: str) -> None:
+async def test_bodies_over_the_limit_are_refused_and_the_setting_is_named(dsn: str) -> None:
     settings = Settings(pool_size=4, max_bodies_bytes=MIB)
     head = (
         f"POST {API}/tasks HTTP/1.1\r\nHost: a\r\nContent-Length: {2 * MIB}\r\n"
@@ -78,7 +78,7 @@ async def post(client: Client, tasks: list[dict[str, Any]]) -> tuple[int, str]:
         return answer.status, await answer.text()
 
 
-async def test_responses_that_nobody_reads_are_bounded(dsn: str) -> None:
+async def test_unread_responses_are_bounded(dsn: str) -> None:
     """Pages far larger than what the kernel takes, of which clients read the first byte only."""
     texts = [task(request_text="a" * 50_000) for _ in range(200)]
 

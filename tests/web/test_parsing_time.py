@@ -1,4 +1,4 @@
-"""While the worst bodies are parsed, other requests are answered, and memory is bounded."""
+"""Bodies that take long to parse do not delay other requests, and memory is bounded."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ async def test_other_requests_are_answered_while_a_body_is_parsed(
     assert sent.memory_bytes < 400 * MEGABYTE
 
 
-async def test_many_empty_members_do_not_stop_others(client: Client) -> None:
+async def test_many_empty_gzip_members_do_not_delay_other_requests(client: Client) -> None:
     sent = await send_and_poll(client, NDJSON, gzip.compress(b"") * 1_000_000, "gzip")
 
     assert sent.status == 413
