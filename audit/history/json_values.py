@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any, Final
 
+from audit.errors import Invalid
 from audit.history.json_text import Path, Reader, name_of
 from audit.history.validation import invalid
 
@@ -21,9 +22,17 @@ def write(value: Any, reader: Reader, label: str = "") -> tuple[str, Any]:
         Malformed: a text contains a NUL character or half of a surrogate pair.
         Invalid: it is over a limit, or contains what JSON does not have, such as NaN or bytes.
     """
-    _check(value, reader, label)
-    text = _encode(value)
-    return text, reader.read(text, label)
+    try:
+        text = _encode(value)
+        read = reader.read(text, label)
+    except (Invalid, TypeError, ValueError, RecursionError) as error:
+        _check(value, reader, label)  # its error has the path to the value
+        if isinstance(error, Invalid):
+            raise
+        raise invalid(label, str(error)) from None
+    if read != value:
+        _check(value, reader, label)
+    return text, read
 
 
 def _check(value: Any, reader: Reader, label: str) -> None:
