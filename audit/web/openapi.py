@@ -1,4 +1,7 @@
-"""The OpenAPI 3.1 document, generated from the table of routes and the models."""
+"""The OpenAPI 3.1 document, generated from the table of routes and the models.
+
+`openapi.json` has the parts that do not depend on the routes, and `examples.json` all bodies.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,15 @@ from audit.web.handlers.recording import NDJSON
 from audit.web.routes import ROUTES, Content, Response, Route
 
 _REF: Final = "#/components/schemas/{model}"
-_EXAMPLES: Final = json.loads((files("audit.web") / "examples.json").read_text("utf-8"))
+
+
+def _load(name: str) -> Any:
+    return json.loads((files("audit.web") / name).read_text("utf-8"))
+
+
+_EXAMPLES: Final = _load("examples.json")
+_REQUEST_HEADERS: Final = _load("openapi.json")["request_headers"]
+_REQUEST_ID: Final = "0b5c2f4e8a7d4c1f9e3a6b2d1c0f8e7a"
 _TAGS: Final[dict[Scope | None, str]] = {Scope.READ: "ask", Scope.RECORD: "record"}
 
 _DESCRIPTION: Final = """\
@@ -59,91 +70,6 @@ count only these tasks, and other tasks do not exist for it. If a key has a rate
 to 128 letters, digits, `.`, `_`, `~` and `-`; otherwise it is a new one.
 """
 
-_TEXT: Final = {"type": "string"}
-_REQUEST_HEADERS: Final = {
-    "If-None-Match": (
-        "The `ETag` of a response that the client has. The response is 304 if it is still current."
-    ),
-    "If-Match": (
-        "The `ETag` of the task that the change is based on. If the task has another one by now,"
-        " the response is 412 and nothing is written."
-    ),
-}
-#: For each header of responses: its description, its schema, and whether it is always there.
-_RESPONSE_HEADERS: Final[dict[str, tuple[str, dict[str, Any], bool]]] = {
-    "X-Request-ID": ("The id of the request.", _TEXT, True),
-    "ETag": ("Changes whenever the task or the page may have changed.", _TEXT, False),
-    "Cache-Control": (
-        "The client may store the page and must validate it before each use.",
-        {"const": "private, no-cache"},
-        True,
-    ),
-    "Vary": (
-        "The response depends on the compression and on the key.",
-        {"const": "Accept-Encoding, Authorization"},
-        True,
-    ),
-    "Link": (
-        "URLs of the first and the next page, relative to this page (RFC 8288).",
-        _TEXT,
-        False,
-    ),
-    "X-Total-Count": (
-        "The `total` of the page. Missing with `total=none`.",
-        {"type": "integer", "minimum": 0},
-        False,
-    ),
-    "WWW-Authenticate": (
-        "How to authenticate, and what is wrong with the key (RFC 6750).",
-        _TEXT,
-        True,
-    ),
-    "Retry-After": (
-        "The number of seconds to wait before the next attempt.",
-        {"type": "integer", "minimum": 1},
-        True,
-    ),
-}
-#: The body that `audit.web.problems` writes.
-_PROBLEM: Final = {
-    "description": "Why a request was refused or has failed (RFC 9457).",
-    "type": "object",
-    "properties": {
-        "type": {
-            "type": "string",
-            "description": "`urn:task-audit:problem:` and a fixed name, or `about:blank`.",
-        },
-        "title": {"type": "string", "description": "The same text for all problems of a type."},
-        "status": {"type": "integer"},
-        "detail": {"type": "string", "description": "What is wrong with this request."},
-        "instance": {
-            "type": "string",
-            "description": "The id of the request, as in `X-Request-ID`.",
-        },
-        "errors": {
-            "type": "array",
-            "items": {"$ref": _REF.format(model="FieldError")},
-            "description": "With status 422, each parameter or member that is wrong.",
-        },
-    },
-    "required": ["type", "title", "status", "detail", "instance"],
-}
-_FIELD_ERROR: Final = {
-    "description": "What is wrong with one parameter or member.",
-    "type": "object",
-    "properties": {
-        "field": {
-            "type": "string",
-            "description": (
-                "The name of the parameter or member: `status`, or `3.status` in an array of tasks,"
-                " or `line 4: status` in NDJSON."
-            ),
-        },
-        "detail": {"type": "string"},
-    },
-    "required": ["field", "detail"],
-}
-
 
 @cache
 def document_json() -> bytes:
@@ -157,53 +83,21 @@ def document() -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for route in described:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
-    problems = {kind: None for route in described for kind in route.problems}
-    return {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "Task audit",
-            "version": version("task-audit"),
-            "description": _DESCRIPTION,
-            "license": {"name": "Apache License 2.0", "identifier": "Apache-2.0"},
-        },
-        # Relative to the document, so that a proxy can serve everything under a prefix.
-        "servers": [{"url": ".", "description": "the folder of this document"}],
-        "tags": [
-            {"name": "ask", "description": "Read the history"},
-            {"name": "record", "description": "Record and change tasks"},
-            {"name": "service", "description": "The service itself"},
-        ],
-        "paths": paths,
-        "components": {
-            "schemas": _schemas(described),
-            "responses": {_name(kind): _problem(kind) for kind in problems},
-            "headers": {name: _header(name) for name in _RESPONSE_HEADERS},
-            "securitySchemes": {
-                "key": {
-                    "type": "http",
-                    "scheme": "bearer",
-                    "description": (
-                        "An API key created by `audit keys create`, or a JSON Web Token of the"
-                        " configured issuer. A service without keys and without an issuer needs"
-                        " neither."
-                    ),
-                }
-            },
-        },
-    }
+    problems = dict.fromkeys(kind for route in described for kind in route.problems)
+    document: dict[str, Any] = _load("openapi.json")["document"]
+    document["info"] |= {"version": version("task-audit"), "description": _DESCRIPTION}
+    document["paths"] = paths
+    document["components"]["schemas"] |= _schemas(described)
+    document["components"]["responses"] = {_name(kind): _problem(kind) for kind in problems}
+    return document
 
 
 def _operation(route: Route) -> dict[str, Any]:
     summary, _, description = (inspect.getdoc(route.handler) or "").partition("\n\n")
-    parameters = [*_path_parameters(route), *_query_parameters(route)]
-    parameters += [
-        {
-            "name": name,
-            "in": "header",
-            "description": _REQUEST_HEADERS[name],
-            "schema": _with_example("headers", name, _TEXT),
-        }
-        for name in route.headers
+    parameters = [
+        *_path_parameters(route),
+        *_query_parameters(route),
+        *(_REQUEST_HEADERS[name] for name in route.headers),
     ]
     content = {each.media_type: _content(each) for each in route.body}
     operation = {
@@ -251,7 +145,7 @@ def _query_parameters(route: Route) -> list[dict[str, Any]]:
         sent = schema.get("anyOf", [schema])[0]
         if name in _EXAMPLES["parameters"]:
             description += f" For example `{_EXAMPLES['parameters'][name]}`."
-            sent = _with_example("parameters", name, sent)
+            sent["examples"] = [_EXAMPLES["parameters"][name]]
         parameter = {"name": name, "in": "query", "description": description, "schema": sent}
         if schema.get("type") == "array":
             parameter |= {"style": "form", "explode": True}
@@ -273,17 +167,6 @@ def _response(response: Response) -> dict[str, Any]:
 def _with_headers(description: str, names: tuple[str, ...]) -> dict[str, Any]:
     headers = {name: {"$ref": f"#/components/headers/{name}"} for name in ("X-Request-ID", *names)}
     return {"description": description, "headers": headers}
-
-
-def _header(name: str) -> dict[str, Any]:
-    description, schema, is_required = _RESPONSE_HEADERS[name]
-    header = {"description": description, "schema": _with_example("headers", name, schema)}
-    return {**header, "required": True} if is_required else header
-
-
-def _with_example(kind: str, name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    example = _EXAMPLES[kind].get(name)
-    return schema if example is None else {**schema, "examples": [example]}
 
 
 def _content(content: Content) -> dict[str, Any]:
@@ -310,7 +193,7 @@ def _problem(kind: type[errors.Problem]) -> dict[str, Any]:
         "type": f"urn:task-audit:problem:{kind.name}",
         "title": kind.title,
         "status": kind.status,
-        "instance": _EXAMPLES["headers"]["X-Request-ID"],
+        "instance": _REQUEST_ID,
         **_EXAMPLES["problems"][kind.name],
     }
     content = {
@@ -354,7 +237,8 @@ def _schemas(routes: list[Route]) -> dict[str, Any]:
             if response.content and not isinstance(response.content.schema, dict):
                 used[response.content.schema, "serialization"] = None
     _, generated = models_json_schema(list(used), ref_template=_REF, schema_generator=_Schemas)
-    return {**generated["$defs"], "Problem": _PROBLEM, "FieldError": _FIELD_ERROR}
+    schemas: dict[str, Any] = generated["$defs"]
+    return schemas
 
 
 def _properties(model: type[NoParams]) -> dict[str, Any]:
