@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 AUDIT = Path(sys.executable).with_name("audit")
+API = "/api/v1/audit"
 
 
 @contextlib.contextmanager
 def serving(
     *options: str,
     audit: Sequence[str | Path] = (AUDIT,),
-    log: IO[bytes] | None = None,
+    log: IO[bytes] | int | None = None,
     **variables: str,
 ) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
     """Run `audit serve` on a free port; yield the process, its URL and the lines that it printed.
 
-    What it logs goes to `log`; None: to this process's own. It is stopped by SIGINT at the end if
-    it still runs.
+    Its log goes to `log`, or to standard error if that is None. If the process still runs at the
+    end, it is stopped by SIGINT.
     """
     process = subprocess.Popen(
         [*audit, "serve", "--port", "0", *options],
@@ -61,3 +65,36 @@ def accepts(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def get(url: str) -> tuple[int, Any]:
+    with urllib.request.urlopen(url, timeout=20) as response:
+        return response.status, json.load(response)
+
+
+def fetch(url: str) -> int:
+    """Ask over a new connection: any worker may take it."""
+    try:
+        with urllib.request.urlopen(url, timeout=20) as response:
+            response.read()
+            return int(response.status)
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def workers_of(process: subprocess.Popen[str]) -> set[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return {int(pid) for pid in children.split() if is_alive(int(pid))}

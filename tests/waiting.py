@@ -6,6 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from audit.history.answers import Tokens
+from audit.web.state import POOL, SERVICE
+from tests.conftest import Client
+
 #: A busy machine may take seconds for what takes milliseconds elsewhere.
 SECONDS = 60.0
 
@@ -25,3 +29,20 @@ def wait_until(condition: Callable[[], object], seconds: float = SECONDS) -> Non
     while not condition():
         assert time.monotonic() - began < seconds, f"still not true after {seconds:g} seconds"
         time.sleep(0.01)
+
+
+async def quiet(client: Client) -> None:
+    """Wait until nothing is left that the service itself would write."""
+    tokens = Tokens(client.app[SERVICE].reading.read_tokens)
+    busy = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND state <> 'idle' AND pid <> pg_backend_pid()"
+    )
+    async with asyncio.timeout(60):
+        while True:
+            before = await tokens.next()
+            folded = await client.app[SERVICE].upkeep.fold_counts()
+            others = await client.app[POOL].fetchval(busy)
+            await asyncio.sleep(0.05)
+            if not folded and not others and before.text == (await tokens.next()).text:
+                return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import pty
 import re
@@ -13,94 +12,28 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from audit.commands import main
 from audit.history import demo
 from audit.postgres.schema import migrations_on_disk
 from audit.settings import Settings
 from audit.web.openapi import document
-from tests.conftest import execute, task
+from tests.commandline import (
+    ENVIRONMENT,
+    HIDDEN,
+    UNREACHABLE,
+    audit,
+    count,
+    fails_with,
+    lines,
+    start,
+)
+from tests.conftest import task
+from tests.processes import serving
 from tests.waiting import wait_until
-
-ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if not name.startswith("AUDIT_")},
-    "COLUMNS": "300",
-    "FORCE_COLOR": "1",  # as many CI systems set: still no bar without a terminal
-}
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["audit.commands.record_file", "audit.process.serve", __name__])
-
-HIDDEN = "not-to-be-shown"
-UNREACHABLE = f"postgresql://audit:{HIDDEN}@127.0.0.1:1/history"
-
-
-def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "audit", *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**ENVIRONMENT, **variables},
-    )
-
-
-Ended = tuple[int | None, str, str]
-
-
-def audit(*arguments: str, given: str = "", **variables: str) -> Ended:
-    """Run a command; return its exit code and what it wrote to both outputs.
-
-    The line that names the database is left out: `test_cli_databases.py` tests it.
-
-    It is the fork of a process that has imported the command: that takes most of a second.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / name for name in ("in", "out", "err")]
-        files[0].write_text(given)
-        process = FORKS.Process(target=run, args=(arguments, variables, files))
-        process.start()
-        process.join(60)
-        told = files[2].read_text().splitlines(keepends=True)
-        rest = "".join(line for line in told if not line.startswith("audit: database: "))
-        return process.exitcode, files[1].read_text(), rest
-
-
-def run(arguments: Sequence[str], variables: Mapping[str, str], files: Sequence[Path]) -> None:
-    sys.stdin = files[0].open()
-    for number, file in enumerate(files[1:], 1):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
-    os.environ.clear()
-    os.environ.update({**ENVIRONMENT, **variables})
-    sys.argv = ["audit", *arguments]
-    main.main()
-
-
-@contextlib.contextmanager
-def serving(*arguments: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run `audit serve`; yield its process and its URL."""
-    with start("serve", "--port", "0", *arguments, **variables) as process:
-        try:
-            assert process.stdout is not None
-            yield process, process.stdout.readline().split()[3]
-        finally:
-            process.terminate()
-            process.communicate()
-
-
-def lines(*tasks: dict[str, Any]) -> str:
-    return "".join(json.dumps(one) + "\n" for one in tasks)
-
-
-def count(dsn: str) -> int:
-    return int(execute(dsn, "SELECT count(*) FROM tasks")[0][0])
 
 
 @pytest.fixture(scope="module")
@@ -187,15 +120,6 @@ def test_openapi_prints_the_document() -> None:
 # --- errors ---------------------------------------------------------------------------------------
 
 
-def is_told(result: Ended, code: int, *parts: str) -> bool:
-    """Whether it ended so, with one line that has these parts and gives no secret away."""
-    ended, _, err = result
-    assert code == ended, err
-    assert 1 == len(err.splitlines()), err
-    assert [] == [part for part in parts if part not in err], err
-    return "Traceback" not in err and HIDDEN not in err
-
-
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
@@ -213,7 +137,7 @@ def is_told(result: Ended, code: int, *parts: str) -> bool:
     ],
 )
 def test_wrong_usage_is_told_in_one_line(arguments: str, part: str) -> None:
-    assert is_told(audit(*arguments.split()), 2, part)
+    assert fails_with(audit(*arguments.split()), 2, part)
 
 
 @pytest.mark.parametrize(
@@ -228,28 +152,30 @@ def test_wrong_usage_is_told_in_one_line(arguments: str, part: str) -> None:
 def test_a_wrong_variable_is_told_in_one_line(
     command: str, variable: str, value: str, part: str
 ) -> None:
-    assert is_told(audit(command, **{variable: value}), 2, part)
+    assert fails_with(audit(command, **{variable: value}), 2, part)
 
 
 @pytest.mark.parametrize("arguments", ["serve --port 0", "migrate", "record -"])
 def test_an_unreachable_database_is_told_in_one_line(arguments: str) -> None:
     result = audit(*arguments.split(), AUDIT_DSN=UNREACHABLE)
 
-    assert is_told(result, 69, "--dsn or AUDIT_DSN", "onnection refused")
+    assert fails_with(result, 69, "--dsn or AUDIT_DSN", "onnection refused")
 
 
 def test_a_taken_port_is_told_in_one_line(dsn: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
 
-        assert is_told(audit("serve", "--port", port, "--dsn", dsn), 69, port, "--port", "in use")
+        assert fails_with(
+            audit("serve", "--port", port, "--dsn", dsn), 69, port, "--port", "in use"
+        )
 
 
 @pytest.mark.parametrize("arguments", ["serve --port 0", "record -"])
 def test_a_schema_that_is_not_current_is_told_in_one_line(empty_dsn: str, arguments: str) -> None:
     result = audit(*arguments.split(), AUDIT_DSN=empty_dsn)
 
-    assert is_told(result, 78, "0001_tasks", "audit migrate")
+    assert fails_with(result, 78, "0001_tasks", "audit migrate")
 
 
 def test_a_reader_that_has_enough_is_no_error() -> None:
@@ -277,7 +203,7 @@ def test_migrate_tells_what_it_did(empty_dsn: str) -> None:
     assert (0, "nothing to do\n", "") == audit(*command)
     assert (0, f"rolled back {others[-1]}\n", "") == audit(*command, "--rollback")
     assert ["migration", "applied", first, "yes"] == audit(*command, "--status")[1].split()[:4]
-    assert is_told(audit(*command, "--to", "0099_x"), 2, "--to: no migration is named 0099_x")
+    assert fails_with(audit(*command, "--to", "0099_x"), 2, "--to: no migration is named 0099_x")
 
 
 # --- demo -----------------------------------------------------------------------------------------
@@ -338,7 +264,7 @@ def test_any_form_of_file_is_recorded(dsn: str, tmp_path: Path) -> None:
 
 
 def test_tasks_are_recorded_through_a_service(dsn: str, history: Path) -> None:
-    with serving("--dsn", dsn) as (_, url):
+    with serving("--dsn", dsn) as (_, url, _):
         command = ("record", str(history), "--url", url)
 
         assert (0, "recorded 2,500, duplicates 0\n", "") == audit(*command)
@@ -370,7 +296,7 @@ def test_a_bad_line_is_named_and_the_batches_before_it_stay(
     bad.write_text("".join([*good[:1200], lines(task(status="done")), *good[1200:]]))
     result = audit("record", str(bad), "--dsn", dsn)
 
-    assert is_told(result, 65, f"{bad}: line 1201: status: must be one of pending")
+    assert fails_with(result, 65, f"{bad}: line 1201: status: must be one of pending")
     assert "recorded 1,000, duplicates 0\n" == result[1]
     assert 1000 == count(dsn)
 
@@ -389,7 +315,7 @@ def test_a_bad_line_is_named_and_the_batches_before_it_stay(
     ids=["first line", "later line", "no id", "null id", "in an array", "too deep", "last comma"],
 )
 def test_what_is_not_a_task_with_an_id_is_refused(dsn: str, text: str, part: str) -> None:
-    assert is_told(audit("record", "-", "--dsn", dsn, given=text), 65, "-: ", part)
+    assert fails_with(audit("record", "-", "--dsn", dsn, given=text), 65, "-: ", part)
 
 
 def test_a_conflict_names_the_id_and_the_batches_before_it_stay(dsn: str, history: Path) -> None:
@@ -398,7 +324,7 @@ def test_a_conflict_names_the_id_and_the_batches_before_it_stay(dsn: str, histor
     audit("record", "-", "--dsn", dsn, given=lines(kept))
     result = audit("record", str(history), "-", "--dsn", dsn, given=lines(changed))
 
-    assert is_told(result, 65, f"-: recorded with other content: {kept['task_id']}")
+    assert fails_with(result, 65, f"-: recorded with other content: {kept['task_id']}")
     assert "recorded 2,500, duplicates 0\n" == result[1]
     assert 2501 == count(dsn)
 

@@ -16,29 +16,13 @@ import pytest
 
 from audit.errors import Unavailable
 from audit.postgres import embedded
-from tests.commands.test_cli import ENVIRONMENT, HIDDEN, UNREACHABLE
+from tests.commandline import ENVIRONMENT, HIDDEN, UNREACHABLE, command, ended
 from tests.conftest import FAST, execute, task
-from tests.postgres.test_embedded import kill, own, said, servers_on
+from tests.postgres.owners import kill, own, said, servers_on
 from tests.processes import AUDIT, serving
 from tests.waiting import wait_until
 
 CREATE = ("keys", "create", "--scope", "read", "--name")
-
-
-def command(*arguments: str | Path, **variables: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [AUDIT, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**ENVIRONMENT, **variables},
-    )
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
 
 
 @pytest.fixture(scope="module")

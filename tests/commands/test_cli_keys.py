@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_cli import audit
+from tests.commandline import audit
 from tests.conftest import execute, task
 from tests.processes import serving
 

@@ -22,11 +22,9 @@ from audit.commands import main
 from audit.postgres import migrate
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
-from tests.commands.test_cli import ENVIRONMENT, audit, lines
-from tests.commands.test_cli_databases import command, ended
+from tests.commandline import ENVIRONMENT, audit, command, ended, lines
 from tests.conftest import execute, task
-from tests.processes import AUDIT, accepts, serving
-from tests.telemetry.test_metrics import fetch
+from tests.processes import AUDIT, accepts, fetch, serving
 from tests.waiting import wait_until
 
 NARROW = {"COLUMNS": "30", "TERM": "dumb"}

@@ -16,11 +16,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.commands.test_cli import Ended, audit, count, lines
+from tests.commandline import Ended, audit, count, lines
 from tests.conftest import task
 from tests.needs import needs
-from tests.processes import serving
-from tests.project.test_deploy import free_port
+from tests.processes import free_port, serving
 from tests.waiting import wait_until
 
 #: Status, headers and body.

@@ -15,8 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import aiohttp
 
 from tests.conftest import execute
-from tests.process.test_server import get
-from tests.processes import serving
+from tests.processes import get, serving
 
 API = "/api/v1/audit"
 QUESTIONS = ("/query?limit=5", "/failures?limit=5", "/by-service/payments?limit=5", "/query?days=7")

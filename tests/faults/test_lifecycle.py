@@ -15,8 +15,7 @@ import pytest
 
 from tests.conftest import execute
 from tests.faults.load import Load, recorded
-from tests.process.test_server import get, is_alive, workers_of
-from tests.processes import AUDIT, serving
+from tests.processes import AUDIT, get, is_alive, serving, workers_of
 from tests.waiting import until, wait_until
 
 Figure = Callable[[str], None]

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from tests.faults.load import API, Load, recorded, running
-from tests.process.test_server import workers_of
+from tests.processes import workers_of
 
 Figure = Callable[[str], None]
 

@@ -35,10 +35,10 @@ from audit.postgres import embedded, migrate
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from audit.web.app import create_app
-from audit.web.state import ANSWERS, POOL, SERVICE
+from audit.web.state import ANSWERS, SERVICE
 from tests.conftest import FAST, Client, ago, execute, task
 from tests.processes import serving
-from tests.waiting import until
+from tests.waiting import quiet, until
 
 API = "/api/v1/audit"
 NOW = datetime(2026, 11, 23, 8, tzinfo=UTC)
@@ -48,23 +48,6 @@ PLAIN = {"Accept-Encoding": "identity"}
 async def record(client: Client, *tasks: dict[str, Any]) -> None:
     answer = await client.post(f"{API}/tasks", json=list(tasks))
     assert answer.status in (200, 201), await answer.text()
-
-
-async def quiet(client: Client) -> None:
-    """Wait until nothing is left that the service itself would write."""
-    tokens = Tokens(client.app[SERVICE].reading.read_tokens)
-    busy = (
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-        " AND state <> 'idle' AND pid <> pg_backend_pid()"
-    )
-    async with asyncio.timeout(60):
-        while True:
-            before = await tokens.next()
-            folded = await client.app[SERVICE].upkeep.fold_counts()
-            others = await client.app[POOL].fetchval(busy)
-            await asyncio.sleep(0.05)
-            if not folded and not others and before.text == (await tokens.next()).text:
-                return
 
 
 async def get(client: Client, path: str, held: str | None = None, **headers: str) -> ClientResponse:

@@ -20,7 +20,7 @@ from audit.history.service import AuditService
 from audit.postgres import embedded, migrate
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
-from tests.commands.test_cli import ENVIRONMENT
+from tests.commandline import ENVIRONMENT
 from tests.conftest import FAST, SERVING, _database, ago, as_role, execute, task
 from tests.processes import AUDIT
 from tests.waiting import until

@@ -7,20 +7,20 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from audit.postgres import embedded
-from tests.commands.test_cli import audit, lines
+from tests.commandline import audit, lines
 from tests.conftest import FAST, execute, task
 from tests.needs import needs
-from tests.postgres.test_embedded import servers_on
-from tests.process.test_server import eventually
-from tests.processes import AUDIT, serving
-from tests.security.test_canaries import send_canaries
-from tests.telemetry.test_metrics import fetch
+from tests.postgres.owners import servers_on
+from tests.processes import AUDIT, fetch, serving
+from tests.security.canaries import send_canaries
+from tests.waiting import wait_until
 
 
 def log_of(data_dir: Path) -> str:
@@ -38,7 +38,7 @@ def test_the_log_is_rotated_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 log.write("x" * 20_000 + "\n")
             server.keep()
             execute(server.dsn, "SELECT pg_reload_conf()")
-            assert eventually(lambda: "received SIGHUP" in log_of(tmp_path))
+            wait_until(lambda: "received SIGHUP" in log_of(tmp_path))
 
     # PostgreSQL goes on at the new end of the file, and leaves no hole before it.
     assert "\0" not in log_of(tmp_path)
@@ -55,7 +55,7 @@ def test_what_a_server_said_before_it_died_stays(tmp_path: Path) -> None:
             server.keep()
             return log_of(tmp_path).count("ready to accept connections") == 2
 
-        assert eventually(has_started_again)
+        wait_until(has_started_again)
         assert [(1,)] == execute(server.dsn, "SELECT 1")
 
     assert "was not properly shut down" in log_of(tmp_path)
@@ -78,7 +78,7 @@ def test_a_failed_statement_leaves_nothing_in_the_log(tmp_path: Path) -> None:
         with pytest.raises(psycopg.OperationalError):
             psycopg.connect(server.dsn.replace("audit@", "canary@"))
         execute(server.dsn, "SELECT pg_reload_conf()")
-        assert eventually(lambda: "received SIGHUP" in log_of(tmp_path))
+        wait_until(lambda: "received SIGHUP" in log_of(tmp_path))
 
     # Who connects under another name is logged; that is no request.
     told = [line for line in log_of(tmp_path).splitlines() if "canary" in line]
@@ -90,8 +90,7 @@ async def test_refused_requests_leave_nothing_in_the_log(tmp_path: Path) -> None
     with serving(AUDIT_DATA_DIR=str(data_dir)) as (_, url, _):
         scopes = ("--scope", "read", "--scope", "record", "--data-dir", str(data_dir))
         made = await asyncio.to_thread(audit, "keys", "create", "--name", "k", *scopes)
-        is_guarded = eventually(lambda: fetch(f"{url}/api/v1/audit/query") == 401)
-        assert is_guarded
+        wait_until(lambda: fetch(f"{url}/api/v1/audit/query") == 401)
         await send_canaries(url, made[1].strip())
         await asyncio.to_thread(
             audit, "record", "-", given=lines(task(request_text="canary")),
@@ -139,30 +138,34 @@ def first_process(tmp_path: Path) -> Iterator[tuple[int, str]]:
         process.communicate(timeout=60)
 
 
+def has_new_server(data_dir: Path, old: list[int]) -> bool:
+    return servers_on(data_dir) not in ([], old)
+
+
 def test_the_first_process_of_a_container_reaps_a_killed_server(
     first_process: tuple[int, str], tmp_path: Path
 ) -> None:
     pid, url = first_process
     for _ in range(2):
-        assert eventually(lambda: fetch(f"{url}/readyz") == 200)
+        wait_until(lambda: fetch(f"{url}/readyz") == 200)
         killed = servers_on(tmp_path / "data")
         os.kill(killed[0], signal.SIGKILL)
-        assert eventually(lambda old=killed: servers_on(tmp_path / "data") not in ([], old))
-    assert eventually(lambda: fetch(f"{url}/readyz") == 200)
+        wait_until(partial(has_new_server, tmp_path / "data", killed))
+    wait_until(lambda: fetch(f"{url}/readyz") == 200)
 
-    assert eventually(lambda: not zombies_of(pid)), zombies_of(pid)
+    wait_until(lambda: not zombies_of(pid))
 
 
 def test_the_first_process_still_replaces_workers(first_process: tuple[int, str]) -> None:
     """What collects adopted processes does not take a worker's end from its supervisor."""
     pid, url = first_process
-    assert eventually(lambda: fetch(f"{url}/readyz") == 200)
+    wait_until(lambda: fetch(f"{url}/readyz") == 200)
     worker = max(_workers(pid))
     os.kill(worker, signal.SIGKILL)
 
-    assert eventually(lambda: _workers(pid) and worker not in _workers(pid))
-    assert eventually(lambda: fetch(f"{url}/readyz") == 200)
-    assert eventually(lambda: not zombies_of(pid))
+    wait_until(lambda: _workers(pid) and worker not in _workers(pid))
+    wait_until(lambda: fetch(f"{url}/readyz") == 200)
+    wait_until(lambda: not zombies_of(pid))
 
 
 def _workers(pid: int) -> list[int]:
@@ -177,10 +180,10 @@ def _workers(pid: int) -> list[int]:
 
 def test_no_zombie_stays_after_a_restart(tmp_path: Path) -> None:
     with serving(AUDIT_DATA_DIR=str(tmp_path / "data")) as (process, url, _):
-        assert eventually(lambda: fetch(f"{url}/readyz") == 200)
+        wait_until(lambda: fetch(f"{url}/readyz") == 200)
         (server,) = servers_on(tmp_path / "data")
         os.kill(server, signal.SIGKILL)
-        assert eventually(lambda: servers_on(tmp_path / "data") not in ([], [server]))
-        assert eventually(lambda: fetch(f"{url}/readyz") == 200)
+        wait_until(lambda: servers_on(tmp_path / "data") not in ([], [server]))
+        wait_until(lambda: fetch(f"{url}/readyz") == 200)
 
-        assert eventually(lambda: not zombies_of(process.pid)), zombies_of(process.pid)
+        wait_until(lambda: not zombies_of(process.pid))

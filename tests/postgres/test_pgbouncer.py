@@ -20,7 +20,7 @@ from audit.postgres import embedded, migrate
 from audit.postgres.failures import UnsuitableDatabase
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
-from tests.commands.test_cli import audit
+from tests.commandline import audit
 from tests.conftest import execute, task
 from tests.needs import needs
 from tests.processes import accepts

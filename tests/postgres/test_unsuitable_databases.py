@@ -13,7 +13,7 @@ from audit.history.query import AuditQuery
 from audit.history.service import AuditService
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
-from tests.commands.test_cli import ENVIRONMENT
+from tests.commandline import ENVIRONMENT
 from tests.conftest import as_role, execute, of_database, task
 from tests.processes import AUDIT
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from audit.settings import Settings
-from tests.commands.test_cli import audit
+from tests.commandline import audit
 from tests.conftest import execute
 from tests.needs import needs
 from tests.processes import AUDIT, serving

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import socket
 import ssl
 import subprocess
 import time
@@ -22,7 +21,7 @@ from audit.settings import Settings
 from audit.web.problems import MAX_HEADER_BYTES, MAX_URL_BYTES
 from tests.conftest import task
 from tests.needs import needs
-from tests.processes import AUDIT, accepts, serving
+from tests.processes import AUDIT, accepts, free_port, serving
 from tests.waiting import wait_until
 
 DEPLOY = Path(__file__).parents[2] / "docs/deploy"
@@ -33,11 +32,6 @@ MIB = 1024 * 1024
 #: The highest exposure that `systemd-analyze security` may find, from 0 (none) to 100.
 THRESHOLD = 15
 DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @dataclass

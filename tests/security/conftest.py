@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_cli import audit
+from tests.commandline import audit
 from tests.conftest import as_role, execute, of_database
 from tests.security.roles import DONE_ID, OPEN_ID, OWNER, ROLES, SERVING, SUPERUSER
 

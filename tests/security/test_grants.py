@@ -11,7 +11,7 @@ import pytest
 from audit.errors import Invalid, Unavailable
 from audit.history.task import NewTask, TaskChange
 from audit.postgres import migrate
-from tests.commands.test_cli import audit
+from tests.commandline import audit
 from tests.conftest import as_role, execute, of_database
 from tests.security.roles import DENIED, LONE, OWNER, READING, SERVING, SUPERUSER, refusal
 

@@ -14,7 +14,7 @@ import pytest
 from yarl import URL
 
 from audit.history.query import AuditQuery, FailuresQuery, TaskQuery
-from tests.commands.test_cli import audit
+from tests.commandline import audit
 from tests.conftest import _database, task
 from tests.processes import serving
 

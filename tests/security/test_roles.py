@@ -17,7 +17,7 @@ from audit.postgres.failures import NotGranted
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from audit.web.app import create_app
-from tests.commands.test_cli import audit
+from tests.commandline import audit
 from tests.conftest import Client, ago, execute, task
 from tests.security.roles import OPEN_ID, OWNER, READING, ROLES, SERVING
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from audit.web.openapi import document
-from tests.commands.test_cli import audit
+from tests.commandline import audit
 from tests.conftest import execute
 from tests.processes import serving
 

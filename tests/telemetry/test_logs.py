@@ -20,11 +20,9 @@ from audit.postgres.pool import open_pool
 from audit.settings import LogFormat, Settings
 from audit.telemetry import logs
 from audit.web.app import create_app
-from tests.commands.test_cli import serving
 from tests.conftest import Client, execute, task
-from tests.process.test_server import eventually
-from tests.processes import connected
-from tests.telemetry.test_metrics import API, fetch
+from tests.processes import API, connected, fetch, serving
+from tests.waiting import wait_until
 
 NOBODY = f"{API}/tasks/00000000-0000-0000-0000-000000000000"
 
@@ -40,7 +38,9 @@ def ended(process: subprocess.Popen[str]) -> list[str]:
 
 def test_a_request_is_one_object_of_json(dsn: str) -> None:
     secret = "zebra"  # noqa: S105
-    with serving("--dsn", dsn, "--log-format", "json", "--log-sample", "1") as (process, url):
+    with serving(
+        "--dsn", dsn, "--log-format", "json", "--log-sample", "1", log=subprocess.PIPE
+    ) as (process, url, _):
         body = json.dumps([task(request_text=secret, created_by=secret) for _ in range(3)])
         headers = {"Content-Type": "application/json", "X-Request-ID": "a-1"}
         post = urllib.request.Request(f"{url}{API}/tasks", body.encode(), headers)
@@ -76,7 +76,7 @@ def test_a_request_is_one_object_of_json(dsn: str) -> None:
 
 
 def test_a_request_is_one_line_of_text(dsn: str) -> None:
-    with serving("--dsn", dsn, "--log-sample", "1") as (process, url):
+    with serving("--dsn", dsn, "--log-sample", "1", log=subprocess.PIPE) as (process, url, _):
         headers = {"X-Request-ID": "a-1"}
         urllib.request.urlopen(urllib.request.Request(f"{url}{API}/query", headers=headers)).close()
         (line,) = ended(process)
@@ -90,7 +90,10 @@ def test_a_request_is_one_line_of_text(dsn: str) -> None:
 
 def test_without_a_sample_only_failures_are_logged(dsn: str) -> None:
     options = ("--log-format", "json", "--statement-timeout-seconds", "1")
-    with serving("--dsn", dsn, *options) as (process, url), psycopg.connect(dsn) as other:
+    with (
+        serving("--dsn", dsn, *options, log=subprocess.PIPE) as (process, url, _),
+        psycopg.connect(dsn) as other,
+    ):
         assert [200, 404] == [fetch(f"{url}{API}/query"), fetch(f"{url}{NOBODY}")]
         other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
         assert 504 == fetch(f"{url}{NOBODY}")
@@ -106,7 +109,7 @@ def test_without_a_sample_only_failures_are_logged(dsn: str) -> None:
 
 
 def test_a_share_of_the_requests_is_logged(dsn: str) -> None:
-    with serving("--dsn", dsn, "--log-sample", "0.5") as (process, url):
+    with serving("--dsn", dsn, "--log-sample", "0.5", log=subprocess.PIPE) as (process, url, _):
         assert [200] * 200 == [fetch(f"{url}/healthz") for _ in range(200)]
         told = ended(process)
 
@@ -114,7 +117,7 @@ def test_a_share_of_the_requests_is_logged(dsn: str) -> None:
 
 
 def test_what_is_no_http_does_not_fill_the_log(dsn: str) -> None:
-    with serving("--dsn", dsn, "--log-sample", "1") as (process, url):
+    with serving("--dsn", dsn, "--log-sample", "1", log=subprocess.PIPE) as (process, url, _):
         for noise in (b"\x16\x03\x01\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"):
             for _ in range(20):
                 with connected(url) as connection:
@@ -252,7 +255,7 @@ def test_a_request_is_one_line_whatever_is_told_of_it(written: Any, log_format: 
 
 
 def test_the_database_shows_which_file_runs(dsn: str) -> None:
-    with serving("--dsn", dsn) as (_, url), psycopg.connect(dsn) as other:
+    with serving("--dsn", dsn) as (_, url, _), psycopg.connect(dsn) as other:
         other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
         connection = connected(url)
         connection.sendall(f"GET {API}/query HTTP/1.1\r\nHost: a\r\n\r\n".encode())
@@ -261,6 +264,6 @@ def test_the_database_shows_which_file_runs(dsn: str) -> None:
             " AND datname = current_database() AND wait_event_type = 'Lock'"
             " AND query LIKE '-- list_tasks: %'"
         )
-        assert eventually(lambda: execute(dsn, running))
+        wait_until(lambda: execute(dsn, running))
         other.rollback()
         connection.close()

@@ -26,12 +26,10 @@ from audit.settings import Settings
 from audit.telemetry.metrics import Metrics, seats
 from audit.web.app import create_app
 from audit.web.state import METRICS
-from tests.commands.test_cli import serving
 from tests.conftest import Client, execute, task
-from tests.process.test_server import eventually, workers_of
-from tests.processes import connected
+from tests.processes import API, connected, fetch, serving, workers_of
+from tests.waiting import wait_until
 
-API = "/api/v1/audit"
 REQUESTS = "task_audit_http_requests_total"
 DURATIONS = "task_audit_http_request_duration_seconds"
 STATEMENTS = "task_audit_statement_duration_seconds"
@@ -56,17 +54,6 @@ async def scrape(client: Client) -> Series:
     response = await client.get("/metrics")
     assert 200 == response.status
     return parsed(await response.text())
-
-
-def fetch(url: str) -> int:
-    """Ask over a new connection: any worker may take it."""
-    try:
-        with urllib.request.urlopen(url, timeout=20) as response:
-            response.read()
-            return int(response.status)
-    except urllib.error.HTTPError as refused:
-        with refused:
-            return refused.code
 
 
 def scraped(url: str) -> Series:
@@ -180,14 +167,14 @@ def test_a_database_that_is_gone_leaves_the_rest(dsn: str) -> None:
     ((name,),) = execute(dsn, "SELECT current_database()")
     server = dsn.replace(f"/{name}?", "/postgres?")
     kill = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
-    with serving("--dsn", dsn) as (_, url):
+    with serving("--dsn", dsn) as (_, url, _):
         there = scraped(url)
         execute(server, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false", kill)
         try:
             gone = scraped(url)
         finally:
             execute(server, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-        assert eventually(lambda: value(scraped(url), "task_audit_database_up") == 1)
+        wait_until(lambda: value(scraped(url), "task_audit_database_up") == 1)
 
     assert (1, 0) == tuple(value(told, "task_audit_database_up") for told in (there, gone))
     missing = {name for name, _ in there} - {name for name, _ in gone}
@@ -330,15 +317,15 @@ def test_the_sum_over_workers_is_right_also_after_one_is_killed(dsn: str) -> Non
         for _ in range(12):  # of whichever workers take them
             yield value(scraped(url), REQUESTS, route="/healthz", method="GET", status="200")
 
-    with serving("--dsn", dsn, "--workers", "3", "--pool-size", "2") as (process, url):
-        eventually(lambda: value(scraped(url), "task_audit_pool_connections") == 6)
+    with serving("--dsn", dsn, "--workers", "3", "--pool-size", "2") as (process, url, _):
+        wait_until(lambda: value(scraped(url), "task_audit_pool_connections") == 6)
         assert [200] * 60 == [fetch(f"{url}/healthz") for _ in range(60)]
         assert [60.0] * 12 == list(counted(url))
 
         first = workers_of(process)
         os.kill(min(first), signal.SIGKILL)
-        assert eventually(lambda: len(workers_of(process) - first) == 1)
-        assert eventually(lambda: value(scraped(url), "task_audit_worker_restarts_total") == 1)
+        wait_until(lambda: len(workers_of(process) - first) == 1)
+        wait_until(lambda: value(scraped(url), "task_audit_worker_restarts_total") == 1)
         assert [200] * 30 == [fetch(f"{url}/healthz") for _ in range(30)]
 
         assert [90.0] * 12 == list(counted(url))
@@ -347,7 +334,7 @@ def test_the_sum_over_workers_is_right_also_after_one_is_killed(dsn: str) -> Non
 
 def test_what_is_refused_before_it_is_read_is_counted(dsn: str) -> None:
     options = ("--dsn", dsn, "--workers", "1", "--max-connections", "2")
-    with serving(*options) as (_, url), ExitStack() as stack:
+    with serving(*options) as (_, url, _), ExitStack() as stack:
         for noise in (b"\x16\x03\x01\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"):
             with connected(url) as connection:
                 connection.sendall(noise)
@@ -360,7 +347,7 @@ def test_what_is_refused_before_it_is_read_is_counted(dsn: str) -> None:
             with connected(url) as connection:
                 assert b" 503 " in connection.recv(4096)
         stack.close()
-        assert eventually(lambda: fetch(f"{url}/healthz") == 200)
+        wait_until(lambda: fetch(f"{url}/healthz") == 200)
         series = scraped(url)
 
     refused = {"route": "unmatched", "method": "other"}
@@ -369,17 +356,17 @@ def test_what_is_refused_before_it_is_read_is_counted(dsn: str) -> None:
 
 
 def test_a_client_that_left_is_counted_as_499(dsn: str) -> None:
-    with serving("--dsn", dsn) as (_, url), psycopg.connect(dsn) as other:
+    with serving("--dsn", dsn) as (_, url, _), psycopg.connect(dsn) as other:
         other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
         with connected(url) as leaving:
             leaving.sendall(f"GET {API}/query HTTP/1.1\r\nHost: a\r\n\r\n".encode())
-            assert eventually(lambda: is_waiting(dsn))
+            wait_until(lambda: is_waiting(dsn))
 
         def left() -> bool:
             told = value(scraped(url), REQUESTS, route=f"{API}/query", method="GET", status="499")
             return told == 1
 
-        assert eventually(left)
+        wait_until(left)
         other.rollback()
 
 
@@ -388,18 +375,18 @@ def one_worker(dsn: str) -> tuple[str, ...]:
 
 
 def test_a_scrape_waits_for_nobody_long(dsn: str) -> None:
-    with serving(*one_worker(dsn)) as (_, url), psycopg.connect(dsn) as other:
+    with serving(*one_worker(dsn)) as (_, url, _), psycopg.connect(dsn) as other:
         other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
         asking = threading.Thread(target=fetch, args=(f"{url}{API}/query",))
         asking.start()
-        assert eventually(lambda: is_waiting(dsn))
+        wait_until(lambda: is_waiting(dsn))
         busy = scraped(url)
         other.rollback()
         asking.join()
 
         assert 0 == value(busy, "task_audit_database_up")
         assert 1 == value(busy, "task_audit_pool_in_use")
-        assert eventually(lambda: value(scraped(url), "task_audit_database_up") == 1)
+        wait_until(lambda: value(scraped(url), "task_audit_database_up") == 1)
 
 
 def is_waiting(dsn: str) -> bool:

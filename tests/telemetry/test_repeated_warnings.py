@@ -16,11 +16,10 @@ import pytest
 from audit.errors import Unavailable
 from audit.postgres import embedded
 from audit.telemetry import logs
-from tests.commands.test_cli import ENVIRONMENT
+from tests.commandline import ENVIRONMENT
 from tests.conftest import FAST
-from tests.process.test_server import eventually
-from tests.processes import serving
-from tests.telemetry.test_metrics import fetch
+from tests.processes import fetch, serving
+from tests.waiting import wait_until
 
 log = logging.getLogger("audit")
 
@@ -156,11 +155,11 @@ def test_a_database_that_is_down_is_logged_once_and_its_return_too(tmp_path: Pat
         output.open("wb") as errors,
         serving("--migrate", "--workers", "1", log=errors, AUDIT_DSN=server.dsn) as (_, url, _),
     ):
-        assert eventually(lambda: fetch(f"{url}/readyz") == 200)
+        wait_until(lambda: fetch(f"{url}/readyz") == 200)
         server.stop()
         time.sleep(7)
         server.start()
-        assert eventually(lambda: "reading the keys: back after" in output.read_text())
+        wait_until(lambda: "reading the keys: back after" in output.read_text())
 
     lines = [line for line in output.read_text().splitlines() if "reading the keys" in line]
     assert len(lines) == 2, lines

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import subprocess
 import sys
-import threading
 import urllib.request
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import psycopg
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from tests.commands.test_cli import serving
-from tests.telemetry.test_metrics import API, fetch
+from tests.processes import API, fetch, serving
+from tests.telemetry.collector import collecting
 
 NOBODY = f"{API}/tasks/00000000-0000-0000-0000-000000000000"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -33,32 +27,6 @@ main()
 """
 
 
-@contextlib.contextmanager
-def collecting() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
-    """A collector: yield its URL, and what it has got."""
-    got: list[ExportTraceServiceRequest] = []
-
-    class Collector(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
-            got.append(ExportTraceServiceRequest.FromString(body))
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, format: str, *_: object) -> None:  # noqa: A002 - as it is called
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", got
-        server.shutdown()
-        thread.join()
-
-
 def attributes(span: Span) -> dict[str, str | int]:
     return {one.key: one.value.string_value or one.value.int_value for one in span.attributes}
 
@@ -66,7 +34,11 @@ def attributes(span: Span) -> dict[str, str | int]:
 def test_a_request_and_its_statements_are_spans_of_the_trace_they_came_with(dsn: str) -> None:
     with collecting() as (collector, got):
         options = ("--dsn", dsn, "--traces", "--workers", "2")
-        with serving(*options, OTEL_EXPORTER_OTLP_ENDPOINT=collector) as (process, url):
+        with serving(*options, OTEL_EXPORTER_OTLP_ENDPOINT=collector, log=subprocess.PIPE) as (
+            process,
+            url,
+            _,
+        ):
             headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
             path = f"{API}/by-service/zebra?limit=1"
             urllib.request.urlopen(urllib.request.Request(url + path, headers=headers)).close()
@@ -102,7 +74,11 @@ def test_what_fails_is_told_as_an_error(dsn: str) -> None:
     with collecting() as (collector, got):
         options = ("--dsn", dsn, "--traces", "--statement-timeout-seconds", "1")
         with (
-            serving(*options, OTEL_EXPORTER_OTLP_ENDPOINT=collector) as (process, url),
+            serving(*options, OTEL_EXPORTER_OTLP_ENDPOINT=collector, log=subprocess.PIPE) as (
+                process,
+                url,
+                _,
+            ),
             psycopg.connect(dsn) as other,
         ):
             other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
@@ -126,7 +102,9 @@ def test_what_fails_is_told_as_an_error(dsn: str) -> None:
 
 def test_a_collector_that_is_not_there_disturbs_no_answer(dsn: str) -> None:
     endpoint = "http://127.0.0.1:1"
-    with serving("--dsn", dsn, "--traces", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint) as (process, url):
+    with serving(
+        "--dsn", dsn, "--traces", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, log=subprocess.PIPE
+    ) as (process, url, _):
         assert [200] * 5 == [fetch(f"{url}{API}/query") for _ in range(5)]
         process.terminate()
         process.communicate(timeout=30)

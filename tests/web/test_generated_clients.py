@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from audit.web.openapi import document
-from tests.commands.test_cli import audit
+from tests.commandline import audit
 from tests.needs import needs_installed
 from tests.processes import serving
 

@@ -20,8 +20,7 @@ from audit.settings import Settings
 from audit.web.app import create_app
 from audit.web.state import METRICS
 from tests.conftest import Client, execute, task
-from tests.history.test_answers import quiet
-from tests.waiting import until
+from tests.waiting import quiet, until
 
 API = "/api/v1/audit"
 

@@ -18,7 +18,7 @@ from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from audit.telemetry import logs
 from audit.web.app import create_app
-from tests.commands.test_cli import audit
+from tests.commandline import audit
 from tests.conftest import Client
 
 QUERY = "/api/v1/audit/query"
