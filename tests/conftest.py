@@ -19,7 +19,6 @@ from audit.history.service import AuditService
 from audit.postgres import embedded, migrate
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
-from audit.telemetry import logs
 from audit.web.app import create_app
 
 #: Nothing here outlives the run: what makes a commit durable is left out.
@@ -54,12 +53,6 @@ EMPTY = (
 RELATIONS = "SELECT count(*) FROM pg_class"
 
 _numbers = itertools.count()
-
-
-@pytest.fixture(autouse=True)
-def calm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What other tests have logged in the same second leaves nothing of this one's out."""
-    monkeypatch.setattr(logs, "_flood", logs._Flood())
 
 
 @pytest.fixture(scope="session")

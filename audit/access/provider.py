@@ -20,7 +20,7 @@ from audit.access.identity import Identity, Scope, refused
 from audit.errors import Unavailable
 from audit.once import Once
 from audit.settings import Settings
-from audit.telemetry.logs import Recurring
+from audit.telemetry.throttle import Recurring
 
 log = logging.getLogger("audit")
 

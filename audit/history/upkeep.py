@@ -18,8 +18,8 @@ from audit.postgres.database import Database
 from audit.postgres.failures import NotGranted
 from audit.postgres.pool import fetch_row
 from audit.settings import Settings
-from audit.telemetry.logs import Recurring
 from audit.telemetry.metrics import Deltas, Metrics
+from audit.telemetry.throttle import Recurring
 
 _PARTITIONS_EVERY_SECONDS: Final = 3600
 _FOLD_EVERY_SECONDS: Final = 1

@@ -21,6 +21,7 @@ from audit.postgres import statements
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from audit.telemetry.metrics import Metrics, Seat
+from audit.telemetry.request_log import RequestLog
 from audit.telemetry.tracing import Traces
 from audit.web.buffers import BodyMemory
 from audit.web.cors import cors
@@ -78,7 +79,7 @@ def create_app(
     if traces:
         app.middlewares.append(tracing(traces))
     trusted = networks_of(settings.trusted_proxy or "")
-    app.middlewares.append(observe(app[METRICS], settings.log_sample, trusted))
+    app.middlewares.append(observe(app[METRICS], RequestLog(settings.log_sample), trusted))
     if settings.cors_origin:
         app.middlewares.append(cors(frozenset(settings.cors_origin.split(","))))
     app.middlewares.append(problems)

@@ -19,7 +19,7 @@ from audit.deadlines import stop
 from audit.errors import Problem, Unauthenticated, Unavailable
 from audit.postgres.admission import CALLER, Caller
 from audit.settings import Settings
-from audit.telemetry.logs import Recurring
+from audit.telemetry.throttle import Recurring
 from audit.web.state import IDENTITY
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from aiohttp.typedefs import Handler, Middleware
 from audit.access.identity import ANYONE
 from audit.addresses import Networks, client_address
 from audit.postgres.pool import note_statements
-from audit.telemetry import logs
 from audit.telemetry.metrics import CLIENT_LEFT, UNMATCHED, Metrics
+from audit.telemetry.request_log import REFUSALS, RequestLog
 from audit.telemetry.tracing import Traces
 from audit.web.state import IDENTITY, REASON, REQUEST_ID, ROWS
 
@@ -19,7 +19,7 @@ from audit.web.state import IDENTITY, REASON, REQUEST_ID, ROWS
 _LONGEST_REASON = 200
 
 
-def observe(metrics: Metrics, log_sample: float, trusted: Networks = ()) -> Middleware:
+def observe(metrics: Metrics, log: RequestLog, trusted: Networks = ()) -> Middleware:
     """Return the middleware that counts all requests and logs some.
 
     Other parts of the service leave what they know for the log in the request, under REQUEST_ID,
@@ -46,11 +46,11 @@ def observe(metrics: Metrics, log_sample: float, trusted: Networks = ()) -> Midd
             seconds = time.perf_counter() - started
             route = _route(request)
             metrics.request(route, request.method, status, seconds)
-            is_refused = status in logs.REFUSALS
+            is_refused = status in REFUSALS
             client = client_of(request) if is_refused else None
-            if logs.is_told(status, log_sample, client):
+            if log.wants(status, client):
                 reason = request.get(REASON) if is_refused else None
-                logs.tell(
+                log.log(
                     {
                         "request_id": request.get(REQUEST_ID),
                         "client": client or client_of(request),

@@ -19,6 +19,7 @@ from audit.access.keys import create_key
 from audit.postgres.pool import open_pool
 from audit.settings import LogFormat, Settings
 from audit.telemetry import logs
+from audit.telemetry.request_log import Entry, RequestLog
 from audit.web.app import create_app
 from tests.conftest import Client, execute, task
 from tests.processes import API, connected, fetch, serving
@@ -163,10 +164,11 @@ def test_a_flood_of_failures_does_not_fill_the_log(
 
 def test_of_a_flood_of_failed_requests_some_are_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1000.5)
+    unsampled, sampled = RequestLog(0), RequestLog(1)
 
-    assert sum(logs.is_told(503, 0) for _ in range(500)) == 20
-    assert not any(logs.is_told(200, 0) for _ in range(500))
-    assert all(logs.is_told(200, 1) for _ in range(500))
+    assert sum(unsampled.wants(503) for _ in range(500)) == 20
+    assert not any(unsampled.wants(200) for _ in range(500))
+    assert all(sampled.wants(200) for _ in range(500))
 
 
 async def test_the_name_of_the_key_is_told(
@@ -181,7 +183,7 @@ async def test_the_name_of_the_key_is_told(
     await client.get("/api/v1/audit/query", headers={"Authorization": f"Bearer {key}"})
 
     (told,) = [record for record in caplog.records if record.name == "audit.requests"]
-    assert "deployer" == told.__dict__["answered"]["key_name"]
+    assert "deployer" == told.__dict__["entry"]["key_name"]
 
 
 # --- lines ----------------------------------------------------------------------------------------
@@ -237,14 +239,14 @@ def test_json_is_one_line_of_ascii(written: Any) -> None:
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_a_request_is_one_line_whatever_is_told_of_it(written: Any, log_format: LogFormat) -> None:
-    answered: logs.Answered = {
+    entry: Entry = {
         "request_id": None, "client": HOSTILE, "key_name": HOSTILE, "route": "unmatched",
         "method": HOSTILE,
         "status": 499, "duration_ms": 1.5, "rows": None, "statements": [],
         "reason": HOSTILE,
     }  # fmt: skip
 
-    line = written(log_format, lambda: logs.tell(answered))
+    line = written(log_format, lambda: RequestLog(0).log(entry))
 
     assert "\n" == line[-1]
     assert line[:-1].isprintable()

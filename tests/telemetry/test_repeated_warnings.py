@@ -16,6 +16,7 @@ import pytest
 from audit.errors import Unavailable
 from audit.postgres import embedded
 from audit.telemetry import logs
+from audit.telemetry.throttle import Recurring, Throttle
 from tests.commandline import ENVIRONMENT
 from tests.conftest import FAST
 from tests.processes import fetch, serving
@@ -64,7 +65,7 @@ def messages(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_an_outage_is_logged_at_its_start_each_minute_and_at_its_end(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reading = logs.Recurring("reading the keys")
+    reading = Recurring("reading the keys")
     for second in range(181):
         clock.now = 1000.0 + second
         with reading.attempt():
@@ -81,7 +82,7 @@ def test_an_outage_is_logged_at_its_start_each_minute_and_at_its_end(
 
 @pytest.mark.usefixtures("text_log", "clock")
 def test_work_that_succeeds_logs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    reading = logs.Recurring("reading the keys")
+    reading = Recurring("reading the keys")
     for _ in range(3):
         with reading.attempt():
             pass
@@ -93,7 +94,7 @@ def test_work_that_succeeds_logs_nothing(capsys: pytest.CaptureFixture[str]) -> 
 def test_an_unexpected_failure_is_logged_with_its_traceback(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folding = logs.Recurring("folding the counts")
+    folding = Recurring("folding the counts")
     for _ in range(2):
         with folding.attempt():
             raise KeyError("x")
@@ -140,12 +141,14 @@ def test_what_was_left_out_of_a_warning_that_stopped_is_still_counted(
     ]
 
 
-@pytest.mark.usefixtures("text_log", "clock")
-def test_remembered_texts_are_bounded() -> None:
-    for number in range(5000):
-        logs._flood.repeats(f"text {number}")
+@pytest.mark.usefixtures("clock")
+def test_a_throttle_forgets_the_oldest_of_many_texts() -> None:
+    throttle = Throttle()
+    first = [throttle.repetitions(f"text {number}") for number in range(5000)]
 
-    assert len(logs._flood._texts) <= 1001
+    assert first == [0] * 5000
+    assert throttle.repetitions("text 4500") is None
+    assert throttle.repetitions("text 0") == 0
 
 
 def test_a_database_that_is_down_is_logged_once_and_its_return_too(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from audit.access.keys import create_key
 from audit.addresses import client_address, networks_of
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
-from audit.telemetry import logs
+from audit.telemetry import throttle
+from audit.telemetry.request_log import RequestLog
 from audit.web.app import create_app
 from tests.commandline import audit
 from tests.conftest import Client
@@ -38,7 +39,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]
     caplog.set_level(logging.INFO, "audit.requests")
 
     def of_requests() -> list[dict[str, Any]]:
-        return [one.__dict__["answered"] for one in caplog.records if "answered" in one.__dict__]
+        return [one.__dict__["entry"] for one in caplog.records if "entry" in one.__dict__]
 
     return of_requests
 
@@ -71,6 +72,7 @@ async def test_a_client_that_is_refused_all_the_time_is_logged_once_a_minute(
     keys: dict[Scope, str],
     aiohttp_client: Callable[..., Awaitable[Client]],
     logged: Callable[[], list[dict[str, Any]]],
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert keys
@@ -78,17 +80,17 @@ async def test_a_client_that_is_refused_all_the_time_is_logged_once_a_minute(
     await asyncio.gather(*(client.get(QUERY) for _ in range(200)))
     assert len(logged()) == 1
 
-    monkeypatch.setattr(logs, "_SUMMARY_SECONDS", 0)
+    monkeypatch.setattr(throttle, "_SUMMARY_SECONDS", 0)
     await client.get(QUERY)
     assert len(logged()) == 2
-    assert logs._flood.left_out == 199
+    assert caplog.records[-1].__dict__["left_out"] == 199
 
 
 def test_refusals_of_many_clients_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1000.5)
+    log = RequestLog(0)
 
-    assert sum(logs.is_told(401, 0, f"2001:db8::{n:x}") for n in range(5000)) == 20
-    assert logs._flood.left_out == 4980
+    assert sum(log.wants(401, f"2001:db8::{n:x}") for n in range(5000)) == 20
 
 
 async def test_a_trusted_proxy_names_the_client(
