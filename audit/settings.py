@@ -1,4 +1,4 @@
-"""The configuration of the service: each setting is an option and an `AUDIT_…` variable."""
+"""The settings of the service. Each is an option of `audit serve` and an `AUDIT_…` variable."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ _SERVICE_LINK: Final = re.compile(r"(?:tcp|udp|sctp)://\S+:[0-9]+")
 _ALIKE: Final = 0.8
 Partition = Literal["month", "week", "day"]
 LogFormat = Literal["text", "json"]
-#: A task that is acknowledged must survive a crash: `off` and `local` are not among them.
+#: `off` and `local` are missing, because an acknowledged task must survive a crash.
 SynchronousCommit = Literal["on", "remote_apply"]
 
-_MOST_WORKERS_BY_DEFAULT: Final = 8
-_POOL_BY_DEFAULT: Final = 24
-#: PostgreSQL keeps three of its 100 for superusers, and one is for the command line.
-_CONNECTIONS_OF_POSTGRESQL: Final = 96
+_MAX_DEFAULT_WORKERS: Final = 8
+_MAX_DEFAULT_POOL: Final = 24
+#: Of the 100 that PostgreSQL allows by default, three are for superusers and one for a command.
+_DEFAULT_CONNECTIONS: Final = 96
 
 
 def _data_dir() -> Path:
     try:
         return Path(platformdirs.user_data_dir("task-audit", appauthor=False))
     except RuntimeError:
-        # There is no home folder. Only the embedded PostgreSQL needs one, and says so.
+        # There is no home folder. Only the embedded PostgreSQL needs one, and reports it.
         return Path("~/.local/share/task-audit")
 
 
-def _supported_dsn(dsn: SecretStr | None) -> SecretStr | None:
-    """Refuse here what the drivers would quote in their errors, password and all."""
+def _validate_dsn(dsn: SecretStr | None) -> SecretStr | None:
+    """Validate the DSN here, because the errors of the drivers would quote the password."""
     if dsn is not None:
         parse(dsn.get_secret_value())
     return dsn
 
 
-def _safe_place(place: str | None) -> str | None:
-    """Keys that are read over a network in the clear could be anyone's."""
+def _validate_jwks(place: str | None) -> str | None:
+    """Refuse plain HTTP, over which an attacker could replace the keys."""
     if place is not None:
         parts = urlsplit(place)
         is_local = parts.hostname in {"localhost", "127.0.0.1", "::1"}
@@ -65,8 +65,8 @@ def _safe_place(place: str | None) -> str | None:
     return place
 
 
-def _origins(listed: str | None) -> str | None:
-    """Accept origins as browsers send them; any other text would match none."""
+def _validate_origins(listed: str | None) -> str | None:
+    """Accept only origins in the form that browsers send. Any other text would match none."""
     if listed is None:
         return None
     origins = [origin.strip() for origin in listed.split(",") if origin.strip()]
@@ -79,12 +79,14 @@ def _origins(listed: str | None) -> str | None:
     return ",".join(origins)
 
 
-def _networks(listed: str | None) -> str | None:
+def _validate_networks(listed: str | None) -> str | None:
     if listed is not None:
         try:
             networks_of(listed)
-        except ValueError as wrong:
-            raise ValueError(f"must be addresses or networks such as 10.0.0.0/8: {wrong}") from None
+        except ValueError as failure:
+            raise ValueError(
+                f"must be addresses or networks such as 10.0.0.0/8: {failure}"
+            ) from None
     return listed
 
 
@@ -93,20 +95,20 @@ def _usable_cores() -> int:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on this platform
         cores = os.cpu_count() or 1
-    return min(cores, _MOST_WORKERS_BY_DEFAULT)
+    return min(cores, _MAX_DEFAULT_WORKERS)
 
 
-def _fitting_pool(given: dict[str, Any]) -> int:
-    """Return a pool for each of the workers, and of one more while a worker is replaced."""
+def _default_pool_size(given: dict[str, Any]) -> int:
+    """Divide the connections among the workers and one more, which runs during a restart."""
     workers: int = given.get("workers", 1)
-    return max(4, min(_POOL_BY_DEFAULT, _CONNECTIONS_OF_POSTGRESQL // (workers + 1) - 1))
+    return max(4, min(_MAX_DEFAULT_POOL, _DEFAULT_CONNECTIONS // (workers + 1) - 1))
 
 
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.ASCII)
 
 
 class Settings(BaseSettings):
-    """Given values come before variables of the environment, and those before the defaults."""
+    """The settings. Given values override environment variables, and those override defaults."""
 
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX,
@@ -117,99 +119,106 @@ class Settings(BaseSettings):
     )
 
     host: str = Field(default="127.0.0.1", min_length=1)
-    """Address to listen on; 0.0.0.0 for all of IPv4, :: for all of IPv6 and IPv4."""
+    """Address to listen on. 0.0.0.0 means all IPv4 addresses, :: all IPv6 and IPv4 addresses."""
     insecure: bool = False
-    """Answer on any address, and not only on a loopback one, while there are no keys."""
+    """Serve on any address without API keys. Otherwise only a loopback address needs no keys."""
     rate_per_second: float = Field(default=0, ge=0, le=1_000_000, allow_inf_nan=False)
-    """Requests a second for each key, over all workers; others get 429; 0: no rate limit."""
+    """Rate limit of each API key in requests per second, over all workers. Requests over the limit
+    get 429; 0 means unlimited."""
     jwt_issuer: str | None = None
-    """Issuer (`iss`) of JSON Web Tokens that are taken as keys; without it, none are."""
+    """Issuer (`iss`) of the JSON Web Tokens to accept as API keys. If unset, none are accepted."""
     jwt_audience: str | None = None
-    """Audience (`aud`) that they must be for."""
-    jwt_jwks: Annotated[str | None, AfterValidator(_safe_place)] = None
-    """The issuer's public keys, a JSON Web Key Set: a file, or an https URL."""
+    """Audience (`aud`) that the tokens must have."""
+    jwt_jwks: Annotated[str | None, AfterValidator(_validate_jwks)] = None
+    """File or https URL of the JSON Web Key Set with the public keys of the issuer."""
     jwt_scope_claim: str = "scope"
-    """Claim that holds the scopes: words, or an array of them."""
+    """Claim with the scopes of a token, as words in a string or as an array."""
     jwt_scope_prefix: str = ""
-    """What stands before `read`, `record` and `admin` in that claim."""
+    """Prefix of `read`, `record` and `admin` in that claim."""
     jwt_project_claim: str | None = None
-    """Claim that holds the only project_id that a token is for, or *; unset: it is for all."""
+    """Claim with the only project_id that a token may access, or * for all projects. If unset,
+    tokens may access all projects."""
     port: int = Field(default=8080, ge=0, le=65535)
-    """Port to listen on; 0: any that is free."""
+    """Port to listen on. 0 means any free port."""
     workers: int = Field(default_factory=_usable_cores, ge=1, le=64)
-    """Processes that share the listening socket; unset: one for each usable core, at most 8."""
-    dsn: Annotated[SecretStr | None, AfterValidator(_supported_dsn)] = None
-    """PostgreSQL, postgresql://user:password@host:port/database; without it, an embedded one."""
+    """Number of worker processes. If unset, one for each usable core, but at most 8."""
+    dsn: Annotated[SecretStr | None, AfterValidator(_validate_dsn)] = None
+    """PostgreSQL database as postgresql://user:password@host:port/database. If unset, an embedded
+    PostgreSQL is used."""
     synchronous_commit: SynchronousCommit = "on"
-    """When a write is acknowledged: on, once it is durable, on synchronous standbys too if there
-    are any; remote_apply, once queries on those standbys see it."""
+    """When a write is acknowledged: on means as soon as it is durable, also on synchronous
+    standbys; remote_apply means as soon as queries on those standbys see it."""
     data_dir: Path = _data_dir()
-    """Where the embedded PostgreSQL keeps its data."""
+    """Folder for the data of the embedded PostgreSQL."""
     demo: bool = False
     """Record 20,000 demo tasks of the last 90 days if the history is empty."""
     migrate: bool | None = None
-    """Bring the schema up to date before serving; unset: only on the embedded database."""
+    """Apply missing migrations before serving. If unset, only for the embedded PostgreSQL."""
     partition: Partition = "month"
-    """Range of time of new partitions: month, week or day."""
-    pool_size: int = Field(default_factory=_fitting_pool, ge=1, le=1000)
-    """Connections to PostgreSQL for each worker; unset: 24, or fewer if 3 or more workers share
-    the 100 that PostgreSQL allows by default."""
+    """Time range of a new partition: month, week or day."""
+    pool_size: int = Field(default_factory=_default_pool_size, ge=1, le=1000)
+    """Connections to PostgreSQL of each worker. If unset, 24, or fewer if 3 or more workers share
+    the 100 connections that PostgreSQL allows by default."""
     queue_seconds: float = Field(default=2, gt=0, le=3600)
-    """How long a request may wait for its turn in the database; one that would wait longer is
-    refused at once with 503 and the time to come back (Retry-After)."""
+    """How long a request may wait for a database connection. A request that would wait longer gets
+    503 at once, with a Retry-After header."""
     acquire_timeout_seconds: float = Field(default=5, gt=0, le=3600)
-    """How long it may take to get a connection to PostgreSQL; a request then gets 503."""
+    """How long it may take to connect to PostgreSQL. Then the request gets 503."""
     statement_timeout_seconds: float = Field(default=10, gt=0, le=3600)
-    """How long a statement may run before it is refused with 504."""
+    """How long a statement may run. Then PostgreSQL cancels it, and the request gets 504."""
     write_timeout_seconds: float = Field(default=15, gt=0, le=3600)
-    """How long the statements of one POST or PATCH may run together. PostgreSQL then ends them,
-    nothing is recorded, and the client gets 504."""
+    """How long all statements of a POST or PATCH may run. Then PostgreSQL rolls them back, and the
+    request gets 504."""
     answers_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
-    """Memory of each worker for answers to send again while no task changes; 0: none, no ETags."""
+    """Memory of each worker for cached responses, in bytes. 0 means no cache and no ETags."""
     max_connections: int = Field(default=2000, ge=1)
-    """Connections of clients to one worker; one more is refused with 503."""
+    """Client connections of each worker. Connections over the limit get 503."""
     max_unread_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
-    """Memory of each worker for responses that clients have not read yet. Over it, those who have
-    been reading for the longest are cut off."""
+    """Memory of each worker for responses that clients have not read yet, in bytes. Over the limit,
+    the clients that have been reading for the longest are disconnected."""
     max_bodies_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
-    """Memory of each worker for the bodies of all requests, beyond 64 KiB of each; a request whose
-    body does not fit gets 503."""
+    """Memory of each worker for request bodies, in bytes, without the first 64 KiB of each body. A
+    request whose body does not fit gets 503."""
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
-    """Longest body of a POST or PATCH, as sent and after its Content-Encoding is undone."""
+    """Size limit of a request body, both as sent and decompressed."""
     max_expansion: int = Field(default=100, ge=1)
-    """How many times its size a compressed body may expand to; 1 MiB is always allowed."""
+    """How many times larger a compressed body may become. 1 MiB is always allowed."""
     max_lines_per_request: int = Field(default=200_000, ge=1)
-    """Lines of an NDJSON body, blank ones included."""
+    """Limit of the lines in an NDJSON body, with blank lines."""
     max_tasks_per_request: int = Field(default=100_000, ge=1)
-    """Tasks of an NDJSON body. A JSON array may contain 1,000 at most."""
+    """Limit of the tasks in an NDJSON body. A JSON array may contain at most 1,000."""
     max_task_bytes: int = Field(default=1024 * 1024, ge=1024)
-    """Longest JSON text of a task or of a change to one, with its numbers written out."""
+    """Size limit of the JSON text of a task or a change, with its numbers written out."""
     max_number_digits: int = Field(default=1000, ge=20, le=4000)
-    """Most digits of a number in JSON, when it is written out: 1e9 has ten."""
+    """Limit of the digits of a number in JSON, written out: 1e9 has ten."""
     max_nesting: int = Field(default=64, ge=2, le=180)
-    """Most levels of objects and arrays in a task; the task itself is the first."""
+    """Limit of nested objects and arrays in a task, counting the task itself."""
     max_errors: int = Field(default=20, ge=1, le=10_000)
-    """Most errors that a response lists; it names the total number too."""
-    cors_origin: Annotated[str | None, AfterValidator(_origins)] = None
-    """Origins whose pages may call the service, with commas between them; unset: none."""
+    """Limit of the errors that a response lists. It also has their total number."""
+    cors_origin: Annotated[str | None, AfterValidator(_validate_origins)] = None
+    """Origins whose web pages may call the service (CORS), separated by commas."""
     max_page_bytes: int = Field(default=32 * 1024 * 1024, ge=1024, le=512 * 1024 * 1024)
-    """Longest page of a list, in bytes; a page of one task may be longer."""
+    """Size limit of a page of tasks. A page of one task may be larger."""
     request_timeout_seconds: float = Field(default=30, gt=0, le=3600)
-    """How long a request may take, its body included, and then how long its answer to be read."""
+    """How long a request may take, with its body, and then how long the client may take to read the
+    response."""
     idle_timeout_seconds: float = Field(default=75, gt=0, le=3600)
-    """How long a connection may be idle between requests, or take to send the head of one."""
+    """How long a connection may stay idle, or take to send the head of a request."""
     max_partitions: int = Field(default=4000, ge=1, le=100_000)
-    """Partitions of the history; a task that needs one more is refused with 422."""
+    """Limit of the partitions. A task that would need another one gets 422."""
     max_fold_cells: int = Field(default=50_000, ge=1)
-    """Work of one fold: two for each service of a change, and two for the change itself."""
+    """Limit of the counts that one fold updates: two for each change, and two for each of its
+    services."""
     log_format: LogFormat = "text"
-    """How the log is written: text for people, or json, an object a line."""
+    """Format of the log: text for people, or json with one object per line."""
     log_sample: float = Field(default=0, ge=0, le=1)
-    """Share of the requests that are logged, 0 to 1; of those that fail with 5xx, 20 a second."""
-    trusted_proxy: Annotated[str | None, AfterValidator(_networks)] = None
-    """Proxies, as 10.0.0.0/8,::1, whose X-Forwarded-For names the client's address in the log."""
+    """Share of the requests to log, from 0 to 1. Up to 20 failures (5xx) per second are always
+    logged."""
+    trusted_proxy: Annotated[str | None, AfterValidator(_validate_networks)] = None
+    """Reverse proxies, such as 10.0.0.0/8,::1, whose X-Forwarded-For header is trusted to name the
+    client in the log."""
     traces: bool = False
-    """Send traces by OpenTelemetry, as OTEL_… variables say; needs task-audit[otel]."""
+    """Send OpenTelemetry traces, configured by the OTEL_… variables. Needs task-audit[otel]."""
 
     @classmethod
     def settings_customise_sources(
@@ -220,13 +229,13 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take the given values and the environment, without what others set there."""
+        """Read given values and the environment, without the variables that Kubernetes sets."""
         assert isinstance(env_settings, EnvSettingsSource)  # noqa: S101 - pydantic's default
-        env_settings.env_vars = dict(_meant_for_us(env_settings.env_vars, cls))
+        env_settings.env_vars = dict(_own_variables(env_settings.env_vars, cls))
         return init_settings, env_settings
 
     @model_validator(mode="after")
-    def _issuer_is_whole(self) -> Self:
+    def _validate_issuer(self) -> Self:
         needed = {"jwt_audience": self.jwt_audience, "jwt_jwks": self.jwt_jwks}
         missing = [name for name, value in needed.items() if value is None]
         if self.jwt_issuer is not None and missing:
@@ -238,10 +247,10 @@ class Settings(BaseSettings):
 DEFAULTS: Final = Settings.model_construct()
 
 
-def _meant_for_us(
+def _own_variables(
     variables: Mapping[str, str | None], settings: type[BaseSettings]
 ) -> Iterator[tuple[str, str | None]]:
-    """Yield the variables, and log those that look like ours and have no effect."""
+    """Yield the variables, and log those that look like a setting but have no effect."""
     known = [f"{_PREFIX}{field.upper()}" for field in settings.model_fields]
     for variable, value in variables.items():
         name = variable.upper()

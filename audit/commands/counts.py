@@ -26,16 +26,20 @@ class CountsDiffer(Problem):
 
 def counts(
     check: Annotated[
-        bool, typer.Option("--check", help="Recount all tasks and show every count that is wrong.")
+        bool, typer.Option("--check", help="Recount all tasks, and print each wrong count.")
     ] = False,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Count all tasks anew; recording goes on.")
+        bool,
+        typer.Option(
+            "--rebuild",
+            help="Recount all tasks, and store the counts. Recording continues meanwhile.",
+        ),
     ] = False,
     as_json: Json = False,
     dsn: Dsn = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Check or rebuild the counts that totals are read from. Exits with 65 if they are wrong."""
+    """Check or rebuild the counts that make totals fast. Exits with 65 if a count is wrong."""
     from audit.history.service import AuditService
 
     if check == rebuild:

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 def demo(
     tasks: Annotated[int, typer.Option("--tasks", min=1, help="Number of tasks.")] = 100_000,
     days: Annotated[
-        int, typer.Option("--days", min=1, max=3650, help="Days that they span.")
+        int, typer.Option("--days", min=1, max=3650, help="Number of days that the history spans.")
     ] = 365,
-    seed: Annotated[int, typer.Option("--seed", help="The same seed makes the same tasks.")] = 1,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Seed. The same seed gives the same tasks.")
+    ] = 1,
     until: Annotated[
         str | None,
         typer.Option(
@@ -41,7 +43,7 @@ def demo(
     data_dir: DataDir = None,
     partition: Partition = None,
 ) -> None:
-    """Record a realistic made-up history: busy and rare services, quiet nights, failures."""
+    """Record a realistic generated history, with busy and rare services, and failures."""
     from audit.commands.record_file import send_all
     from audit.history.demo import generate
     from audit.history.parsing import MAX_TASKS_IN_ARRAY, batch_of

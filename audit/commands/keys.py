@@ -26,10 +26,13 @@ app = typer.Typer(help="Create, list and revoke API keys.", rich_markup_mode=Non
 
 @app.command("create")
 def create_key(
-    name: Annotated[str, typer.Option("--name", help="Name of the key, never used again.")],
-    scope: Annotated[list[Scope], typer.Option("--scope", help="What the key allows. Repeatable.")],
+    name: Annotated[
+        str, typer.Option("--name", help="Name of the key. A name cannot be used again.")
+    ],
+    scope: Annotated[list[Scope], typer.Option("--scope", help="Scope of the key. Repeatable.")],
     expires: Annotated[
-        str, typer.Option("--expires", help="Days such as 90d, an RFC 3339 time, or never.")
+        str,
+        typer.Option("--expires", help="Lifetime in days such as 90d, an RFC 3339 time, or never."),
     ] = "90d",
     project_id: Annotated[
         UUID | None,
@@ -39,7 +42,7 @@ def create_key(
     dsn: Dsn = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Create a key and print it. It cannot be shown again: only its SHA-256 is stored."""
+    """Create an API key and print it. Only its SHA-256 is stored, so it is printed only once."""
     from audit.access import keys
 
     expiry = _expiry(expires)
@@ -55,18 +58,21 @@ def create_key(
             sys.stdout.flush()
         except OSError:
             await keys.revoke_key(pool, name)
-            note(f"{name} is revoked again, since its key could not be shown")
+            note(f"the key could not be printed, so {name} is revoked")
             raise
         return expires_at
 
     expires_at = run_with_pool(create, settings_from(dsn=dsn, data_dir=data_dir))
-    until = f"until {expires_at:%Y-%m-%d %H:%M:%S} UTC" if expires_at else "for ever"
-    note(f"{name} may {' and '.join(sorted(scope))}, {until}. The key is not shown again.")
+    expiry_text = (
+        f"expires on {expires_at:%Y-%m-%d %H:%M:%S} UTC" if expires_at else "never expires"
+    )
+    scopes = " and ".join(sorted(scope))
+    note(f"created {name}: it may {scopes}, and {expiry_text}. The key is not shown again.")
 
 
 @app.command("list")
 def list_keys(as_json: Json = False, dsn: Dsn = None, data_dir: DataDir = None) -> None:
-    """List all keys, with revoked and expired ones. The secret part is not stored."""
+    """List all API keys, also revoked and expired ones, without their secrets."""
     from audit.access import keys
 
     listed = run_with_pool(keys.list_keys, settings_from(dsn=dsn, data_dir=data_dir))
@@ -105,23 +111,23 @@ def revoke_key(
     dsn: Dsn = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Revoke a key. Every worker refuses it within 5 seconds. Safe to run twice."""
+    """Revoke an API key. All workers refuse it within 5 seconds. Safe to run twice."""
     from audit.access import keys
 
     async def revoke(pool: Pool) -> datetime:
         return await keys.revoke_key(pool, name)
 
     revoked_at = run_with_pool(revoke, settings_from(dsn=dsn, data_dir=data_dir))
-    print_line(f"{name} is revoked since {revoked_at:%Y-%m-%d %H:%M:%S} UTC")
+    print_line(f"{name} was revoked at {revoked_at:%Y-%m-%d %H:%M:%S} UTC")
 
 
 def _validity(key: Key) -> str:
     if key.revoked_at is not None:
         return f"revoked {key.revoked_at:%Y-%m-%d}"
     if key.expires_at is None:
-        return "good for ever"
-    is_good = key.good_until > time.monotonic()
-    return f"{'good until' if is_good else 'expired'} {key.expires_at:%Y-%m-%d %H:%M}"
+        return "valid"
+    is_valid = key.good_until > time.monotonic()
+    return f"{'valid until' if is_valid else 'expired'} {key.expires_at:%Y-%m-%d %H:%M}"
 
 
 def _expiry(given: str) -> timedelta | datetime | None:

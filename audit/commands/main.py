@@ -33,12 +33,13 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Records the task history of an orchestrator and answers questions about it.",
+    help="Record the task history of an orchestrator in PostgreSQL, and query it over HTTP.",
     epilog=(
-        "Exit codes: 0 done; 2 wrong option or variable; 65 data that cannot be recorded, or"
-        " counts that differ; 69 no database, service or port; 74 a file or the output cannot be"
-        " read or written; 78 the schema is not current, or there are no keys on an address that"
-        " others reach; 130 interrupted; 141 the reader of the output has closed it."
+        "Exit codes: 0 success; 2 wrong option or variable; 65 invalid data, or wrong counts;"
+        " 69 the database, the service or the port is not available; 74 a file or the output"
+        " cannot be read or written; 78 migrations are missing, or there are no API keys on an"
+        " address that is not a loopback address; 130 interrupted; 141 the reader of the output"
+        " has closed it."
     ),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -54,7 +55,7 @@ app.add_typer(keys.app, name="keys")
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
         from importlib.metadata import version as version_of

@@ -14,33 +14,39 @@ from audit.errors import Invalid
 
 def migrate(
     status: Annotated[
-        bool, typer.Option("--status", help="Only show which migrations are applied.")
+        bool,
+        typer.Option("--status", help="Only list the migrations, and whether each is applied."),
     ] = False,
     to: Annotated[
-        str | None, typer.Option("--to", help="Stop after this migration, given by its name.")
+        str | None, typer.Option("--to", help="Name of the last migration to apply or to keep.")
     ] = None,
     rollback: Annotated[
         bool,
-        typer.Option("--rollback", help="Roll back the last migration, or every one after --to."),
+        typer.Option("--rollback", help="Roll back the last migration, or all after --to."),
     ] = False,
     grant_to: Annotated[
         list[str] | None,
         typer.Option(
             "--grant-to",
             metavar="ROLE",
-            help="Afterwards grant this role the rights to serve, and revoke all others."
-            " Repeatable. Give it each time you migrate.",
+            help="Then grant this role the rights to serve, and revoke its other rights. Give it"
+            " at each migration. Repeatable.",
         ),
     ] = None,
     grant_read_to: Annotated[
         list[str] | None,
-        typer.Option("--grant-read-to", metavar="ROLE", help="The same, for reading alone."),
+        typer.Option(
+            "--grant-read-to",
+            metavar="ROLE",
+            help="Then grant this role the rights to read, and revoke its other rights. Give it at"
+            " each migration. Repeatable.",
+        ),
     ] = None,
     as_json: Json = False,
     dsn: Dsn = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Apply the migrations that are missing, or roll some back. Safe to run twice."""
+    """Apply the missing migrations, or roll migrations back. Safe to run twice."""
     from audit.postgres import migrate as migrations
 
     if as_json and not status:
@@ -74,7 +80,7 @@ def migrate(
 def _validate_roles(serving: list[str], reading: list[str], *, is_newest: bool) -> None:
     if not is_newest:
         raise typer.BadParameter(
-            "--grant-to and --grant-read-to need the newest schema: leave out --status, --to and"
+            "--grant-to and --grant-read-to need all migrations: do not give --status, --to or"
             " --rollback"
         )
     for role in (*serving, *reading):

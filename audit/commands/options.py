@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from pydantic import SecretStr, ValidationError
 
+from audit import settings
 from audit.settings import Settings
 
 
 def _option(setting: str, *flags: str) -> Any:
     """Return an option that takes its help, default and variable from a setting."""
     field = Settings.model_fields[setting]
-    words = {"None": "none", "False": "off"}
+    words = {"None": "none", "False": "off", "": "empty", "PydanticUndefined": "automatic"}
     shown = words.get(str(field.default), field.default)
     return typer.Option(
         *flags,
@@ -71,9 +72,9 @@ def _validate_url(given: str | None) -> str | None:
     if not is_valid or not given.isprintable():
         raise typer.BadParameter("must look like http://127.0.0.1:8080")
     if "@" in parts.netloc:
-        raise typer.BadParameter("must not have a user or password; give a key by AUDIT_KEY")
+        raise typer.BadParameter("must not have a user or password; give the API key in AUDIT_KEY")
     if parts.query or parts.fragment:
-        raise typer.BadParameter("must end before a ? or #: give the address of the service alone")
+        raise typer.BadParameter("must be the address of the service, without ? or #")
     return given.strip()
 
 
@@ -82,14 +83,14 @@ def _validate_key(given: str | None) -> str | None:
     key = (given or "").strip()
     if not all("!" <= character <= "~" for character in key):
         raise typer.BadParameter(
-            "(or AUDIT_KEY) must be one key alone, without spaces or line breaks inside"
+            "(or AUDIT_KEY) must be a single API key, without spaces or line breaks"
         )
     return key or None
 
 
 Dsn = Annotated[str | None, _option("dsn", "--dsn")]
 DataDir = Annotated[Path | None, _option("data_dir", "--data-dir")]
-Partition = Annotated[Literal["month", "week", "day"] | None, _option("partition", "--partition")]
+Partition = Annotated[settings.Partition | None, _option("partition", "--partition")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Url = Annotated[
     str | None,
@@ -98,8 +99,8 @@ Url = Annotated[
         envvar="AUDIT_URL",
         show_envvar=False,
         callback=_validate_url,
-        help="Address of the service to record through, such as http://127.0.0.1:8080. Without it,"
-        " tasks go straight into the database. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are used."
+        help="URL of the service to record through, such as http://127.0.0.1:8080. Without it, the"
+        " command records in the database. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are used."
         " [AUDIT_URL; default: none]",
         show_default=False,
     ),
@@ -111,7 +112,7 @@ ApiKey = Annotated[
         envvar="AUDIT_KEY",
         show_envvar=False,
         callback=_validate_key,
-        help="API key with the scope record, for --url. Prefer the variable: other users of the"
+        help="API key of scope record, for --url. Prefer the variable, because other users of the"
         " machine can see options. [AUDIT_KEY; default: none]",
         show_default=False,
     ),

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 def record(
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help="NDJSON or JSON; - is standard input.")
+        list[str],
+        typer.Argument(metavar="FILE...", help="NDJSON or JSON files. - is standard input."),
     ],
     url: Url = None,
     key: ApiKey = None,
@@ -36,7 +37,7 @@ def record(
     data_dir: DataDir = None,
     partition: Partition = None,
 ) -> None:
-    """Record tasks from files. Each task needs a task_id, so a second run adds no duplicates."""
+    """Record tasks from files. Every task needs a task_id, so that a second run adds nothing."""
     from audit.commands.record_file import record_file
 
     settings = settings_from(dsn=dsn, data_dir=data_dir, partition=partition)

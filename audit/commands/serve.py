@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def serve(context: typer.Context, **options: Any) -> None:
-    """Serve the API until Ctrl-C. Without --dsn, run an embedded PostgreSQL for it."""
+    """Serve the API until Ctrl-C. Without --dsn, start an embedded PostgreSQL and use it."""
     signals: StopSignals = context.obj
     settings = settings_from(**options)
 
@@ -54,7 +54,7 @@ def _announce(settings: Settings, started: Started) -> None:
     lines = [
         f"task-audit listens on {started.url} (read and try the API at {started.url}/docs)",
         f"Database: {name_of(settings)}, {started.tasks:,} tasks",
-        "Try, with the key of a reader in AUDIT_KEY:" if key else "Try:",
+        "Try, with an API key of scope read in AUDIT_KEY:" if key else "Try:",
         f"  curl {key}'{api}/failures?days=7&limit=3'",
         f"  curl {key}'{api}/by-service/payments?status=failed&limit=3'",
         f"  curl {key}'{api}/query?status=failed&intent=deploy_service&days=30&limit=3'",

@@ -79,8 +79,11 @@ def test_help_shows_each_setting_with_its_variable_and_default(
 
 
 def default(setting: str) -> str:
-    value = Settings.model_fields[setting].default
-    return "none" if value is None else "off" if value is False else "".join(str(value).split())
+    field = Settings.model_fields[setting]
+    if field.default_factory is not None:
+        return "automatic"
+    words = {"None": "none", "False": "off", "": "empty"}
+    return words.get(str(field.default), "".join(str(field.default).split()))
 
 
 def test_help_names_every_command_and_exit_code() -> None:

@@ -23,7 +23,9 @@ def test_a_key_is_made_listed_and_revoked(dsn: str) -> None:
     code, made, told = audit(*CREATE, "deploy-bot", "--scope", "record", AUDIT_DSN=dsn)
     assert code == 0
     assert re.fullmatch(r"taskaudit_[\w-]{43}\n", made)
-    assert re.search(r"deploy-bot may record, until \d{4}-\d\d-\d\d .* UTC", told)
+    assert re.search(
+        r"created deploy-bot: it may record, and expires on \d{4}-\d\d-\d\d .* UTC", told
+    )
     more = ("--scope", "read", "--scope", "record", "--expires", "never", "--project-id", PROJECT)
     assert audit(*CREATE, "ours", *more, AUDIT_DSN=dsn)[0] == 0
 
@@ -34,7 +36,7 @@ def test_a_key_is_made_listed_and_revoked(dsn: str) -> None:
     _, listed, _ = audit("keys", "list", AUDIT_DSN=dsn)
     _, first, second = listed.splitlines()
     assert re.fullmatch(r"deploy-bot +record +all +\S+ +revoked \S+", first.strip())
-    assert re.fullmatch(rf"ours +read record +{PROJECT} +\S+ +good for ever", second.strip())
+    assert re.fullmatch(rf"ours +read record +{PROJECT} +\S+ +valid", second.strip())
     assert made.strip() not in listed
 
 
