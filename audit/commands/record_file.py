@@ -1,4 +1,4 @@
-"""Records files of tasks: reads them in batches, sends them, and can be run again at any time."""
+"""Reads files of tasks in batches, and records them in a target. Safe to repeat."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _AT_ONCE = 2
 
 
 class Refused(Problem):
-    """Tasks that cannot be recorded; `detail` says which and why."""
+    """Tasks that cannot be recorded. `detail` says which and why."""
 
 
 class Target(Protocol):
-    """Where tasks go."""
+    """Records batches of tasks: the database, or a running service."""
 
     async def send(self, batch: TaskBatch) -> Recorded:
-        """Record at most 1,000 tasks, all or none."""
+        """Record a batch of at most 1,000 tasks, all or none."""
 
 
 async def record_file(
@@ -43,18 +43,18 @@ async def record_file(
     advance: Callable[[int, Recorded], None],
     settings: Settings = DEFAULTS,
 ) -> None:
-    """Record every task of a file of NDJSON or JSON.
+    """Record all tasks of an NDJSON or JSON file.
 
-    `advance` is told after each batch how many bytes were read, and what came of them. Every task
-    needs its task_id: by it, a second run records nothing twice.
+    `advance` is called after each batch with its size in bytes and its result. Every task needs a
+    task_id, by which a second run recognises it as a duplicate.
 
     Raises:
-        Refused: a task is not valid, has no id, or conflicts with one that is recorded; the
-            batches before it stay recorded.
+        Refused: a task is not valid, has no id, or conflicts with a recorded one. The batches
+            before it stay recorded.
         Unavailable: the target does not answer.
     """
     try:
-        # To read a pipe is to wait for it: what was read before must be recorded by then.
+        # Reading from a pipe may block, so each batch must be recorded before the next is read.
         at_once = _AT_ONCE if source.seekable() else 1
         await send_all(_batches(source, settings), target, advance, at_once=at_once)
     except (Unavailable, TimedOut):
@@ -70,29 +70,29 @@ async def send_all(
     *,
     at_once: int = _AT_ONCE,
 ) -> None:
-    """Send batches in their order, `at_once` of them together.
+    """Send batches in their order, at most `at_once` of them at the same time.
 
-    `advance` is told, after each, the number that came with it, and what came of it.
+    `advance` is called after each batch with its size and its result.
     """
 
     async def send(batch: TaskBatch, size: int) -> None:
         advance(size, await target.send(batch))
 
-    under_way: deque[asyncio.Task[None]] = deque()
+    pending: deque[asyncio.Task[None]] = deque()
     try:
         for batch, size in batches:
-            under_way.append(asyncio.create_task(send(batch, size)))
-            if len(under_way) == at_once:
-                await under_way.popleft()
-        while under_way:
-            await under_way.popleft()
+            pending.append(asyncio.create_task(send(batch, size)))
+            if len(pending) == at_once:
+                await pending.popleft()
+        while pending:
+            await pending.popleft()
     except Problem:
-        await asyncio.gather(*under_way, return_exceptions=True)
+        await asyncio.gather(*pending, return_exceptions=True)
         raise
 
 
 def _batches(source: IO[bytes], settings: Settings) -> Iterator[tuple[TaskBatch, int]]:
-    """Yield batches of validated tasks, each with the bytes that it took in the file."""
+    """Yield batches of validated tasks, each with its size in the file."""
     tasks = TaskCollector(settings)
     size = 0
     for label, text, value, length in _tasks(source, settings):
@@ -100,8 +100,8 @@ def _batches(source: IO[bytes], settings: Settings) -> Iterator[tuple[TaskBatch,
         if text:
             if isinstance(value, dict) and not value.get("task_id"):
                 raise Invalid(
-                    f"{label}task_id is missing; without it a second run would record the task"
-                    " twice"
+                    f"{label}task_id is missing; without it, a second run would record the task"
+                    " again"
                 )
             tasks.add(label, text, value)
         if len(tasks) >= _BATCH or size >= _BATCH_BYTES:
@@ -113,7 +113,7 @@ def _batches(source: IO[bytes], settings: Settings) -> Iterator[tuple[TaskBatch,
 
 
 def _tasks(source: IO[bytes], settings: Settings) -> Iterator[tuple[str, str, Any, int]]:
-    """Yield label, text, value and length of each line, or of each element of an array."""
+    """Yield the label, text, value and size of each line or each element of an array."""
     reader = Reader(settings)
     number, line = 1, _first_line(source, settings)
     while line and not line.strip():
@@ -142,7 +142,7 @@ def _by_line(_position: int | None, line: int) -> str:
 
 
 def _first_line(source: IO[bytes], settings: Settings) -> bytes:
-    """Return the first line; of a long one that begins an array, no more than its beginning."""
+    """Return the first line, or the beginning of a long line that starts an array."""
     line = source.readline(settings.max_task_bytes)
     line = b"".join(utf8.without_mark([line]))
     if line.lstrip()[:1] == b"[" or line.endswith(b"\n"):
@@ -161,19 +161,19 @@ def _is_json(reader: Reader, line: bytes) -> bool:
 
 
 class DatabaseTarget:
-    """Records straight into the database."""
+    """Records in the database."""
 
     def __init__(self, service: AuditService) -> None:
         self._service = service
 
     async def send(self, batch: TaskBatch) -> Recorded:
-        """Record them in one transaction."""
+        """Record a batch in one transaction."""
         return await self._service.recording.record_batches([batch])
 
 
 @asynccontextmanager
 async def database_target(settings: Settings, dsn: str) -> AsyncIterator[Target]:
-    """Open connections to a database whose schema is current."""
+    """Open a connection pool on a database, whose schema must be current."""
     async with open_pool(settings.model_copy(update={"pool_size": _AT_ONCE}), dsn) as pool:
         await require_current(pool)
         yield DatabaseTarget(AuditService(pool, settings))

@@ -1,4 +1,4 @@
-"""Records tasks through a running service, over HTTP and through proxies."""
+"""Records tasks through a running service, if necessary through an HTTP proxy."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from audit.history.task import RecordedBody
 log = logging.getLogger("audit")
 
 _ATTEMPTS: Final = 8
-_LONGEST_WAIT_SECONDS: Final = 30
+_MAX_WAIT_SECONDS: Final = 30
 _REQUEST_SECONDS: Final = 120
-_TRY_AGAIN: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
-#: The address is not that of this service.
+_RETRIED: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
+#: The URL is not that of this service.
 _WRONG_SERVICE: Final = frozenset(
     {
         HTTPStatus.NOT_FOUND,
@@ -36,26 +36,26 @@ _WRONG_SERVICE: Final = frozenset(
     }
 )
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-#: Only these say that the same request is to be sent again (RFC 9110, 15.4).
+#: Only these allow a client to repeat a POST at the new URL (RFC 9110, 15.4).
 _SAME_REQUEST: Final = frozenset({307, 308})
-_MOST_REDIRECTS: Final = 5
-#: Failures of a connection that the next attempt would meet again.
-_HOPELESS: Final = (
+_MAX_REDIRECTS: Final = 5
+#: Failures of a connection that a retry would repeat.
+_NOT_RETRIED: Final = (
     aiohttp.ClientConnectorCertificateError,
     aiohttp.ClientConnectorSSLError,
     aiohttp.InvalidURL,
 )
-#: A number may have more digits than Python converts; here it is only skipped.
+#: Numbers stay text, because Python converts only a limited number of digits.
 _decoder: Final = json.JSONDecoder(parse_int=str, parse_float=str)
 _SEPARATORS: Final = re.compile(r"[ \t\r\n,]*")
 
 
 class _TooLarge(Exception):
-    """The service or a proxy accepts no body of this size."""
+    """The service or a proxy refuses the size of the body."""
 
 
 class _Failed(Exception):
-    """A request failed in a way that may pass; `retry_after_seconds` is 0 if not known."""
+    """A request failed, but a retry may succeed. `retry_after_seconds` is 0 if it is not known."""
 
     def __init__(self, problem: str, retry_after_seconds: int = 0) -> None:
         super().__init__(problem)
@@ -63,21 +63,20 @@ class _Failed(Exception):
 
 
 class ApiTarget:
-    """Records through a running service; waits and tries again while it is unavailable.
+    """Records through a running service, and retries while the service is unavailable.
 
-    Where a request is too large for the service or for a proxy before it, its tasks are sent in
-    halves.
+    If a request is too large for the service or a proxy, its tasks are sent in two halves.
     """
 
     def __init__(self, session: aiohttp.ClientSession, url: str, key: str | None) -> None:
         self._session = session
         self._url = URL(url.rstrip("/") + "/api/v1/audit/tasks")
         self._key = key
-        #: The smallest body that was too large.
+        #: Size of the smallest body that was too large.
         self._too_large: float = float("inf")
 
     async def send(self, batch: TaskBatch) -> Recorded:
-        """Record the tasks by one request, or by several if one is too large."""
+        """Record the tasks with one request, or with several if that is too large."""
         return await self._send(batch.text.encode(), batch.labels)
 
     async def _send(self, body: bytes, labels: Sequence[str]) -> Recorded:
@@ -103,19 +102,19 @@ class ApiTarget:
         )
 
     async def _send_whole(self, body: bytes) -> Recorded:
-        """Send one request until it is answered.
+        """Send one request, and retry it.
 
         Raises:
-            _TooLarge: it is answered with 413.
-            Invalid: the tasks are refused.
-            Unavailable: the service does not answer, or is not what the URL should lead to.
+            _TooLarge: the response is 413.
+            Invalid: the service refuses the tasks.
+            Unavailable: the service does not answer, or the URL is not that of the service.
         """
         for attempt in range(1, _ATTEMPTS):
             try:
                 return await self._attempt(body)
             except _Failed as failed:
                 wait_seconds = failed.retry_after_seconds or 2 ** (attempt - 1)
-                wait_seconds = min(wait_seconds, _LONGEST_WAIT_SECONDS)
+                wait_seconds = min(wait_seconds, _MAX_WAIT_SECONDS)
                 log.warning("%s: %s; trying again in %d s", self._url, failed, wait_seconds)
             await asyncio.sleep(wait_seconds)
         try:
@@ -126,15 +125,15 @@ class ApiTarget:
     async def _attempt(self, body: bytes) -> Recorded:
         try:
             status, headers, answer = await self._post(body)
-        except _HOPELESS as failure:
-            raise Unavailable(f"{self._url} cannot be reached: {_said(failure)}") from None
+        except _NOT_RETRIED as failure:
+            raise Unavailable(f"{self._url} cannot be reached: {_text_of(failure)}") from None
         except aiohttp.ClientHttpProxyError as refused:
             problem = f"the proxy answers {refused.status} {refused.message}"
             if refused.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise _Failed(problem) from None
             raise Unavailable(f"{self._url} cannot be reached: {problem}") from None
         except (aiohttp.ClientError, TimeoutError) as failure:
-            raise _Failed(_said(failure)) from None
+            raise _Failed(_text_of(failure)) from None
         if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
             return self._recorded(answer)
         if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
@@ -142,18 +141,15 @@ class ApiTarget:
         problem = _detail(status, answer)
         if status in _WRONG_SERVICE:
             raise Unavailable(f"{self._url} refuses the request: {problem}")
-        if status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _TRY_AGAIN:
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _RETRIED:
             raise Invalid(problem)
         retry_after = headers.get("Retry-After", "")
         raise _Failed(problem, int(retry_after) if retry_after.isdecimal() else 0)
 
     async def _post(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
-        """Post to the service, or to where it redirects the same request.
-
-        The key is sent to the origin of the service and to no other.
-        """
+        """Post to the service and follow redirects. Only the service's origin gets the key."""
         url = self._url
-        for _ in range(_MOST_REDIRECTS + 1):
+        for _ in range(_MAX_REDIRECTS + 1):
             headers = {"Content-Type": "application/json"}
             if self._key and url.origin() == self._url.origin():
                 headers["Authorization"] = f"Bearer {self._key}"
@@ -165,28 +161,28 @@ class ApiTarget:
             if response.status not in _REDIRECTS:
                 return response.status, response.headers, answer
             url = _next_url(url, response)
-        raise Unavailable(f"{self._url} redirects more than {_MOST_REDIRECTS} times")
+        raise Unavailable(f"{self._url} redirects more than {_MAX_REDIRECTS} times")
 
     def _recorded(self, body: bytes) -> Recorded:
         try:
             answer = RecordedBody.model_validate_json(body)
         except ValueError:
-            raise Unavailable(f"{self._url} does not answer as this service does") from None
+            raise Unavailable(f"{self._url} is not a task-audit service") from None
         ids = [str(task_id) for task_id in answer.task_ids]
         return Recorded(answer.recorded, answer.duplicates, ids)
 
 
 def _next_url(url: URL, response: aiohttp.ClientResponse) -> URL:
-    """Return where a redirect leads, if the same request may be sent there."""
+    """Return the target of a redirect, if a POST may be repeated there."""
     location = response.headers.get("Location", "")
     try:
         target = url.join(URL(location))
     except ValueError:
-        raise Unavailable(f"{url} redirects to what is no URL ({response.status})") from None
+        raise Unavailable(f"{url} redirects to an invalid URL ({response.status})") from None
     shown = target.with_user(None) if target.host else target
     if response.status not in _SAME_REQUEST:
         raise Unavailable(
-            f"{url} redirects to {shown} ({response.status}), which does not hold for a POST:"
+            f"{url} redirects to {shown} ({response.status}), which a POST does not follow:"
             " give --url the address of the service itself"
         )
     if target.scheme not in {"http", "https"} or not target.host:
@@ -197,7 +193,7 @@ def _next_url(url: URL, response: aiohttp.ClientResponse) -> URL:
 
 
 def _proxy_of(url: URL) -> URL | None:
-    """Return the proxy for a URL, as HTTP_PROXY, HTTPS_PROXY and NO_PROXY say."""
+    """Return the proxy for a URL according to HTTP_PROXY, HTTPS_PROXY and NO_PROXY."""
     proxy = getproxies().get(url.scheme)
     hosts = (str(url.host), f"{url.host}:{url.port}")
     if not proxy or any(map(proxy_bypass, hosts)):
@@ -214,24 +210,24 @@ def _proxy_of(url: URL) -> URL | None:
 
 
 def _elements(text: str) -> Iterator[str]:
-    """Yield the elements of a JSON array as they are written."""
-    place = _after_separators(text, text.index("[") + 1)
-    while text[place] != "]":
-        _, end = _decoder.raw_decode(text, place)
-        yield text[place:end]
-        place = _after_separators(text, end)
+    """Yield the text of each element of a JSON array."""
+    position = _after_separators(text, text.index("[") + 1)
+    while text[position] != "]":
+        _, end = _decoder.raw_decode(text, position)
+        yield text[position:end]
+        position = _after_separators(text, end)
 
 
-def _after_separators(text: str, place: int) -> int:
-    found = _SEPARATORS.match(text, place)
-    return found.end() if found else place
+def _after_separators(text: str, position: int) -> int:
+    found = _SEPARATORS.match(text, position)
+    return found.end() if found else position
 
 
 def _array(elements: Sequence[str]) -> bytes:
     return f"[{','.join(elements)}]".encode()
 
 
-def _said(failure: Exception) -> str:
+def _text_of(failure: Exception) -> str:
     return str(failure) or type(failure).__name__
 
 
@@ -244,7 +240,7 @@ def _detail(status: int, body: bytes) -> str:
 
 @asynccontextmanager
 async def api_target(url: str, key: str | None = None) -> AsyncIterator[ApiTarget]:
-    """Open a connection to the service at a URL; `key` is sent to it and nowhere else."""
+    """Open an HTTP client for the service at a URL. Only that service gets the API key."""
     timeout = aiohttp.ClientTimeout(total=_REQUEST_SECONDS)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         yield ApiTarget(session, url, key)

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.commandline import Ended, audit, count, lines
+from tests.commandline import HIDDEN, audit, count, fails_with, lines
 from tests.conftest import task
 from tests.needs import needs
 from tests.processes import free_port, serving
@@ -28,7 +28,7 @@ Answer = tuple[int, dict[str, str], bytes]
 #: Run something before a service at a URL; yield the URL of what runs.
 Before = Callable[[str], contextlib.AbstractContextManager[str]]
 
-KEY = "taskaudit_canary"
+KEY = f"taskaudit_{HIDDEN}"
 NO_PROXY = {"NO_PROXY": "", "no_proxy": "", "http_proxy": "", "https_proxy": ""}
 
 
@@ -94,14 +94,6 @@ def recorded(handler: Handler, body: bytes) -> Answer:
     """Answer as the service does."""
     ids = [one["task_id"] for one in json.loads(body)]
     return 201, {}, json.dumps({"recorded": len(ids), "duplicates": 0, "task_ids": ids}).encode()
-
-
-def is_told(result: Ended, code: int, *parts: str) -> bool:
-    ended, _, told = result
-    assert code == ended, told
-    assert 1 == len(told.splitlines()), told
-    assert [] == [part for part in parts if part not in told], told
-    return KEY not in told
 
 
 # --- limits of size -------------------------------------------------------------------------------
@@ -171,7 +163,7 @@ def test_a_task_that_is_too_large_by_itself_is_named(
     with serving(AUDIT_DSN=dsn) as (_, url, _), nginx_before(url) as proxy:
         result = audit("record", str(tmp_path / "tasks"), "--url", proxy, **NO_PROXY)
 
-    assert is_told(result, 65, "line 2: the task takes a request of 600,", "(413)")
+    assert fails_with(result, 65, "line 2: the task takes a request of 600,", "(413)")
 
 
 def test_a_size_that_was_refused_is_not_tried_again(tmp_path: Path) -> None:
@@ -218,14 +210,14 @@ def test_a_proxy_that_refuses_is_told_without_its_password() -> None:
         variables = {**NO_PROXY, "https_proxy": proxy.replace("//", f"//user:{KEY}@")}
         result = audit("demo", "--tasks", "1", "--url", "https://audit.example.com", **variables)
 
-    assert is_told(result, 69, "cannot be reached: the proxy answers 407 who are you")
+    assert fails_with(result, 69, "cannot be reached: the proxy answers 407 who are you")
 
 
 def test_a_proxy_that_is_no_url_is_named() -> None:
     variables = {**NO_PROXY, "http_proxy": f"socks5://{KEY}:1"}
     result = audit("demo", "--tasks", "1", "--url", "http://127.0.0.1:1", **variables)
 
-    assert is_told(result, 69, "HTTP_PROXY must look like http://proxy.example.com:3128")
+    assert fails_with(result, 69, "HTTP_PROXY must look like http://proxy.example.com:3128")
 
 
 # --- redirects ------------------------------------------------------------------------------------
@@ -267,7 +259,7 @@ def test_a_key_is_not_sent_to_another_origin() -> None:
     ("status", "location", "part"),
     [
         (301, "https://audit.example.com/api/v1/audit/tasks", "https://audit.example.com/"),
-        (302, "/login", "/login (302), which does not hold for a POST"),
+        (302, "/login", "/login (302), which a POST does not follow"),
         (303, "/login", "give --url the address of the service itself"),
         (307, "ftp://x/", "which is not HTTP"),
         (308, "", "redirects more than 5 times"),
@@ -278,7 +270,7 @@ def test_any_other_redirect_is_told(status: int, location: str, part: str) -> No
     with answering(lambda *_: (status, {"Location": location}, b"")) as (url, got):
         result = audit("demo", "--tasks", "1", "--url", url, **NO_PROXY)
 
-    assert is_told(result, 69, part)
+    assert fails_with(result, 69, part)
     assert len(got) <= 6
 
 
@@ -293,7 +285,7 @@ def test_a_refusal_is_not_tried_again(status: int, code: int) -> None:
     with answering(lambda *_: (status, {}, answer)) as (url, got):
         result = audit("demo", "--tasks", "1", "--url", url, **NO_PROXY)
 
-    assert is_told(result, code, "not like this")
+    assert fails_with(result, code, "not like this")
     assert 1 == len(got)
 
 
@@ -301,7 +293,7 @@ def test_an_answer_of_another_service_is_told() -> None:
     with answering(lambda *_: (200, {}, b"<html>welcome</html>")) as (url, got):
         result = audit("demo", "--tasks", "1", "--url", url, **NO_PROXY)
 
-    assert is_told(result, 69, "does not answer as this service does")
+    assert fails_with(result, 69, "is not a task-audit service")
     assert 1 == len(got)
 
 
@@ -310,7 +302,7 @@ def test_a_service_without_tls_is_not_tried_again() -> None:
         https = url.replace("http:", "https:")
         result = audit("demo", "--tasks", "1", "--url", https, **NO_PROXY)
 
-    assert is_told(result, 69, "cannot be reached")
+    assert fails_with(result, 69, "cannot be reached")
 
 
 def test_a_service_that_asks_to_wait_is_waited_for() -> None:
