@@ -139,7 +139,7 @@ def test_openapi_prints_the_document() -> None:
         ("demo --until yesterday", "--until: must be an RFC 3339 time"),
     ],
 )
-def test_wrong_usage_is_told_in_one_line(arguments: str, part: str) -> None:
+def test_wrong_usage_is_reported_in_one_line(arguments: str, part: str) -> None:
     assert fails_with(audit(*arguments.split()), 2, part)
 
 
@@ -152,20 +152,20 @@ def test_wrong_usage_is_told_in_one_line(arguments: str, part: str) -> None:
         ("demo", "AUDIT_URL", "localhost", "--url"),
     ],
 )
-def test_a_wrong_variable_is_told_in_one_line(
+def test_a_wrong_variable_is_reported_in_one_line(
     command: str, variable: str, value: str, part: str
 ) -> None:
     assert fails_with(audit(command, **{variable: value}), 2, part)
 
 
 @pytest.mark.parametrize("arguments", ["serve --port 0", "migrate", "record -"])
-def test_an_unreachable_database_is_told_in_one_line(arguments: str) -> None:
+def test_an_unreachable_database_is_reported_in_one_line(arguments: str) -> None:
     result = audit(*arguments.split(), AUDIT_DSN=UNREACHABLE)
 
     assert fails_with(result, 69, "--dsn or AUDIT_DSN", "onnection refused")
 
 
-def test_a_taken_port_is_told_in_one_line(dsn: str) -> None:
+def test_a_taken_port_is_reported_in_one_line(dsn: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
 
@@ -175,7 +175,9 @@ def test_a_taken_port_is_told_in_one_line(dsn: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", ["serve --port 0", "record -"])
-def test_a_schema_that_is_not_current_is_told_in_one_line(empty_dsn: str, arguments: str) -> None:
+def test_a_schema_that_is_not_current_is_reported_in_one_line(
+    empty_dsn: str, arguments: str
+) -> None:
     result = audit(*arguments.split(), AUDIT_DSN=empty_dsn)
 
     assert fails_with(result, 78, "0001_tasks", "audit migrate")
@@ -197,7 +199,7 @@ def test_an_empty_variable_counts_as_none(dsn: str) -> None:
     assert (0, "") == (code, err)
 
 
-def test_migrate_tells_what_it_did(empty_dsn: str) -> None:
+def test_migrate_prints_what_it_did(empty_dsn: str) -> None:
     first, *others = migrations_on_disk()
     command = ("migrate", "--dsn", empty_dsn)
 
@@ -234,7 +236,7 @@ def test_demo_records_what_it_prints(dsn: str) -> None:
 # --- record ---------------------------------------------------------------------------------------
 
 
-def test_a_second_run_records_nothing_twice(dsn: str, history: Path) -> None:
+def test_a_second_run_records_only_duplicates(dsn: str, history: Path) -> None:
     command = ("record", str(history), "--dsn", dsn)
 
     assert (0, "recorded 2,500, duplicates 0\n", "") == audit(*command)

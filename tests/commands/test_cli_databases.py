@@ -50,10 +50,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
 )  # fmt: skip
 def test_a_command_without_a_database_makes_none(arguments: str, tmp_path: Path) -> None:
     data_dir = tmp_path / "folder" / "data"
-    code, _, told = ended(command(*arguments.split(), AUDIT_DATA_DIR=str(data_dir)))
+    code, _, stderr = ended(command(*arguments.split(), AUDIT_DATA_DIR=str(data_dir)))
 
     assert code == 69
-    assert told == (
+    assert stderr == (
         f"audit: there is no database in {data_dir}: give --dsn or AUDIT_DSN, or start"
         " `audit serve`, which creates an embedded PostgreSQL there\n"
     )
@@ -63,34 +63,34 @@ def test_a_command_without_a_database_makes_none(arguments: str, tmp_path: Path)
 def test_a_folder_where_a_first_start_failed_has_no_database(tmp_path: Path) -> None:
     (tmp_path / "lock").touch()
 
-    code, _, told = ended(command("keys", "list", AUDIT_DATA_DIR=str(tmp_path)))
+    code, _, stderr = ended(command("keys", "list", AUDIT_DATA_DIR=str(tmp_path)))
 
     assert code == 69
-    assert "there is no database" in told
+    assert "there is no database" in stderr
 
 
 def test_an_existing_cluster_is_used_and_named(cluster: Path) -> None:
-    code, out, told = ended(command("counts", "--check", AUDIT_DATA_DIR=str(cluster)))
+    code, out, stderr = ended(command("counts", "--check", AUDIT_DATA_DIR=str(cluster)))
 
     assert (0, "all counts are exact\n") == (code, out)
-    assert f"audit: database: embedded PostgreSQL in {cluster}\n" == told
+    assert f"audit: database: embedded PostgreSQL in {cluster}\n" == stderr
     assert [] == servers_on(cluster)
     assert not (cluster / "server").exists()
 
 
 def test_a_database_is_named_without_its_password(dsn: str) -> None:
-    code, _, told = ended(command("keys", "list", AUDIT_DSN=UNREACHABLE))
+    code, _, stderr = ended(command("keys", "list", AUDIT_DSN=UNREACHABLE))
 
     assert code == 69
-    assert told.startswith("audit: database: PostgreSQL 127.0.0.1:1/history\naudit: the database")
-    assert HIDDEN not in told
+    assert stderr.startswith("audit: database: PostgreSQL 127.0.0.1:1/history\naudit: the database")
+    assert HIDDEN not in stderr
 
     secret = dsn.replace("audit@", f"audit:{HIDDEN}@")
-    code, out, told = ended(command("keys", "list", "--json", AUDIT_DSN=secret))
+    code, out, stderr = ended(command("keys", "list", "--json", AUDIT_DSN=secret))
     assert (0, []) == (code, json.loads(out))
-    assert told.startswith("audit: database: PostgreSQL ")
-    assert len(told.splitlines()) == 1
-    assert HIDDEN not in told
+    assert stderr.startswith("audit: database: PostgreSQL ")
+    assert len(stderr.splitlines()) == 1
+    assert HIDDEN not in stderr
 
 
 # --- while a service runs -------------------------------------------------------------------------
@@ -147,10 +147,10 @@ def test_only_the_owner_can_read_where_the_server_is(served: tuple[Path, str]) -
 
 def test_a_second_service_on_the_same_data_is_refused(served: tuple[Path, str]) -> None:
     data_dir, _ = served
-    code, _, told = ended(command("serve", "--port", "0", AUDIT_DATA_DIR=str(data_dir)))
+    code, _, stderr = ended(command("serve", "--port", "0", AUDIT_DATA_DIR=str(data_dir)))
 
     assert code == 69
-    assert f"another process runs on {data_dir}" in told
+    assert f"another process runs on {data_dir}" in stderr
 
 
 def test_a_path_that_is_too_long_for_a_socket_is_shared_too(tmp_path: Path) -> None:
@@ -165,11 +165,11 @@ def test_a_command_waits_for_a_service_that_is_starting(tmp_path: Path) -> None:
     """Its cluster does not exist yet, then its schema does not."""
     variables = {"AUDIT_DATA_DIR": str(tmp_path / "data")}
     with serving_soon(tmp_path / "data") as service:
-        code, out, told = ended(command("keys", "list", "--json", **variables))
+        code, out, stderr = ended(command("keys", "list", "--json", **variables))
         service.send_signal(signal.SIGINT)
         service.communicate(timeout=60)
 
-    assert (0, []) == (code, json.loads(out or "null")), told
+    assert (0, []) == (code, json.loads(out or "null")), stderr
 
 
 def serving_soon(data_dir: Path) -> subprocess.Popen[str]:
@@ -182,13 +182,13 @@ def serving_soon(data_dir: Path) -> subprocess.Popen[str]:
 
 def test_a_schema_that_is_behind_is_not_moved_under_a_service(tmp_path: Path) -> None:
     with embedded.started(tmp_path, options=FAST):
-        code, _, told = ended(command("keys", "list", AUDIT_DATA_DIR=str(tmp_path)))
+        code, _, stderr = ended(command("keys", "list", AUDIT_DATA_DIR=str(tmp_path)))
 
     assert code == 78
-    assert "the database lacks migrations: 0001_tasks" in told
+    assert "the database lacks migrations: 0001_tasks" in stderr
 
 
-def test_a_service_that_stops_meanwhile_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_service_that_stops_meanwhile_is_reported_in_one_line(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     with serving(AUDIT_DATA_DIR=str(data_dir)) as (service, _, _):
         recording = subprocess.Popen(
@@ -203,11 +203,11 @@ def test_a_service_that_stops_meanwhile_is_told_in_one_line(tmp_path: Path) -> N
         assert recording.stderr.readline().startswith("audit: database: ")
         service.send_signal(signal.SIGINT)
         service.wait(60)
-        _, told = recording.communicate(json.dumps(task()), timeout=60)
+        _, stderr = recording.communicate(json.dumps(task()), timeout=60)
 
     assert recording.returncode == 69
-    assert len(told.splitlines()) == 1
-    assert "Traceback" not in told
+    assert len(stderr.splitlines()) == 1
+    assert "Traceback" not in stderr
 
 
 # --- while another command runs -------------------------------------------------------------------
@@ -263,9 +263,9 @@ def test_a_process_that_never_shares_its_server_is_given_up(
         pass
 
 
-def test_a_folder_of_others_is_told(tmp_path: Path) -> None:
+def test_a_folder_of_others_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    code, _, told = ended(command("keys", "list", AUDIT_DATA_DIR=str(tmp_path / "file" / "data")))
+    code, _, stderr = ended(command("keys", "list", AUDIT_DATA_DIR=str(tmp_path / "file" / "data")))
 
     assert code == 69
-    assert len(told.splitlines()) == 1
+    assert len(stderr.splitlines()) == 1

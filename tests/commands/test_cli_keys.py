@@ -20,11 +20,11 @@ PROJECT = "5eed0000-0000-4000-8000-000000000003"
 
 def test_a_key_is_made_listed_and_revoked(dsn: str) -> None:
     """The key alone goes to the standard output: a script can take it."""
-    code, made, told = audit(*CREATE, "deploy-bot", "--scope", "record", AUDIT_DSN=dsn)
+    code, made, stderr = audit(*CREATE, "deploy-bot", "--scope", "record", AUDIT_DSN=dsn)
     assert code == 0
     assert re.fullmatch(r"taskaudit_[\w-]{43}\n", made)
     assert re.search(
-        r"created deploy-bot: it may record, and expires on \d{4}-\d\d-\d\d .* UTC", told
+        r"created deploy-bot: it may record, and expires on \d{4}-\d\d-\d\d .* UTC", stderr
     )
     more = ("--scope", "read", "--scope", "record", "--expires", "never", "--project-id", PROJECT)
     assert audit(*CREATE, "ours", *more, AUDIT_DSN=dsn)[0] == 0
@@ -41,7 +41,7 @@ def test_a_key_is_made_listed_and_revoked(dsn: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "part"),
     [
         (("a b", "--scope", "read"), "'a b' is not a valid name"),
         (("x", "--scope", "write"), "'write' is not one of"),
@@ -53,11 +53,11 @@ def test_a_key_is_made_listed_and_revoked(dsn: str) -> None:
         (("x", "--scope", "read", "--project-id", "ours"), "--project-id"),
     ],
 )
-def test_a_key_that_cannot_be_is_refused(dsn: str, arguments: tuple[str, ...], told: str) -> None:
+def test_a_key_that_cannot_be_is_refused(dsn: str, arguments: tuple[str, ...], part: str) -> None:
     code, printed, message = audit(*CREATE, *arguments, AUDIT_DSN=dsn)
 
     assert (code, printed) == (2, "")
-    assert told in message
+    assert part in message
     assert execute(dsn, "SELECT count(*) FROM access_keys") == [(0,)]
 
 
@@ -69,11 +69,11 @@ def test_an_unknown_key_is_not_revoked(dsn: str) -> None:
 
 
 def test_without_keys_it_serves_on_loopback_addresses_alone(dsn: str) -> None:
-    code, _, told = audit("serve", "--host", "0.0.0.0", "--port", "0", AUDIT_DSN=dsn)
+    code, _, stderr = audit("serve", "--host", "0.0.0.0", "--port", "0", AUDIT_DSN=dsn)
 
     assert code == 78
-    assert "anyone who can reach 0.0.0.0 could read and record" in told
-    assert "--insecure" in told
+    assert "anyone who can reach 0.0.0.0 could read and record" in stderr
+    assert "--insecure" in stderr
     with serving("--host", "0.0.0.0", "--insecure", AUDIT_DSN=dsn) as (_, url, _):
         assert urllib.request.urlopen(f"{url}/api/v1/audit/query", timeout=20).status == 200
 
@@ -86,9 +86,9 @@ def test_with_a_key_it_serves_anywhere_and_asks_for_it(dsn: str, tmp_path: Path)
     with serving("--host", "0.0.0.0", "--workers", "2", AUDIT_DSN=dsn) as (_, url, _):
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(f"{url}/api/v1/audit/query", timeout=20)
-        code, _, told = audit("record", "--url", url, str(file))
+        code, _, stderr = audit("record", "--url", url, str(file))
         assert code == 65
-        assert "an API key is required" in told
+        assert "an API key is required" in stderr
         assert audit("record", "--url", url, str(file), AUDIT_KEY=key)[0] == 0
         assert audit("record", "--url", url, "--key", key, str(file))[1].startswith("recorded 0")
 
@@ -107,7 +107,7 @@ def test_with_a_key_it_serves_anywhere_and_asks_for_it(dsn: str, tmp_path: Path)
 def test_an_issuer_needs_an_audience_and_keys_that_come_safely(
     variables: dict[str, str],
 ) -> None:
-    code, _, told = audit("serve", **variables)
+    code, _, stderr = audit("serve", **variables)
 
     assert code == 2
-    assert "jwt-issuer" in told or "jwt-jwks" in told
+    assert "jwt-issuer" in stderr or "jwt-jwks" in stderr

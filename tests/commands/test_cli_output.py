@@ -53,7 +53,7 @@ def wrong_counts(dsn: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 100, "a.b@c-d"])
-def test_a_list_of_keys_is_never_cut(dsn: str, name: str) -> None:
+def test_a_list_of_keys_is_never_truncated(dsn: str, name: str) -> None:
     assert audit("keys", "create", "--name", name, "--scope", "read", AUDIT_DSN=dsn)[0] == 0
     _, table, _ = audit("keys", "list", AUDIT_DSN=dsn, **NARROW)
 
@@ -81,8 +81,11 @@ def test_a_list_of_keys_is_json_for_programs(dsn: str) -> None:
 
 def test_counts_that_differ_are_shown_whole_and_as_json(dsn: str) -> None:
     wrong_counts(dsn)
-    code, table, told = audit("counts", "--check", AUDIT_DSN=dsn, **NARROW)
-    assert (65, "audit: the counts differ; `audit counts --rebuild` repairs them\n") == (code, told)
+    code, table, stderr = audit("counts", "--check", AUDIT_DSN=dsn, **NARROW)
+    assert (65, "audit: the counts differ; `audit counts --rebuild` repairs them\n") == (
+        code,
+        stderr,
+    )
     assert any(line.startswith(NAME) for line in table.splitlines())
     assert any(line.startswith("[/x] ") for line in table.splitlines())
     assert any(line.startswith(r"a\tb ") for line in table.splitlines())
@@ -107,24 +110,24 @@ def test_the_state_of_migrations_is_json_for_programs(dsn: str) -> None:
 
 @pytest.mark.parametrize("arguments", ["migrate --json", "counts --rebuild --json"])
 def test_json_of_what_prints_no_table_is_refused(arguments: str, dsn: str) -> None:
-    code, out, told = audit(*arguments.split(), AUDIT_DSN=dsn)
+    code, out, stderr = audit(*arguments.split(), AUDIT_DSN=dsn)
 
     assert (2, "") == (code, out)
-    assert "--json needs" in told
+    assert "--json needs" in stderr
 
 
 def test_markup_in_a_message_is_shown_as_it_is(dsn: str) -> None:
-    code, _, told = audit("keys", "revoke", "[bold]x[/y]", AUDIT_DSN=dsn)
+    code, _, stderr = audit("keys", "revoke", "[bold]x[/y]", AUDIT_DSN=dsn)
 
     assert code == 2
-    assert "there is no key '[bold]x[/y]'" in told
+    assert "there is no key '[bold]x[/y]'" in stderr
 
 
 # --- outputs and inputs that fail -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("line", "code", "told"),
+    ("line", "code", "part"),
     [
         ("audit keys list > /dev/full", 74, "cannot read or write: No space left on device"),
         ("audit keys list >&-", 74, "cannot read or write: Bad file descriptor"),
@@ -139,15 +142,15 @@ def test_markup_in_a_message_is_shown_as_it_is(dsn: str) -> None:
         ("AUDIT_KEY='canary x' audit record --url http://h -", 2, "must be a single API key"),
     ],
 )
-def test_what_cannot_be_read_or_written_is_told_in_one_line(
-    dsn: str, line: str, code: int, told: str
+def test_what_cannot_be_read_or_written_is_reported_in_one_line(
+    dsn: str, line: str, code: int, part: str
 ) -> None:
     done = shell(line, AUDIT_DSN=dsn)
     rest = [one for one in done.stderr.splitlines() if not one.startswith("audit: database: ")]
 
     assert code == done.returncode, done.stderr
     assert 1 == len(rest), done.stderr
-    assert told in rest[0]
+    assert part in rest[0]
     assert "canary" not in rest[0]
 
 
@@ -189,9 +192,9 @@ def test_empty_files_and_line_breaks_around_a_key_are_fine(dsn: str, tmp_path: P
         result = audit("record", str(tmp_path / "empty"), **variables)
         assert (0, "recorded 0, duplicates 0\n", "") == result
         assert 0 == audit("record", "-", given=lines(task()), **variables)[0]
-        code, _, told = audit("record", str(tmp_path / "bytes"), **variables)
+        code, _, stderr = audit("record", str(tmp_path / "bytes"), **variables)
 
-    assert (65, 1) == (code, len(told.splitlines()))
+    assert (65, 1) == (code, len(stderr.splitlines()))
 
 
 # --- the banner -----------------------------------------------------------------------------------
@@ -254,8 +257,8 @@ def test_ctrl_c_while_a_command_starts_is_silent(
             if interrupt_after_seconds is not None:
                 time.sleep(interrupt_after_seconds)
                 process.send_signal(signal.SIGINT)
-            _, told = process.communicate(timeout=60)
-        return process.returncode, told, time.monotonic() - began
+            _, stderr = process.communicate(timeout=60)
+        return process.returncode, stderr, time.monotonic() - began
 
     seconds = run(None)[2]
     results = [run(seconds * eighth / 8)[:2] for eighth in range(8)]
@@ -263,7 +266,7 @@ def test_ctrl_c_while_a_command_starts_is_silent(
     interrupted = [one for one in results if one[0] == 130]
     assert {(130, "")} == set(interrupted)
     # The others had ended before the signal came.
-    assert all("Traceback" not in told for _, told in results)
+    assert all("Traceback" not in stderr for _, stderr in results)
 
 
 def runs_our_code(pid: int) -> bool:

@@ -205,7 +205,7 @@ def test_a_proxy_is_not_used_for_what_is_excepted(dsn: str, excepted: str) -> No
     assert 0 == result[0]
 
 
-def test_a_proxy_that_refuses_is_told_without_its_password() -> None:
+def test_a_proxy_that_refuses_is_reported_without_its_password() -> None:
     with answering(recorded) as (proxy, _):
         variables = {**NO_PROXY, "https_proxy": proxy.replace("//", f"//user:{KEY}@")}
         result = audit("demo", "--tasks", "1", "--url", "https://audit.example.com", **variables)
@@ -266,7 +266,7 @@ def test_a_key_is_not_sent_to_another_origin() -> None:
         (307, f"https://user:{KEY}@/", "(307)"),
     ],
 )
-def test_any_other_redirect_is_told(status: int, location: str, part: str) -> None:
+def test_any_other_redirect_is_reported(status: int, location: str, part: str) -> None:
     with answering(lambda *_: (status, {"Location": location}, b"")) as (url, got):
         result = audit("demo", "--tasks", "1", "--url", url, **NO_PROXY)
 
@@ -289,7 +289,7 @@ def test_a_refusal_is_not_tried_again(status: int, code: int) -> None:
     assert 1 == len(got)
 
 
-def test_an_answer_of_another_service_is_told() -> None:
+def test_an_answer_of_another_service_is_reported() -> None:
     with answering(lambda *_: (200, {}, b"<html>welcome</html>")) as (url, got):
         result = audit("demo", "--tasks", "1", "--url", url, **NO_PROXY)
 

@@ -305,7 +305,7 @@ def test_a_data_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
         pass
 
 
-def test_a_setting_that_postgresql_refuses_is_told(data_dir: Path) -> None:
+def test_a_setting_that_postgresql_refuses_is_reported(data_dir: Path) -> None:
     with (
         pytest.raises(Unavailable, match=r'(?s)did not start.*"shared_buffers": "none"'),
         embedded.running(data_dir, options={"shared_buffers": "none"}),

@@ -104,3 +104,10 @@ def test_no_sql_stands_in_python() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 assert not node.value.lstrip().startswith(verbs), f"{name}: {node.value[:40]}"
+
+
+def test_no_test_file_imports_another_one() -> None:
+    """Helpers that several test files use are in modules of their own."""
+    for path in Path(__file__).parents[1].rglob("*.py"):
+        for imported in imports_of(path):
+            assert not (imported.startswith("tests.") and ".test_" in imported), path

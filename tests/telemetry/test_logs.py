@@ -49,12 +49,12 @@ def test_a_request_is_one_object_of_json(dsn: str) -> None:
         fetch(f"{url}{API}/by-service/payments?limit=2&created_by={secret}")
         fetch(f"{url}{API}/query?{secret}={secret}")
         fetch(f"{url}/{secret}")
-        told = [json.loads(line) for line in ended(process)]
+        logged = [json.loads(line) for line in ended(process)]
 
-    times = [datetime.fromisoformat(line.pop("time")) for line in told]
+    times = [datetime.fromisoformat(line.pop("time")) for line in logged]
     assert all(abs(time - datetime.now(UTC)) < timedelta(minutes=1) for time in times)
-    assert all(0 < line.pop("duration_ms") < 60_000 for line in told)
-    ids = [line.pop("request_id") for line in told]
+    assert all(0 < line.pop("duration_ms") < 60_000 for line in logged)
+    ids = [line.pop("request_id") for line in logged]
     assert "a-1" == ids[0]
     assert all(re.fullmatch("[0-9a-f]{32}", one) for one in ids[1:])
     common = {
@@ -68,12 +68,12 @@ def test_a_request_is_one_object_of_json(dsn: str) -> None:
         {"route": f"{API}/query", "method": "GET", "status": 422, "rows": None},
         {"route": "unmatched", "method": "GET", "status": 404, "rows": None},
     ]
-    ran = [set(line.pop("statements")) for line in told]
-    assert [{**common, **one} for one in expected] == told
+    ran = [set(line.pop("statements")) for line in logged]
+    assert [{**common, **one} for one in expected] == logged
     assert {"record_tasks", "transaction"} <= ran[0]
     assert {"read_token", "list_tasks"} <= ran[1]
     assert [set(), set()] == ran[2:]
-    assert secret not in json.dumps(told)
+    assert secret not in json.dumps(logged)
 
 
 def test_a_request_is_one_line_of_text(dsn: str) -> None:
@@ -99,22 +99,22 @@ def test_without_a_sample_only_failures_are_logged(dsn: str) -> None:
         other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
         assert 504 == fetch(f"{url}{NOBODY}")
         other.rollback()
-        told = [json.loads(line) for line in ended(process)]
+        logged = [json.loads(line) for line in ended(process)]
 
-    (failed,) = [line for line in told if line["message"] == "request"]
+    (failed,) = [line for line in logged if line["message"] == "request"]
     assert ("warning", 504, ["get_task"]) == (
         failed["level"], failed["status"], failed["statements"]
     )  # fmt: skip
-    others = [line["message"] for line in told if line is not failed]
+    others = [line["message"] for line in logged if line is not failed]
     assert any(failed["request_id"] in message for message in others)
 
 
 def test_a_share_of_the_requests_is_logged(dsn: str) -> None:
     with serving("--dsn", dsn, "--log-sample", "0.5", log=subprocess.PIPE) as (process, url, _):
         assert [200] * 200 == [fetch(f"{url}/healthz") for _ in range(200)]
-        told = ended(process)
+        logged = ended(process)
 
-    assert 50 < len(told) < 150  # by chance, once in 10 ** 12 runs it is not
+    assert 50 < len(logged) < 150  # by chance, once in 10 ** 12 runs it is not
 
 
 def test_what_is_no_http_does_not_fill_the_log(dsn: str) -> None:
@@ -149,9 +149,9 @@ def test_a_flood_of_failures_does_not_fill_the_log(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 22
     if log_format == "json":
-        told = [json.loads(line) for line in lines]
-        assert [line.get("left_out") for line in told] == [None] * 20 + [480, None]
-        assert [told[0]["message"], told[-1]["message"]] == [
+        logged = [json.loads(line) for line in lines]
+        assert [line.get("left_out") for line in logged] == [None] * 20 + [480, None]
+        assert [logged[0]["message"], logged[-1]["message"]] == [
             "request 0 failed",
             "request 500 failed",
         ]
@@ -171,7 +171,7 @@ def test_of_a_flood_of_failed_requests_some_are_logged(monkeypatch: pytest.Monke
     assert all(sampled.wants(200) for _ in range(500))
 
 
-async def test_the_name_of_the_key_is_told(
+async def test_the_name_of_the_key_is_reported(
     dsn: str,
     aiohttp_client: Callable[..., Awaitable[Client]],
     caplog: pytest.LogCaptureFixture,
@@ -182,8 +182,8 @@ async def test_the_name_of_the_key_is_told(
     caplog.set_level(logging.INFO, "audit.requests")
     await client.get("/api/v1/audit/query", headers={"Authorization": f"Bearer {key}"})
 
-    (told,) = [record for record in caplog.records if record.name == "audit.requests"]
-    assert "deployer" == told.__dict__["entry"]["key_name"]
+    (logged,) = [record for record in caplog.records if record.name == "audit.requests"]
+    assert "deployer" == logged.__dict__["entry"]["key_name"]
 
 
 # --- lines ----------------------------------------------------------------------------------------
@@ -229,16 +229,16 @@ def test_text_has_no_control_characters(written: Any) -> None:
 
 def test_json_is_one_line_of_ascii(written: Any) -> None:
     (line,) = written("json", fail).splitlines()
-    told = json.loads(line)
+    logged = json.loads(line)
 
     assert line.isascii()
     assert line.isprintable()
-    assert ("error", f"it failed: {HOSTILE}") == (told["level"], told["message"])
-    assert told["exception"].startswith("Traceback (most recent call last):\n")
+    assert ("error", f"it failed: {HOSTILE}") == (logged["level"], logged["message"])
+    assert logged["exception"].startswith("Traceback (most recent call last):\n")
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_request_is_one_line_whatever_is_told_of_it(written: Any, log_format: LogFormat) -> None:
+def test_a_request_is_one_line_whatever_it_contains(written: Any, log_format: LogFormat) -> None:
     entry: Entry = {
         "request_id": None, "client": HOSTILE, "key_name": HOSTILE, "route": "unmatched",
         "method": HOSTILE,

@@ -70,7 +70,7 @@ def test_a_request_and_its_statements_are_spans_of_the_trace_they_came_with(dsn:
     assert "task-audit" in names
 
 
-def test_what_fails_is_told_as_an_error(dsn: str) -> None:
+def test_what_fails_is_reported_as_an_error(dsn: str) -> None:
     with collecting() as (collector, got):
         options = ("--dsn", dsn, "--traces", "--statement-timeout-seconds", "1")
         with (
