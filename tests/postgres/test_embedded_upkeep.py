@@ -31,7 +31,7 @@ def log_of(data_dir: Path) -> str:
 
 
 def test_the_log_is_rotated_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_MOST_LOG_BYTES", 10_000)
+    monkeypatch.setattr(embedded, "_MAX_LOG_BYTES", 10_000)
     with embedded.started(tmp_path, options=FAST) as server:
         for _ in range(3):
             with (tmp_path / "postgresql.log").open("a") as log:
