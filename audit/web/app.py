@@ -61,7 +61,7 @@ def create_app(
     `rates` are shared by all workers, and `seat` is this worker's part of the shared metrics. None
     means that there is only one worker. The application closes `traces` when it ends.
     """
-    # aiohttp accepts compressed bodies that are cut off; `content_coding` refuses them.
+    # aiohttp accepts compressed bodies that are cut off; `audit.web.content_coding` refuses them.
     app = web.Application(handler_args={"auto_decompress": False})
     app[SETTINGS] = settings
     app[METRICS] = Metrics((route.path for route in ROUTES), seat, statements.names())

@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from audit.access.identity import ANYONE, Identity, Scope, refused
-from audit.access.keys import KEY_PREFIX, Key, Keys, read_keys
+from audit.access.keys import KEY_PREFIX, Keys, read_keys
 from audit.access.provider import Provider
 from audit.access.rates import Rates
 from audit.deadlines import stop
@@ -39,8 +39,6 @@ class Guard:
     def __init__(self, settings: Settings, rates: Rates) -> None:
         #: None: the keys have not been read yet.
         self._keys: Keys | None = None
-        #: Valid keys by their Authorization header, emptied when the keys are read again.
-        self._sent: dict[str, Key] = {}
         self._provider = Provider(settings) if settings.jwt_issuer else None
         self._rates = rates
         self._reading = Recurring("reading the keys")
@@ -49,12 +47,7 @@ class Guard:
         """Return a handler that only accepts requests with the scope."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            given = request.headers.getall(hdrs.AUTHORIZATION, ())
-            sent = self._sent.get(given[0]) if len(given) == 1 else None
-            if sent is None or sent.has_expired():
-                identity = await self._identity(given)
-            else:
-                identity = sent.identity
+            identity = await self._identity(request.headers.getall(hdrs.AUTHORIZATION, ()))
             request[IDENTITY] = identity
             CALLER.set(Caller(identity.number, request.raw_path))
             identity.require(scope)
@@ -83,11 +76,7 @@ class Guard:
         if len(given) > 1 or scheme.lower() != "bearer" or not token:
             raise refused("send one Authorization header of the form: Bearer …")
         if self._provider is None or token.startswith(KEY_PREFIX):
-            key = self._keys.check(token)
-            # Only this spelling is kept, because a client could send any number of others.
-            if given[0] == f"Bearer {token}":
-                self._sent[given[0]] = key
-            return key.identity
+            return self._keys.check(token).identity
         return await self._provider.check(token)
 
     async def read_keys(self, pool: Pool) -> None:
@@ -101,7 +90,6 @@ class Guard:
         # An emptied table does not give access to everyone.
         if self._keys is None or self._keys.are_none or not keys.are_none:
             self._keys = keys
-            self._sent = {}
 
     @contextlib.asynccontextmanager
     async def watching(self, pool: Pool) -> AsyncIterator[None]:

@@ -11,14 +11,10 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import make_mocked_request
 
-from audit.access import keys
 from audit.access.identity import Scope
-from audit.access.keys import KEY_PREFIX, create_key, digest_of, list_keys, revoke_key
-from audit.access.rates import Rates
-from audit.errors import Invalid, Unauthenticated
+from audit.access.keys import KEY_PREFIX, create_key, list_keys, revoke_key
+from audit.errors import Invalid
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from audit.web import guard
@@ -71,7 +67,7 @@ async def soon(client: Client, path: str, key: str | None, status: int) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_key_is_random_and_only_its_digest_is_kept(pool: Pool, dsn: str) -> None:
+async def test_a_key_is_random_and_only_its_digest_is_stored(pool: Pool, dsn: str) -> None:
     key, expires_at = await create_key(pool, "one", frozenset([Scope.READ]))
     other = await make(pool, Scope.READ)
 
@@ -82,7 +78,7 @@ async def test_a_key_is_random_and_only_its_digest_is_kept(pool: Pool, dsn: str)
     assert key.removeprefix(KEY_PREFIX) not in everything
 
 
-async def test_without_any_key_everyone_may_ask(start: Start) -> None:
+async def test_without_any_key_everyone_has_access(start: Start) -> None:
     client = await start()
 
     assert await status_of(client, "/query") == 200
@@ -102,7 +98,7 @@ async def test_without_any_key_everyone_may_ask(start: Start) -> None:
         ("Bearer \x80\xff", 'Bearer error="invalid_token"'),
     ],
 )
-async def test_who_has_no_key_is_told_what_to_send(
+async def test_without_a_valid_key_www_authenticate_says_what_to_send(
     start: Start, pool: Pool, given: str | None, told: str
 ) -> None:
     await make(pool, Scope.READ)
@@ -133,9 +129,7 @@ async def test_two_keys_in_one_request_are_refused(start: Start, pool: Pool) -> 
 
 
 @pytest.mark.parametrize("scope", list(Scope))
-async def test_a_key_may_do_what_its_scope_says_alone(
-    start: Start, pool: Pool, scope: Scope
-) -> None:
+async def test_a_key_allows_only_its_scopes(start: Start, pool: Pool, scope: Scope) -> None:
     key = await make(pool, scope)
     client = await start()
     headers = bearing(key)
@@ -164,7 +158,9 @@ async def test_a_key_may_do_what_its_scope_says_alone(
             )
 
 
-async def test_a_key_is_good_and_revoked_while_the_service_runs(start: Start, pool: Pool) -> None:
+async def test_keys_are_created_and_revoked_while_the_service_runs(
+    start: Start, pool: Pool
+) -> None:
     client = await start()
     key, _ = await create_key(pool, "short-lived", frozenset([Scope.READ]))
     await soon(client, "/query", None, 401)
@@ -179,12 +175,12 @@ async def test_a_key_is_good_and_revoked_while_the_service_runs(start: Start, po
     assert await status_of(client, "/query") == 401
 
 
-async def test_a_key_that_has_expired_is_refused(
+async def test_an_expired_key_is_refused(
     start: Start, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     soon_over = timedelta(seconds=1)
     key, expires_at = await create_key(pool, "soon-over", frozenset([Scope.READ]), None, soon_over)
-    monkeypatch.setattr(guard, "_READ_EVERY_SECONDS", 60)  # it is known, and has been sent before
+    monkeypatch.setattr(guard, "_READ_EVERY_SECONDS", 60)  # it expires between two reads
     client = await start()
     assert expires_at is not None
     assert 200 == await status_of(client, "/query", key)
@@ -194,43 +190,20 @@ async def test_a_key_that_has_expired_is_refused(
     assert "soon-over has expired" in (await response.json())["detail"]
 
 
-async def test_a_good_key_is_hashed_once_and_kept_once_however_it_is_spelt(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hashed: list[str] = []
-
-    def hash_it(key: str) -> bytes:
-        hashed.append(key)
-        return digest_of(key)
-
-    monkeypatch.setattr(keys, "digest_of", hash_it)
+@pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER  "])
+async def test_the_scheme_may_be_spelt_in_any_case(start: Start, pool: Pool, scheme: str) -> None:
     key = await make(pool, Scope.READ)
-    bad = KEY_PREFIX + "x" * 43
-    hashed.clear()
-    doors = guard.Guard(Settings(), Rates(0))
-    await doors.read_keys(pool)
+    client = await start()
 
-    async def answer(_: web.Request) -> web.StreamResponse:
-        return web.Response()
+    statuses = [
+        (await client.get(f"{API}/query", headers={"Authorization": scheme + sent})).status
+        for sent in (key, KEY_PREFIX + "x" * 43)
+    ]
 
-    protected = doors.protect(Scope.READ, answer)
-
-    async def ask(header: str) -> None:
-        await protected(make_mocked_request("GET", "/", {"Authorization": header}))
-
-    for _ in range(3):
-        await ask(f"Bearer {key}")
-    assert [key] == hashed
-    for spaces in range(2, 9):
-        await ask(f"bearer{spaces * ' '}{key}")
-        with pytest.raises(Unauthenticated):
-            await ask(f"Bearer{spaces * ' '}{bad}")
-    assert {f"Bearer {key}"} == {*doors._sent}
-    await doors.read_keys(pool)
-    assert {} == doors._sent
+    assert statuses == [200, 401]
 
 
-async def test_keys_stay_known_while_the_database_cannot_be_asked(
+async def test_keys_stay_valid_while_the_database_is_unreachable(
     start: Start, pool: Pool, dsn: str
 ) -> None:
     key = await make(pool, Scope.READ)
@@ -246,7 +219,7 @@ async def test_keys_stay_known_while_the_database_cannot_be_asked(
         execute(dsn, "ALTER TABLE hidden RENAME TO access_keys")
 
 
-async def test_who_empties_the_table_does_not_open_the_doors(
+async def test_an_emptied_table_does_not_give_access_to_everyone(
     start: Start, pool: Pool, dsn: str
 ) -> None:
     await make(pool, Scope.READ)
@@ -258,12 +231,12 @@ async def test_who_empties_the_table_does_not_open_the_doors(
 
 
 @pytest.mark.parametrize("name", ["", "a b", "ä", "x" * 101, "a\n", "<b>"])
-async def test_a_name_is_one(pool: Pool, name: str) -> None:
+async def test_an_invalid_name_is_refused(pool: Pool, name: str) -> None:
     with pytest.raises(Invalid, match="is not a valid name"):
         await create_key(pool, name, frozenset([Scope.READ]))
 
 
-async def test_what_makes_no_key_is_refused(pool: Pool) -> None:
+async def test_an_invalid_key_is_not_created(pool: Pool) -> None:
     await create_key(pool, "taken", frozenset([Scope.READ]))
 
     with pytest.raises(Invalid, match="already used by a key"):
@@ -277,7 +250,7 @@ async def test_what_makes_no_key_is_refused(pool: Pool) -> None:
     assert ["taken"] == [key.identity.name for key in await list_keys(pool)]
 
 
-async def test_a_key_expires_when_it_was_said(pool: Pool) -> None:
+async def test_a_key_expires_at_a_time_or_after_a_span(pool: Pool) -> None:
     until = datetime(2040, 1, 1, tzinfo=UTC)
     _, at = await create_key(pool, "until", frozenset([Scope.READ]), None, until)
     _, later = await create_key(pool, "for", frozenset([Scope.READ]), None, timedelta(days=90))
@@ -318,7 +291,7 @@ PAGES = [
 
 
 @pytest.mark.parametrize("page", PAGES)
-async def test_a_key_of_a_project_sees_its_tasks_alone(
+async def test_a_key_of_a_project_sees_only_its_tasks(
     start: Start, pool: Pool, history: list[dict[str, Any]], page: str
 ) -> None:
     unbound = await make(pool, Scope.READ)
@@ -354,7 +327,7 @@ async def test_a_key_of_a_project_sees_its_tasks_alone(
         assert response.status == 200
 
 
-async def test_a_crawl_of_a_project_holds_its_tasks_alone(
+async def test_pages_for_a_key_of_a_project_have_only_its_tasks(
     start: Start, pool: Pool, history: list[dict[str, Any]]
 ) -> None:
     unbound = await make(pool, Scope.READ)
@@ -377,7 +350,7 @@ async def test_a_crawl_of_a_project_holds_its_tasks_alone(
     assert await status_of(client, f"/query?limit=3&cursor={cursor}", ours) == 422
 
 
-async def test_a_task_of_another_project_looks_like_none(
+async def test_a_task_of_another_project_is_not_found(
     start: Start, pool: Pool, history: list[dict[str, Any]]
 ) -> None:
     ours = await make(pool, Scope.READ, Scope.RECORD, project_id=OURS)
@@ -400,7 +373,7 @@ async def test_a_task_of_another_project_looks_like_none(
 
 
 @pytest.mark.parametrize("as_lines", [False, True])
-async def test_a_key_of_a_project_records_its_tasks_alone(
+async def test_a_key_of_a_project_records_only_its_tasks(
     start: Start, pool: Pool, dsn: str, *, as_lines: bool
 ) -> None:
     ours = await make(pool, Scope.RECORD, project_id=OURS)

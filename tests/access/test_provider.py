@@ -88,7 +88,7 @@ def make(key_set: Path) -> Made:
 
 
 @pytest.mark.parametrize("algorithm", list(SIGNERS))
-async def test_a_token_says_who_asks_and_what_they_may(make: Made, algorithm: str) -> None:
+async def test_a_token_gives_an_identity_with_its_scopes(make: Made, algorithm: str) -> None:
     identity = await make().check(token(algorithm))
 
     assert identity.name == "ada"
@@ -160,10 +160,10 @@ REFUSED: dict[str, tuple[Callable[[], str], str]] = {
 
 
 @pytest.mark.parametrize("name", list(REFUSED))
-async def test_a_token_that_is_no_good_is_refused(make: Made, name: str) -> None:
-    made, told = REFUSED[name]
+async def test_an_invalid_token_is_refused(make: Made, name: str) -> None:
+    made, reason = REFUSED[name]
 
-    with pytest.raises(Unauthenticated, match=told) as refused:
+    with pytest.raises(Unauthenticated, match=reason) as refused:
         await make().check(made())
 
     assert refused.value.headers == {"WWW-Authenticate": 'Bearer error="invalid_token"'}
@@ -194,7 +194,7 @@ async def test_a_valid_token_is_decoded_once_until_it_expires(
     assert decoded == [given] * 4
 
 
-async def test_a_name_may_hold_half_a_character(make: Made) -> None:
+async def test_a_name_may_contain_half_a_surrogate_pair(make: Made) -> None:
     assert (await make().check(token(sub="\ud800"))).name == "\ud800"
 
 
@@ -209,13 +209,13 @@ async def test_a_name_may_hold_half_a_character(make: Made) -> None:
         ({"scope": [["read"], 1]}, set()),
     ],
 )
-async def test_scopes_are_words_of_a_claim(
+async def test_scopes_are_the_words_of_a_claim(
     make: Made, given: dict[str, Any], scopes: set[Scope]
 ) -> None:
     assert (await make().check(token(**given))).scopes == scopes
 
 
-async def test_the_claim_of_scopes_and_what_stands_before_them_can_be_told(make: Made) -> None:
+async def test_the_claim_and_the_prefix_of_scopes_are_settings(make: Made) -> None:
     checks = make(jwt_scope_claim="roles", jwt_scope_prefix="audit:")
 
     identity = await checks.check(token(roles=["audit:record", "billing:admin"], scope="read"))
@@ -235,7 +235,7 @@ async def test_a_claim_binds_to_a_project(make: Made) -> None:
 
 
 async def test_keys_are_rotated(make: Made, key_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new key is found when a token names it; one that is gone is good no more."""
+    """A new key is found when a token names it, and tokens of a removed key are refused."""
     checks = make()
     given = token("RS256")
     await checks.check(given)
@@ -251,7 +251,7 @@ async def test_keys_are_rotated(make: Made, key_set: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("order", [1, -1])
-async def test_keys_of_one_id_are_all_tried(make: Made, key_set: Path, order: int) -> None:
+async def test_all_keys_with_the_id_are_tried(make: Made, key_set: Path, order: int) -> None:
     other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     keys = [
         public("RS256", RSA, "same"),
@@ -273,14 +273,16 @@ async def test_keys_of_one_id_are_all_tried(make: Made, key_set: Path, order: in
         await checking.check(token(kid="same", exp=1))
 
 
-async def test_a_set_with_too_many_keys_of_one_id_is_not_used(make: Made, key_set: Path) -> None:
+async def test_a_key_set_with_too_many_keys_of_one_id_is_rejected(
+    make: Made, key_set: Path
+) -> None:
     keys = [public("EdDSA", ed25519.Ed25519PrivateKey.generate(), "same") for _ in range(9)]
     write(key_set, json.dumps({"keys": keys}))
     with pytest.raises(Unavailable):
         await make().check(token("EdDSA", kid="same"))
 
 
-async def test_unknown_keys_do_not_have_the_set_read_again_and_again(
+async def test_unknown_key_ids_cause_one_read_of_the_key_set(
     make: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checks = make()
@@ -308,7 +310,9 @@ async def test_unknown_keys_do_not_have_the_set_read_again_and_again(
     "text",
     ["", "{", "[]", "{}", '{"keys":{}}', '{"keys":[]}', '{"keys":[1,{"kty":"oct","k":"eA"}]}'],
 )
-async def test_a_broken_key_set_leaves_the_known_one(make: Made, key_set: Path, text: str) -> None:
+async def test_a_broken_key_set_does_not_replace_the_known_one(
+    make: Made, key_set: Path, text: str
+) -> None:
     checks = make()
     await checks.check(token())
     write(key_set, text)
@@ -345,7 +349,7 @@ async def test_a_key_set_is_read_from_a_url(make: Made) -> None:
 
 
 @pytest.mark.parametrize("kind", ["redirect", "huge", "failing"])
-async def test_a_key_set_is_read_from_nowhere_else(make: Made, kind: str) -> None:
+async def test_a_key_set_with_a_redirect_or_an_error_is_rejected(make: Made, kind: str) -> None:
     async def answer(_: web.Request) -> web.StreamResponse:
         if kind == "redirect":
             raise web.HTTPFound("/elsewhere")
@@ -361,7 +365,7 @@ async def test_a_key_set_is_read_from_nowhere_else(make: Made, kind: str) -> Non
         await server.close()
 
 
-async def test_the_service_takes_tokens_and_keys(
+async def test_the_service_accepts_tokens_and_keys(
     dsn: str, key_set: Path, aiohttp_client: AiohttpClient
 ) -> None:
     settings = Settings(

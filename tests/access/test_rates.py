@@ -37,7 +37,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return times
 
 
-def test_as_many_as_a_second_has_may_come_at_once(now: list[float]) -> None:
+def test_the_requests_of_a_second_may_come_at_once(now: list[float]) -> None:
     rates = Rates(10)
 
     assert passed(rates, 7, 25) == 10
@@ -48,7 +48,7 @@ def test_as_many_as_a_second_has_may_come_at_once(now: list[float]) -> None:
     assert passed(rates, 7, 25) == 10
 
 
-def test_who_is_refused_is_told_the_limit_and_when_to_come_again(now: list[float]) -> None:
+def test_a_refusal_has_the_limit_and_retry_after(now: list[float]) -> None:
     rates = Rates(2)
     left = [rates.take(7) for _ in range(2)]
     with pytest.raises(TooManyRequests) as refused:
@@ -64,7 +64,7 @@ def test_who_is_refused_is_told_the_limit_and_when_to_come_again(now: list[float
     assert now == [1000]
 
 
-def test_a_rate_may_be_slower_than_one_a_second(now: list[float]) -> None:
+def test_a_rate_can_be_below_one_per_second(now: list[float]) -> None:
     rates = Rates(0.1)
 
     assert passed(rates, 7, 5) == 1
@@ -75,13 +75,13 @@ def test_a_rate_may_be_slower_than_one_a_second(now: list[float]) -> None:
     assert rates.policy == '"key";q=1;w=10'
 
 
-def test_no_limit_is_none() -> None:
+def test_zero_means_unlimited() -> None:
     assert passed(Rates(0), 7, 5000) == 5000
     assert Rates(0).take(7) is None
     assert Rates(1).take(None) is None
 
 
-def test_workers_count_together() -> None:
+def test_workers_share_the_limits() -> None:
     rates = Rates(50)
     context = multiprocessing.get_context("fork")
     counts = context.SimpleQueue()
@@ -96,7 +96,7 @@ def test_workers_count_together() -> None:
     assert 50 <= total < 100
 
 
-async def test_a_key_over_its_rate_is_refused_and_others_are_not(
+async def test_only_the_key_over_its_limit_is_refused(
     dsn: str, aiohttp_client: AiohttpClient
 ) -> None:
     async with open_pool(Settings(pool_size=1), dsn) as pool:
