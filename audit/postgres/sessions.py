@@ -50,8 +50,8 @@ _NO_SESSION: Final = (
 _Session = TypeVar("_Session", bound="Session")
 
 
-class _Place(NamedTuple):
-    """One address of a host."""
+class _Endpoint(NamedTuple):
+    """A host and one of its addresses."""
 
     host: Host
     address: str
@@ -62,7 +62,7 @@ class Session(asyncpg.Connection):
 
     server: str
     """The identity of the server. It changes when the server restarts."""
-    place: _Place
+    endpoint: _Endpoint
     is_standby: bool
     is_read_only: bool
     """Whether the server refused writes when the session began."""
@@ -81,7 +81,7 @@ class Servers:
         self._settings = settings
         self._host_seconds = dsn.connect_seconds or seconds * _SHARE / len(dsn.hosts)
         self._server: str | None = None
-        self._place: _Place | None = None
+        self._endpoint: _Endpoint | None = None
         self._choosing = asyncio.Lock()
         self._sessions: WeakSet[Session] = WeakSet()
         self._writer_wanted = asyncio.Event()
@@ -160,7 +160,7 @@ class Servers:
 
     async def _move_to(self, session: Session) -> None:
         is_another = self._server is not None
-        self._server, self._place = session.server, session.place
+        self._server, self._endpoint = session.server, session.endpoint
         if is_another and self.pool is not None:
             # Sessions on the old server are closed when they are released.
             await self.pool.expire_connections()
@@ -168,20 +168,18 @@ class Servers:
     async def _open(
         self, kind: type[_Session], given: Mapping[str, Any], *, must_write: bool = False
     ) -> _Session:
+        wanted = "read-write" if must_write else self._dsn["target_session_attrs"]
         fallback: _Session | None = None
         failure: Exception | None = None
         try:
-            async for place in self._places():
+            async for endpoint in self._endpoints():
                 try:
-                    session = await self._begin(place, kind, given)
+                    session = await self._begin(endpoint, kind, given)
                 except (OSError, asyncpg.CannotConnectNowError) as failed:
                     failure = failure or failed
                     continue
-                if must_write:
-                    is_wanted, is_acceptable = not session.is_read_only, False
-                else:
-                    is_wanted, is_acceptable = self._suits(session)
-                if is_wanted or (is_acceptable and place == self._place):
+                is_wanted, is_acceptable = _suits(session, wanted)
+                if is_wanted or (is_acceptable and endpoint == self._endpoint):
                     return session
                 if is_acceptable and fallback is None:
                     fallback = session
@@ -195,28 +193,12 @@ class Servers:
                 fallback.terminate()
         if failure is not None:
             raise failure
-        wanted = "read-write" if must_write else self._dsn["target_session_attrs"]
         raise Unavailable(f"no database server is {wanted}", retry_after_seconds=1)
 
-    def _suits(self, session: Session) -> tuple[bool, bool]:
-        """Return whether the DSN asks for such a server, and whether it allows it as a fallback.
-
-        With `any`, the service prefers a server that can write, because it records tasks.
-        """
-        can_write, is_standby = not session.is_read_only, session.is_standby
-        return {
-            "any": (can_write, True),
-            "read-write": (can_write, False),
-            "read-only": (not can_write, False),
-            "primary": (not is_standby, False),
-            "standby": (is_standby, False),
-            "prefer-standby": (is_standby, True),
-        }[self._dsn["target_session_attrs"]]
-
-    async def _places(self) -> AsyncIterator[_Place]:
-        """Yield the place of the pool, if there is one, then all other addresses of the hosts."""
-        if self._place is not None:
-            yield self._place
+    async def _endpoints(self) -> AsyncIterator[_Endpoint]:
+        """Yield the endpoint of the pool, if there is one, then all others of the hosts."""
+        if self._endpoint is not None:
+            yield self._endpoint
         hosts = list(self._dsn.hosts)
         is_random = self._dsn["load_balance_hosts"] == "random"
         if is_random:
@@ -226,14 +208,14 @@ class Servers:
             if is_random:
                 random.shuffle(addresses)
             for address in addresses:
-                if (host, address) != self._place:
-                    yield _Place(host, address)
+                if (host, address) != self._endpoint:
+                    yield _Endpoint(host, address)
 
     async def _begin(
-        self, place: _Place, kind: type[_Session], given: Mapping[str, Any]
+        self, endpoint: _Endpoint, kind: type[_Session], given: Mapping[str, Any]
     ) -> _Session:
         async with asyncio.timeout(self._host_seconds):
-            session = await self._connect(place, kind, given)
+            session = await self._connect(endpoint, kind, given)
             try:
                 _keep_alive(session, self._dsn)
                 names, values = list(self._settings), list(self._settings.values())
@@ -248,17 +230,17 @@ class Servers:
         if row["settings"] != begun["settings"]:
             session.terminate()
             raise UnsuitableDatabase(_POOLER)
-        session.place = place
+        session.endpoint = endpoint
         session.server = row["server"]
         session.is_standby, session.is_read_only = row["is_standby"], row["is_read_only"]
         session.is_pooled = row["pid"] != session.get_server_pid()
         return session
 
     async def _connect(
-        self, place: _Place, kind: type[_Session], given: Mapping[str, Any]
+        self, endpoint: _Endpoint, kind: type[_Session], given: Mapping[str, Any]
     ) -> _Session:
         """Connect with TLS or without, as `sslmode` says."""
-        host, address = place
+        host, address = endpoint
         name = self._dsn["application_name"] or self._dsn["fallback_application_name"]
         server_settings = {"application_name": name or "task-audit"}
         if self._dsn["options"]:
@@ -287,6 +269,22 @@ class Servers:
                 if number == len(attempts) or not is_about_tls(failure):
                     raise
         raise AssertionError  # the last attempt returns or raises
+
+
+def _suits(session: Session, wanted: str) -> tuple[bool, bool]:
+    """Return whether such a server is wanted, and whether it is allowed as a fallback.
+
+    With `any`, the service prefers a server that can write, because it records tasks.
+    """
+    can_write, is_standby = not session.is_read_only, session.is_standby
+    return {
+        "any": (can_write, True),
+        "read-write": (can_write, False),
+        "read-only": (not can_write, False),
+        "primary": (not is_standby, False),
+        "standby": (is_standby, False),
+        "prefer-standby": (is_standby, True),
+    }[wanted]
 
 
 async def _row(session: Session, statement: str, *values: object) -> asyncpg.Record:
