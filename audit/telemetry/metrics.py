@@ -1,11 +1,11 @@
-"""What is counted of requests, statements and tasks, for Prometheus.
+"""Metrics of requests, statements and tasks for Prometheus.
 
-Every worker counts in its own part, its seat, of memory that the parent shares with all of them
-before it forks. So any worker can tell the sum, and what a killed one has counted stays. All
-series are known at the start: nothing that a client sends can make another one.
+The parent process shares memory with all workers before it forks. Every worker counts in its own
+part of it, its seat. So any worker can return the sums, and the counts of a killed worker stay.
+All series are known at the start, so clients cannot create new ones.
 
-The values of prometheus_client, in files, cost 3 to 4 microseconds for each observation; here it
-is less than one. What is told is written by prometheus_client.
+prometheus_client keeps the values of several processes in files, which takes 3 to 4 microseconds
+per observation; shared memory takes less than one. prometheus_client still writes the output.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from prometheus_client.registry import Collector
 
 #: The route of a request that has none.
 UNMATCHED: Final = "unmatched"
-#: The status of a request whose client has left, as nginx says it.
+#: The status of a request whose client has left, as in the log of nginx.
 CLIENT_LEFT: Final = 499
-#: BEGIN, COMMIT and ROLLBACK: all that is not of `sql/`.
+#: BEGIN, COMMIT and ROLLBACK, which are not in `sql/`.
 TRANSACTION: Final = "transaction"
 _OTHER: Final = "other"
 
@@ -45,27 +45,27 @@ _BOUNDS: Final = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
 _LES: Final = (*(str(bound) for bound in _BOUNDS), "+Inf")
-#: Seconds, and how many observations were in each bucket.
+#: The sum of seconds, and the number of observations in each bucket.
 _HISTOGRAM_CELLS: Final = 1 + len(_LES)
 _SEAT_CELLS: Final = 65_536
 #: The queues for connections, one for each kind of work.
 LANES: Final = ("reading", "tallying", "writing")
-#: Cells of a seat that say how it is now: the pool, who waits for it, what is in use, the queues.
+#: The cells of a seat with current values: pool size, waiting requests, used connections, queues.
 _GAUGES: Final = tuple(range(2, 5 + len(LANES)))
 _CELL_BYTES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Deltas:
-    """What writers have noted for the counts, and no fold has moved yet."""
+    """The changes that are not folded into the counts yet."""
 
     rows: int
-    """By PostgreSQL's estimate."""
+    """As estimated by PostgreSQL."""
     size_bytes: int
 
 
 class Seat:
-    """Where one worker counts, in memory that all workers share."""
+    """The part of the shared memory in which one worker counts."""
 
     def __init__(self, memory: mmap.mmap, index: int) -> None:
         cells = memoryview(memory).cast("d")
@@ -75,23 +75,23 @@ class Seat:
         self.cells: Final = self.all[index]
 
     def restarted(self) -> None:
-        """Count that the worker has ended and another one takes the seat."""
+        """Count that the worker has ended and that another one will take the seat."""
         self.cells[0] += 1
 
     def vacated(self) -> None:
-        """Say that nobody sits here: what is now, unlike what was done, ends with a worker."""
+        """Clear the current values of a worker that has ended, and keep its counters."""
         for gauge in _GAUGES:
             self.cells[gauge] = 0
 
 
 def seats(workers: int) -> list[Seat]:
-    """Return a seat for each worker, to be made before they are forked."""
+    """Return a seat for each worker. Call this before the workers are forked."""
     memory = mmap.mmap(-1, workers * _SEAT_CELLS * _CELL_BYTES)
     return [Seat(memory, index) for index in range(workers)]
 
 
 class Metrics:
-    """Counts what one worker does; tells what all have done."""
+    """Counts what one worker does, and returns the sums of all workers."""
 
     def __init__(
         self,
@@ -99,9 +99,9 @@ class Metrics:
         seat: Seat | None = None,
         statements: Iterable[str] = (),
     ) -> None:
-        """`routes` are the templates of all routes, `statements` the names of all statements.
+        """`routes` are all path templates, and `statements` the names of all statements.
 
-        Without a seat there is one worker.
+        Without a seat, there is only one worker.
         """
         self._seat = seat or seats(1)[0]
         self._cells = self._seat.cells
@@ -122,7 +122,7 @@ class Metrics:
             route: self._take(_HISTOGRAM_CELLS + len(_METHODS) * len(_STATUSES))
             for route in dict.fromkeys((*routes, UNMATCHED))
         }
-        # A worker that was killed may have left its gauges anywhere.
+        # A killed worker may have left its gauges at any value.
         self._cells[self._pool] = 0
         self.waiting.clear()
         self.in_use.clear()
@@ -135,20 +135,18 @@ class Metrics:
         start = self._size
         self._size += cells
         if self._size > _SEAT_CELLS:
-            raise ValueError("so many routes and statements do not fit into a seat")
+            raise ValueError("a seat is too small for this number of routes and statements")
         return start
 
-    # --- counting ---------------------------------------------------------------------------------
-
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count a request that is answered; what is not known is `unmatched` or `other`."""
+        """Count a request. Unknown routes count as `unmatched`, unknown methods as `other`."""
         start = self._requests.get(route) or self._requests[UNMATCHED]
         at = _METHOD_AT.get(method, _OTHER_METHOD) + _STATUS_AT.get(status, _OTHER_STATUS)
         _observe(self._cells, start, seconds)
         self._cells[start + _HISTOGRAM_CELLS + at] += 1
 
     def refused(self, status: int) -> None:
-        """Count what was refused before it was read as a request."""
+        """Count a refusal before the request was parsed."""
         self.request(UNMATCHED, "", status, 0)
 
     def statement(self, name: str, seconds: float, *, failed: bool) -> None:
@@ -159,24 +157,22 @@ class Metrics:
             self._cells[start + _HISTOGRAM_CELLS] += 1
 
     def pool(self, connections: int) -> None:
-        """Note how many connections the pool may have."""
+        """Set the size of the connection pool."""
         self._cells[self._pool] = connections
 
     def recorded(self, recorded: int, duplicates: int) -> None:
-        """Count tasks that were sent to be recorded, and are."""
+        """Count new and duplicate tasks of a request."""
         self._cells[self._recorded] += recorded
         self._cells[self._duplicate] += duplicates
 
     def folded(self) -> None:
-        """Note that all deltas of the counts were folded a moment ago."""
+        """Set the time of the last complete fold to now."""
         self._cells[self._folded_at] = time.time()
 
-    # --- telling ----------------------------------------------------------------------------------
+    def render(self, accept: str, deltas: Deltas | None) -> tuple[bytes, str]:
+        """Return the metrics of all workers as text, and its content type.
 
-    def told(self, accept: str, deltas: Deltas | None) -> tuple[bytes, str]:
-        """Return what all workers have counted, and its content type.
-
-        `deltas` is None where the database did not answer.
+        `deltas` is None if the database did not answer.
         """
         registry = CollectorRegistry()
         registry.register(_Collected([*self._families(), *_of_database(deltas)]))
@@ -195,12 +191,12 @@ class Metrics:
 
         requests = CounterMetricFamily(
             "task_audit_http_requests",
-            f"Requests answered; status {CLIENT_LEFT}: the client left first.",
+            f"Finished requests. Status {CLIENT_LEFT} means that the client left early.",
             labels=("route", "method", "status"),
         )
         durations = HistogramMetricFamily(
             "task_audit_http_request_duration_seconds",
-            "From a request's head to its answer, before the answer is sent.",
+            "Time from the head of a request to its response, before it is sent.",
             labels=("route",),
         )
         for route, start in self._requests.items():
@@ -216,12 +212,12 @@ class Metrics:
 
         ran = HistogramMetricFamily(
             "task_audit_statement_duration_seconds",
-            "Statements by their file in sql/, as the service waits for them.",
+            "Time that the service waits for a statement, by its file in sql/.",
             labels=("statement",),
         )
         failures = CounterMetricFamily(
             "task_audit_statement_failures",
-            "Statements that failed, ran into their time limit or were given up.",
+            "Statements that failed, timed out or were cancelled.",
             labels=("statement",),
         )
         for name, start in self._statements.items():
@@ -232,7 +228,7 @@ class Metrics:
 
         tasks = CounterMetricFamily(
             "task_audit_tasks",
-            "Tasks sent to be recorded, by what came of them.",
+            "Tasks in requests to record, by result.",
             labels=("result",),
         )
         tasks.add_metric(("recorded",), total[self._recorded])
@@ -241,7 +237,7 @@ class Metrics:
 
         yield GaugeMetricFamily(
             "task_audit_pool_connections",
-            "Connections to PostgreSQL that all workers may have.",
+            "Maximum number of connections to PostgreSQL of all workers.",
             value=total[self._pool],
         )
         yield GaugeMetricFamily(
@@ -249,7 +245,7 @@ class Metrics:
         )
         yield GaugeMetricFamily(
             "task_audit_pool_waiting",
-            "Who waits for a connection.",
+            "Requests that wait for a connection.",
             value=total[self.waiting.at],
         )
         yield from self._queued(total)
@@ -258,19 +254,19 @@ class Metrics:
         )
         yield GaugeMetricFamily(
             "task_audit_count_deltas_lag_seconds",
-            "Since a fold of this server last found nothing left to fold.",
+            "Seconds since a fold of this server last left nothing to fold.",
             value=max(0.0, time.time() - max(row[self._folded_at] for row in rows)),
         )
 
     def _queued(self, total: Sequence[float]) -> Iterator[Metric]:
         lengths = GaugeMetricFamily(
             "task_audit_queue_length",
-            "Requests that wait in the queue of a kind of work.",
+            "Requests that wait in a queue.",
             labels=("queue",),
         )
         waits = HistogramMetricFamily(
             "task_audit_queue_wait_seconds",
-            "How long requests waited in a queue, refused ones apart; 0: a slot was free.",
+            "Waiting time in a queue of requests that were not refused; 0 if a slot was free.",
             labels=("queue",),
         )
         refused = CounterMetricFamily(
@@ -286,7 +282,7 @@ class Metrics:
 
 
 class Queue:
-    """What is counted of one queue."""
+    """The metrics of one queue."""
 
     def __init__(self, cells: memoryview[float], waiting: _Gauge, at: int) -> None:
         self.waiting = waiting
@@ -295,16 +291,16 @@ class Queue:
 
     @property
     def length(self) -> float:
-        """How many requests of this worker wait."""
+        """The number of waiting requests of this worker."""
         return self._cells[self.waiting.at]
 
     @property
     def refusals(self) -> float:
-        """How many requests were refused."""
+        """The number of refused requests of this worker."""
         return self._cells[self.at + _HISTOGRAM_CELLS]
 
     def waited(self, seconds: float) -> None:
-        """Count a request that got its slot."""
+        """Count a request that got a slot."""
         _observe(self._cells, self.at, seconds)
 
     def refused(self) -> None:
@@ -318,7 +314,7 @@ def _observe(cells: memoryview[float], start: int, seconds: float) -> None:
 
 
 class _Gauge:
-    """A cell that is one higher within each `with`."""
+    """A value that is one higher while a `with` block runs."""
 
     def __init__(self, cells: memoryview[float], at: int) -> None:
         self.at = at
@@ -344,10 +340,10 @@ class _Collected(Collector):
 
 def _add_histogram(family: HistogramMetricFamily, label: str, cells: Sequence[float]) -> None:
     seconds, *counts = cells
-    buckets, so_far = [], 0.0
+    buckets, cumulative = [], 0.0
     for le, count in zip(_LES, counts, strict=True):
-        so_far += count
-        buckets.append((le, so_far))
+        cumulative += count
+        buckets.append((le, cumulative))
     family.add_metric((label,), buckets, seconds)
 
 
@@ -360,12 +356,12 @@ def _of_database(deltas: Deltas | None) -> Iterator[Metric]:
     if deltas is not None:
         yield GaugeMetricFamily(
             "task_audit_count_deltas",
-            "Changes not folded into the counts yet, by PostgreSQL's estimate.",
+            "Changes that are not folded into the counts yet, as estimated by PostgreSQL.",
             value=deltas.rows,
         )
         yield GaugeMetricFamily(
             "task_audit_count_deltas_bytes",
-            "What the deltas take on disk: what every total reads.",
+            "Size on disk of these changes, which every total reads.",
             value=deltas.size_bytes,
         )
 

@@ -1,7 +1,7 @@
-"""Traces by OpenTelemetry, where they are asked for: a span for each request and each statement.
+"""Optional traces with OpenTelemetry: one span for each request and each statement.
 
-Where to send them, how many and under which name is said by the OTEL_… variables that
-OpenTelemetry reads itself. Nothing of it is imported before a `Traces` is made.
+OpenTelemetry reads its own OTEL_… variables for the destination, the sampling and the name of the
+service. It is imported only when a `Traces` object is created.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def require() -> None:
 
 
 class Traces:
-    """Makes spans and sends them on. To be made in the process that uses it, not before a fork."""
+    """Creates spans and exports them. Create it in the process that uses it, after any fork."""
 
     def __init__(self) -> None:
         from opentelemetry import propagate, trace  # noqa: PLC0415 - optional
@@ -54,7 +54,7 @@ class Traces:
 
     @contextmanager
     def request(self, method: str, route: str, headers: Mapping[str, str]) -> Iterator[Span]:
-        """Be in the span of a request, a child of the one that its `traceparent` names."""
+        """Run the block in the span of a request, under the parent that `traceparent` names."""
         with self._tracer.start_as_current_span(
             f"{method} {route}",
             context=self._extract(headers),
@@ -64,14 +64,14 @@ class Traces:
             yield span
 
     def answered(self, span: Span, status: int) -> None:
-        """Note how a request was answered."""
+        """Set the status of the response."""
         span.set_attribute("http.response.status_code", status)
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             span.set_status(self._error)
 
     @contextmanager
     def statement(self, name: str) -> Iterator[None]:
-        """Be in the span of a statement. What it was given is not told, nor what a failure says."""
+        """Run the block in the span of a statement, without parameters or error messages."""
         with self._tracer.start_as_current_span(
             name,
             kind=self._client,
@@ -87,5 +87,5 @@ class Traces:
                 raise
 
     async def close(self) -> None:
-        """Send what has not been sent yet."""
+        """Export the remaining spans."""
         await asyncio.to_thread(self._provider.shutdown)

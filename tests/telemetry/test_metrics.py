@@ -86,7 +86,7 @@ def test_buckets_hold_what_is_not_over_their_bound() -> None:
     metrics = Metrics(["/a"])
     for seconds in (0.0005, 0.00051, 10, 11):
         metrics.request("/a", "GET", 200, seconds)
-    series = parsed(metrics.told("", None)[0].decode())
+    series = parsed(metrics.render("", None)[0].decode())
 
     at = [value(series, f"{DURATIONS}_bucket", route="/a", le=le) for le in ("0.0005", "0.001")]
     assert [1, 2] == at
@@ -148,12 +148,12 @@ async def test_the_pool_and_its_queues_tell_who_uses_them_and_who_waits(
         async with asyncio.timeout(20):
             while True:
                 await asyncio.sleep(0.02)
-                busy = parsed(metrics.told("", None)[0].decode())
+                busy = parsed(metrics.render("", None)[0].decode())
                 if value(busy, "task_audit_queue_length", queue="reading") == 5:
                     break
         other.rollback()
     await asyncio.gather(*asking)
-    idle = parsed(metrics.told("", None)[0].decode())
+    idle = parsed(metrics.render("", None)[0].decode())
 
     assert 4 == value(busy, "task_audit_pool_connections")
     assert value(busy, "task_audit_pool_in_use") >= 1
@@ -259,7 +259,7 @@ def test_series_are_bounded_whatever_is_counted(
     metrics = Metrics(["/a", "/b"])
     for route, method, status in requests:
         metrics.request(route, method, status, 0.1)
-    series = parsed(metrics.told("", None)[0].decode())
+    series = parsed(metrics.render("", None)[0].decode())
     counted = {key: n for key, n in series.items() if key[0] == REQUESTS}
 
     assert len(requests) == sum(counted.values())
@@ -274,7 +274,7 @@ def test_series_are_bounded_whatever_is_counted(
 def test_a_first_scrape_of_the_whole_app_has_few_series() -> None:
     app = create_app(Settings(), "postgresql://unused")
 
-    assert len(parsed(app[METRICS].told("", None)[0].decode())) < 1000
+    assert len(parsed(app[METRICS].render("", None)[0].decode())) < 1000
 
 
 def test_more_routes_than_fit_are_refused() -> None:
@@ -293,12 +293,12 @@ def test_a_worker_tells_what_all_have_counted_and_a_new_one_goes_on() -> None:
         for _ in range(number):
             worker.request("/a", "GET", 200, 0.1)
     with workers[1].waiting, workers[2].in_use, workers[2].queues["writing"].waiting:
-        busy = parsed(workers[0].told("", None)[0].decode())
+        busy = parsed(workers[0].render("", None)[0].decode())
         places[2].restarted()
         new = Metrics(["/a"], places[2])  # nobody uses or waits for anything there now
     new.pool(8)
     new.request("/a", "GET", 200, 0.1)
-    later = parsed(new.told("", None)[0].decode())
+    later = parsed(new.render("", None)[0].decode())
 
     counted = [
         value(shown, REQUESTS, route="/a", method="GET", status="200") for shown in (busy, later)

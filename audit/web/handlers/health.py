@@ -43,5 +43,5 @@ async def metrics(request: web.Request) -> BytesResponse:
     """
     deltas = await request.app[SERVICE].upkeep.measure_deltas(_MEASURE_SECONDS)
     accept = request.headers.get("Accept", "")
-    body, content_type = request.app[METRICS].told(accept, deltas)
+    body, content_type = request.app[METRICS].render(accept, deltas)
     return BytesResponse(body, {"Content-Type": content_type})
