@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from audit.history import paging
+from audit.history import counts, paging, tallies
 from audit.history.query import TaskQuery
 from audit.history.service import AuditService
 from audit.postgres import statements
@@ -15,24 +17,42 @@ from audit.postgres.pool import fetch_row
 Node = dict[str, Any]
 
 
-async def statements_of(service: AuditService, query: TaskQuery) -> list[tuple[str, Any]]:
-    """The statements that answer a query, with their values."""
+@contextmanager
+def watched_statements() -> Iterator[list[tuple[str, Any]]]:
+    """The statements that page requests run meanwhile, with their values."""
     ran: list[tuple[str, Any]] = []
-    run = fetch_row
 
     async def watched(connection: Any, statement: str, *values: object) -> Any:
         ran.append((statement, values))
-        return await run(connection, statement, *values)
+        return await fetch_row(connection, statement, *values)
 
-    with patch.object(paging, "fetch_row", watched):
+    with ExitStack() as patches:
+        for module in (counts, paging, tallies):
+            patches.enter_context(patch.object(module, "fetch_row", watched))
+        yield ran
+
+
+async def statements_of(service: AuditService, query: TaskQuery) -> list[tuple[str, Any]]:
+    """The statements that answer a query, with their values."""
+    with watched_statements() as ran:
         await service.reading.list_tasks(query)
     return ran
+
+
+async def names_of(service: AuditService, query: TaskQuery) -> list[str | None]:
+    """The names of the statements that answer a query."""
+    return [statements.name_of(text) for text, _ in await statements_of(service, query)]
 
 
 async def plan_of(service: AuditService, query: TaskQuery) -> list[Node]:
     """The nodes of the plan of the page and its total, with what it read."""
     (*_, (statement, values)) = await statements_of(service, query)
     assert statement == statements.LIST_TASKS
+    return await explained(service, statement, values)
+
+
+async def explained(service: AuditService, statement: str, values: Any) -> list[Node]:
+    """The nodes of the plan of a statement, with what it read."""
     text = await service.database.pool.fetchval(
         "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement, *values
     )

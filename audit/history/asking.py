@@ -11,8 +11,10 @@ from uuid import UUID
 from audit.errors import TaskNotFound, Unavailable
 from audit.history import cursor
 from audit.history.cursor import Cursor
-from audit.history.paging import Page, Pager, PageRequest
+from audit.history.location import PageRequest
+from audit.history.paging import Page, Pager
 from audit.history.query import TaskQuery, task_id_of
+from audit.history.tallies import NOT_COUNTED
 from audit.history.task import TaskDocument, TaskPage
 from audit.postgres import statements
 from audit.postgres.database import Database
@@ -43,7 +45,7 @@ class Reading:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._max_page_bytes = settings.max_page_bytes
-        self._pager = Pager()
+        self.pager = Pager()
 
     async def list_tasks(
         self, query: TaskQuery, *, clock: datetime | None = None, server: str | None = None
@@ -97,11 +99,11 @@ class Reading:
                 clock = await _clock(connection, query, clock)
                 since = window_start(clock, query.span) if clock and query.span else query.since
                 request = PageRequest(query, since, position, limit, self._max_page_bytes)
-                page = await self._pager.find(connection, request)
+                page = await self.pager.find(connection, request)
             if page is not None:
                 return page, clock
-            await self._pager.tally(self._database.tallying, request)
-        raise Unavailable("other servers answer all the time", retry_after_seconds=1)
+            await self.pager.tally(self._database.tallying, request)
+        raise Unavailable(NOT_COUNTED, retry_after_seconds=1)
 
     async def read_tokens(self) -> AsyncGenerator[Token, None]:
         """Yield tokens without end, each read when it is asked for."""

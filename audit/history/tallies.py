@@ -1,8 +1,7 @@
-"""How many tasks match the filters that the database's counts do not know, day by day.
+"""How many tasks match a filter that the counts do not know, day by day, in this process.
 
-A tally is made in portions, the newest days first. The database tells which days have changed since
-(`task_day_changes`, and the deltas not folded yet), so one that is remembered is brought up to date
-by counting these alone. It gives the exact total, and where a page lies.
+A tally is made in portions, the newest days first. The database notes which days change, so a tally
+is brought up to date by counting only these days. It gives the total and the location of a page.
 """
 
 from __future__ import annotations
@@ -11,49 +10,54 @@ import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 from weakref import WeakValueDictionary
 
+import asyncpg
+
+from audit.errors import Unavailable
+from audit.history.location import NOWHERE, Location, PageRequest
+from audit.postgres import statements
+from audit.postgres.pool import fetch_row
+
 if TYPE_CHECKING:
-    import asyncpg
+    from audit.postgres.pool import Connection
+
+    class Connect(Protocol):
+        """Waits in the queue of tallies for a connection; `again` after the first portion."""
+
+        def __call__(  # noqa: D102 - the class says it
+            self, *, again: bool
+        ) -> AbstractAsyncContextManager[Connection]: ...
+
 
 _DAY: Final = timedelta(days=1)
-_MOST: Final = 100
-#: A page in a place with fewer matches than this for each task of it is found faster by reading
-#: all that match than by walking the newest tasks.
+_MAX_KEPT: Final = 100
+_MAX_PORTIONS: Final = 10_000
+#: A place with fewer matches than this for each task of the page is searched faster by reading all
+#: its matches than by walking the newest tasks.
 _CROWDED: Final = 10
 #: Before all tasks.
 BEGINNING: Final = datetime(1999, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where to seek a page: half-open; None: unbounded."""
-
-    page_since: datetime | None = None
-    page_until: datetime | None = None
-    is_sparse: bool = False
-    skipped: int = 0
-    """How many tasks that match are at or after `page_until`."""
-
-    @property
-    def is_anywhere(self) -> bool:
-        """Whether it is the whole history."""
-        return self.page_since is None and self.page_until is None
-
-
-@dataclass(frozen=True, slots=True)
 class Tally:
-    """How many tasks match a filter, by day, as of one fold."""
+    """How many tasks match a filter, by day, in one snapshot."""
 
     days: Mapping[datetime, int]
-    """By the start of the day, the newest first; days of none are left out."""
+    """By the start of the day, the newest first; days without a match are left out."""
     fold: int
+    """The last fold in the snapshot. Days that later folds change are counted anew."""
     server: str
+    snapshot: str
     since: datetime = BEGINNING
     """The days before it are not tallied yet."""
+    window_start: datetime | None = None
+    """`since` of the request, if it moves with the clock: it cuts off a part of its day."""
 
     @property
     def is_whole(self) -> bool:
@@ -62,98 +66,186 @@ class Tally:
 
     @property
     def total(self) -> int:
-        """All that match."""
+        """How many tasks match."""
         return sum(self.days.values())
 
-    def at_or_after(self, time: datetime) -> int:
-        """Return how many match from the start of a day on."""
-        return sum(n for day, n in self.days.items() if day >= time)
-
-    def place_of(self, offset: int, limit: int) -> Place:
-        """Return where the page lies that skips `offset` tasks."""
-        if offset >= self.total:
-            return Place(BEGINNING, BEGINNING, skipped=self.total)
+    def location_of(self, offset: int, limit: int) -> Location:
+        """Return where the page is that comes after `offset` tasks."""
         skipped = 0
         for day, n in self.days.items():
             if skipped + n > offset:
-                place = self._place_from(day, offset - skipped + limit + 1)
-                return Place(place.page_since, day + _DAY, place.is_sparse, skipped)
+                location = self._location_from(day, offset - skipped + limit + 1)
+                return replace(location, until=day + _DAY, skipped=skipped)
             skipped += n
-        raise AssertionError("the total is the sum of the days")
+        return NOWHERE
 
-    def place_after(self, last_at: datetime, limit: int) -> Place:
-        """Return where the page lies that a cursor leads to."""
-        # How many of that day come after the cursor is not known; the days before hold enough.
-        place = self._place_from(start_of_day(last_at), limit + 1, is_cut=True)
-        return Place(place.page_since, None, place.is_sparse)
+    def location_after(self, last_at: datetime, limit: int) -> Location:
+        """Return where the page is that a cursor leads to."""
+        # Any number of the tasks on the cursor's day may come before it. Other days are whole.
+        day = start_of_day(last_at)
+        return self._location_from(day, self.days.get(day, 0) + limit + 1)
 
-    def _place_from(self, newest: datetime, wanted: int, *, is_cut: bool = False) -> Place:
-        """Return where so many tasks are, from a day back; of a day that is cut, none may be."""
+    def _location_from(self, newest: datetime, wanted: int) -> Location:
+        """Return the days, from `newest` back, that hold so many tasks."""
         found = 0
         for day, n in self.days.items():
             if day > newest:
                 continue
             found += n
-            if is_cut and day == newest:
-                wanted += n
             if found >= wanted:
-                return Place(day, is_sparse=found < _CROWDED * wanted)
-        return Place(is_sparse=found < _CROWDED * wanted)
+                return Location(day, is_sparse=found < _CROWDED * wanted)
+        return Location(is_sparse=found < _CROWDED * wanted)
 
 
 class Tallies:
-    """The tallies of the filters asked for last."""
+    """The tallies of the filters that were asked for last, made in portions of so many tasks."""
 
-    def __init__(self) -> None:
+    def __init__(self, portion: int) -> None:
+        self._portion = portion
         self._kept: OrderedDict[Hashable, Tally] = OrderedDict()
-        self._turns: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
 
-    def turn(self, name: Hashable) -> asyncio.Lock:
-        """Return what is to be held to tally a filter: the others wait, and find it done."""
-        return self._turns.setdefault(name, asyncio.Lock())
+    async def locate(
+        self, connection: Connection, request: PageRequest, *, anew: bool
+    ) -> Location | None:
+        """Return where the page is; None if the filter has to be tallied first."""
+        tally = self._find(request)
+        if tally is None or not tally.is_whole:
+            return None
+        if anew or tally.window_start != _window_start(request):
+            tally = await self._update(connection, request, tally, BEGINNING)
+            if tally is None:
+                return None
+        position = request.position
+        if position is None:
+            location = tally.location_of(request.offset, request.limit)
+        else:
+            location = tally.location_after(position.created_at, request.limit)
+            if position.total is not None and not anew:
+                # A full page after a cursor is the page in any snapshot.
+                return replace(location, total=position.total)
+        total = tally.total if request.known_total is None else request.known_total
+        return replace(location, total=total, snapshot=tally.snapshot)
 
-    def find(self, name: Hashable) -> Tally | None:
-        """Return what is known of a filter."""
-        if name in self._kept:
-            self._kept.move_to_end(name)
-        return self._kept.get(name)
+    def keep(self, request: PageRequest, location: Location | None) -> None:
+        """Remember nothing: the tally gives each location."""
 
-    def keep(self, name: Hashable, tally: Tally) -> None:
-        """Remember a tally instead of those not asked for the longest."""
-        self._kept[name] = tally
-        while len(self._kept) > _MOST:
+    async def tally(self, connect: Connect, request: PageRequest) -> None:
+        """Tally a filter in portions, and keep what is done if a later portion fails.
+
+        It holds no connection between two portions. Others who need the same tally wait for it.
+        """
+        async with self._locks.setdefault(_key(request), asyncio.Lock()):
+            for portion in range(_MAX_PORTIONS):
+                known = self._find(request)
+                if known is not None and known.is_whole:
+                    return
+                async with connect(again=portion > 0) as connection:
+                    until = known.since if known else request.query.until
+                    values = statements.values_of(
+                        statements.LOCATE_PORTION, until=until, most=self._portion
+                    )
+                    at = await fetch_row(connection, statements.LOCATE_PORTION, *values)
+                    since = at["since"]
+                    if since is None or (request.since and since <= request.since):
+                        since = BEGINNING
+                    await self._update(connection, request, known, since)
+        raise Unavailable(NOT_COUNTED, retry_after_seconds=1)
+
+    async def _update(
+        self, connection: Connection, request: PageRequest, known: Tally | None, since: datetime
+    ) -> Tally | None:
+        """Bring a tally up to date, continue it to the days from `since`, and keep it.
+
+        It is dropped, and None, if `known` is of another server, or of a later time than this one.
+        """
+        key = _key(request)
+        # Most changes are recent. Days outside of this range are counted by another statement.
+        today = start_of_day(datetime.now(UTC))
+        fresh_since = min(today - _DAY, _cut_day(request) or today)
+        fresh_until = today + 2 * _DAY
+        try:
+            while True:
+                values = statements.values_of(
+                    statements.TALLY_DAYS,
+                    **request.filter_values(),
+                    known_fold=known.fold if known else None,
+                    known_since=known.since if known else None,
+                    cut_day=_cut_day(request),
+                    tally_since=since,
+                    fresh_since=fresh_since,
+                    fresh_until=fresh_until,
+                )
+                row = await fetch_row(connection, statements.TALLY_DAYS, *values)
+                days = _days_of(row)
+                changed = [day for day in days if known and day >= known.since]
+                if all(fresh_since <= day < fresh_until for day in changed):
+                    break
+                fresh_since = min(fresh_since, *changed)
+                fresh_until = max(fresh_until, max(changed) + _DAY)
+        except asyncpg.QueryCanceledError:
+            # So many days may have changed that it is faster to tally all of them.
+            self._kept.pop(key, None)
+            raise
+        if known is not None:
+            if row["server"] != known.server or row["fold"] < known.fold:
+                self._kept.pop(key, None)
+                return None
+            days = {**known.days, **days}
+        newest_first = {day: n for day, n in sorted(days.items(), reverse=True) if n}
+        tally = Tally(
+            days=newest_first,
+            fold=row["fold"],
+            server=row["server"],
+            snapshot=row["snapshot"],
+            since=since,
+            window_start=_window_start(request),
+        )
+        self._keep(key, tally)
+        return tally
+
+    def _find(self, request: PageRequest) -> Tally | None:
+        key = _key(request)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def _keep(self, key: Hashable, tally: Tally) -> None:
+        """Keep a tally; drop the one that was not asked for the longest if there are too many."""
+        self._kept[key] = tally
+        while len(self._kept) > _MAX_KEPT:
             self._kept.popitem(last=False)
 
-    def forget(self, name: Hashable) -> None:
-        """Have the filter tallied anew."""
-        self._kept.pop(name, None)
+
+NOT_COUNTED: Final = (
+    "the tasks that match could not be counted, because the service moves between database"
+    " servers; send the request again, or with total=none"
+)
 
 
-def updated(known: Tally | None, row: asyncpg.Record, since: datetime) -> Tally | None:
-    """Return the tally that `known` and a row of `list_tasks` make up, down to `since`.
+def _window_start(request: PageRequest) -> datetime | None:
+    """Return `since` if it moves with the clock."""
+    return request.since if request.query.span else None
 
-    None: another server answered, or one that is behind, so that they do not fit together.
+
+def _cut_day(request: PageRequest) -> datetime | None:
+    """Return the day of which a moving `since` cuts off more each second."""
+    start = _window_start(request)
+    return start_of_day(start) if start else None
+
+
+def _key(request: PageRequest) -> Hashable:
+    """Return what a tally is kept under.
+
+    Each day that is cut has its own tally: requests may come in another order than their clocks,
+    and what one clock cuts off, an earlier one needs.
     """
-    days = _days_of(row)
-    if known is not None:
-        if row["server"] != known.server or row["fold"] < known.fold:
-            return None
-        if not days:
-            return replace(known, fold=row["fold"], since=since)
-        days = {**known.days, **days}
-    newest_first = {day: n for day, n in sorted(days.items(), reverse=True) if n}
-    return Tally(newest_first, row["fold"], row["server"], since)
-
-
-def changed_days(row: asyncpg.Record, known: Tally | None) -> list[datetime]:
-    """Return which days of `known` a row of `list_tasks` found changed."""
-    return [day for day in _days_of(row) if known is not None and day >= known.since]
+    return (request.query.fingerprint, _cut_day(request))
 
 
 def _days_of(row: asyncpg.Record) -> dict[datetime, int]:
     return {
-        datetime.fromtimestamp(int(second), UTC): n
-        for second, n in json.loads(row["tally"]).items()
+        datetime.fromtimestamp(int(second), UTC): n for second, n in json.loads(row["days"]).items()
     }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Final
@@ -15,8 +16,43 @@ def folder(name: str) -> Traversable:
     return installed if installed.is_dir() else package / ".." / name
 
 
-def _read(name: str) -> str:
+def _text(name: str) -> str:
     return (folder("sql") / f"{name}.sql").read_text(encoding="utf-8")
+
+
+def _fragment(name: str) -> str:
+    """Return a part that statements share, without its header."""
+    return re.sub(r"^--.*\n", "", _text(name), flags=re.MULTILINE).strip()
+
+
+#: A name in a statement, such as `:limit`; in `::text` and `[1:n]` there is none.
+_NAME: Final = re.compile(r"(?<![:\w]):([a-z]\w*)")
+_FRAGMENTS: Final = {
+    ":filter": _fragment("history/filter"),
+    ":snapshot": _fragment("counts/snapshot"),
+}
+
+
+#: The names of a statement's parameters by its text, in the order of $1, $2 and so on.
+_parameters: Final[dict[str, Sequence[str]]] = {}
+
+
+def _read(name: str) -> str:
+    text = _NAME.sub(lambda found: _FRAGMENTS.get(found[0], found[0]), _text(name))
+    parameters = list(dict.fromkeys(_NAME.findall(text)))
+    text = _NAME.sub(lambda found: f"${parameters.index(found[1]) + 1}", text)
+    _parameters[text] = parameters
+    return text
+
+
+def has_names(text: str) -> bool:
+    """Return whether the file of a statement names its parameters."""
+    return bool(_parameters[text])
+
+
+def values_of(text: str, **named: object) -> list[object]:
+    """Return the values of a statement's named parameters in their order."""
+    return [named[name] for name in _parameters[text]]
 
 
 def names() -> list[str]:
@@ -32,6 +68,7 @@ def name_of(text: str) -> str | None:
 LIST_TASKS = _read("history/list_tasks")
 LOCATE_PAGE = _read("counts/locate_page")
 LOCATE_PORTION = _read("counts/locate_portion")
+TALLY_DAYS = _read("counts/tally_days")
 READ_TOKEN = _read("counts/read_token")
 GET_TASK = _read("history/get_task")
 RECORD_TASKS = _read("history/record_tasks")
@@ -59,5 +96,7 @@ CHECK_SESSION = _read("schema/check_session")
 
 #: The name of each statement by its text.
 _names: Final[Mapping[str, str]] = {
-    text: name.lower() for name, text in list(vars().items()) if name.isupper()
+    text: name.lower()
+    for name, text in list(vars().items())
+    if isinstance(text, str) and text in _parameters
 }

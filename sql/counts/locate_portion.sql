@@ -1,27 +1,26 @@
--- locate_portion: from where on to tally the next tasks; one row.
+-- locate_portion: where the next portion of a tally begins; one row.
 --
--- $1 until timestamptz  what was created from then on is tallied already; NULL: nothing
--- $2 most  bigint       about so many tasks, of any kind, are to be looked at
---
--- since: the start of a day before until, that of a month where its tasks are not too many: a GIN
--- index is read for all of a partition. It is at most 366 days before until, since every partition
--- in between is locked. NULL: not so many tasks are left.
+-- :until: tasks from then on are tallied already; NULL: none are. :most: about how many tasks, of
+-- any kind, a portion has.
+-- since: the start of a day before :until, or of its month if the month has no more than :most
+-- tasks, since a GIN index is read for a whole partition. It is at most 366 days before :until,
+-- because each partition between is locked. NULL: fewer tasks than :most are left.
 SELECT
     greatest(
         CASE
             WHEN place.since IS NULL THEN NULL
-            WHEN month.n <= $2 AND ($1 IS NULL OR month.bucket < $1) THEN month.bucket
-            ELSE bucket_of('day', least(place.since, $1 - INTERVAL '1 microsecond'))
+            WHEN month.n <= :most AND (:until IS NULL OR month.bucket < :until) THEN month.bucket
+            ELSE bucket_of('day', least(place.since, :until - INTERVAL '1 microsecond'))
         END,
         CASE WHEN year_ago.day > year_ago.oldest THEN year_ago.day END
     ) AS since
 FROM
     locate_task(
         '', NULL, NULL,
-        $2::bigint
+        :most::bigint
         + CASE
-            WHEN $1::timestamptz IS NULL THEN 0
-            ELSE count_tasks_from('', NULL, NULL, count_edge('', $1))
+            WHEN :until::timestamptz IS NULL THEN 0
+            ELSE count_tasks_from('', NULL, NULL, count_edge('', :until))
         END
     ) AS place
 CROSS JOIN
@@ -36,7 +35,7 @@ CROSS JOIN
     ) AS month
 CROSS JOIN LATERAL (
     SELECT
-        bucket_of('day', COALESCE($1, now()) - INTERVAL '366 days') AS day,
+        bucket_of('day', COALESCE(:until, now()) - INTERVAL '366 days') AS day,
         (
             SELECT min(bucket)
             FROM task_counts

@@ -1,19 +1,17 @@
 -- update_task: change an open task if a condition holds; no row where the id is not recorded.
 --
 -- $1 task_id    uuid
--- $2 change     jsonb   an object whose members are named like columns; null: set to NULL;
---                       absent: left as it is
+-- $2 change     jsonb   members are named like columns; null: set to NULL; absent: leave as it is
 -- $3 project_id uuid    the task must be of it; NULL: any
 -- $4 match      text[]  the task must have one of these entity tags, '*' is any; NULL: no condition
 -- $5 none_match text[]  the task must have none of these, '*' is any; NULL: no condition
---
 -- document: text, every column of the task as it is now. etag: text, its entity tag.
 -- is_done: the task is what the change says; nothing is written if it was so before.
 -- is_matched: the condition holds. If it holds and is_done is false, another transaction changed
 -- the task at the same time: the statement has to run again.
--- The trigger guard_change decides what may change, and when. An UPDATE that waited for another one
--- evaluates its WHERE again, for the row as the other one left it.
 WITH changed AS (
+    -- The trigger guard_change decides what may change, and when. An UPDATE that waited for another
+    -- one evaluates its WHERE again, for the row as the other one left it.
     UPDATE tasks
     SET (
         status, approved_at, completed_at, services_touched, outcome, estimated_resources,

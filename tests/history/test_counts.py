@@ -11,12 +11,15 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import asyncpg
 import psycopg
 import pytest
 
+from audit.history.query import AuditQuery
 from audit.history.service import AuditService
+from audit.postgres.pool import open_pool
+from audit.settings import Settings
 from tests.conftest import ago, execute, task
+from tests.plans import names_of
 
 STATES = ("pending", "approved", "executing", "completed", "failed", "rejected")
 
@@ -153,6 +156,32 @@ async def test_a_full_bucket_is_split_and_stays_exact(service: AuditService, dsn
     assert await service.get_task_count(since=since.isoformat()) == 59
 
 
+async def test_page_is_found_by_the_counts_while_its_tasks_are_not_folded(
+    service: AuditService,
+) -> None:
+    at = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+    old = [task(created_at=at - timedelta(minutes=n), status="pending") for n in range(60)]
+    await service.record(old)
+    await service.upkeep.fold_counts()
+    new = [task(created_at=at + timedelta(days=2, minutes=n)) for n in range(30)]
+    await service.record(new)
+    for one in old[:20]:
+        await service.update(one["task_id"], {"status": "executing"})
+    newest_first = [one["task_id"] for one in [*reversed(new), *old]]
+
+    for asked, expected in (
+        ({}, newest_first),
+        ({"status": "pending"}, [one["task_id"] for one in old[20:]]),
+        ({"status": "executing"}, [one["task_id"] for one in old[:20]]),
+    ):
+        for offset in (0, 10, 25, 45, 85):
+            query = AuditQuery.model_validate({**asked, "offset": offset, "limit": 10})
+            page = await service.reading.list_tasks(query)
+            assert expected[offset : offset + 10] == [str(one.task_id) for one in page.tasks]
+            assert page.total == len(expected)
+            assert await names_of(service, query) == ["list_tasks"]
+
+
 async def test_check_names_every_difference_and_rebuild_repairs(
     service: AuditService, dsn: str
 ) -> None:
@@ -204,20 +233,18 @@ async def test_eight_writers_never_wait_and_every_answer_is_exact(
 
     async def write(number: int) -> None:
         nonlocal written
-        connection = await asyncpg.connect(dsn)
-        pool = _One(connection)
-        writer = AuditService(pool)  # type: ignore[arg-type]
         rng = random.Random(number)
-        while time.monotonic() < stop:
-            tasks = some(rng.choice((1, 7, 40)), created_by="ada")
-            for one in tasks:
-                one["task_id"] = None
-                one["status"] = "pending"
-            tasks = [{k: v for k, v in one.items() if v is not None} for one in tasks]
-            done = await writer.record(tasks)
-            written += done.recorded
-            await writer.update(done.task_ids[0], {"status": rng.choice(STATES[1:])})
-        await connection.close()
+        async with open_pool(Settings(pool_size=1), dsn) as pool:
+            writer = AuditService(pool)
+            while time.monotonic() < stop:
+                tasks = some(rng.choice((1, 7, 40)), created_by="ada")
+                for one in tasks:
+                    one["task_id"] = None
+                    one["status"] = "pending"
+                tasks = [{k: v for k, v in one.items() if v is not None} for one in tasks]
+                done = await writer.record(tasks)
+                written += done.recorded
+                await writer.update(done.task_ids[0], {"status": rng.choice(STATES[1:])})
 
     async def fold() -> None:
         while time.monotonic() < stop:
@@ -231,22 +258,21 @@ async def test_eight_writers_never_wait_and_every_answer_is_exact(
 
     async def read(number: int) -> None:
         """Pages and totals equal what plain SQL finds in the same snapshot."""
-        connection = await asyncpg.connect(dsn)
-        reader = AuditService(_One(connection))  # type: ignore[arg-type]
         rng = random.Random(number)
-        while time.monotonic() < stop:
-            asked, condition = rng.choice(TRUTHS)
-            offset, limit = rng.choice((0, 0, 9, 150)), rng.choice((5, 40))
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
-                page = await reader.audit_query(**asked, offset=offset, limit=limit)
-                rows = await connection.fetch(
-                    f"SELECT task_id FROM tasks WHERE {condition}"
-                    " ORDER BY created_at DESC, task_id DESC"
-                )
-            every = [row["task_id"] for row in rows]
-            found = [one.task_id for one in page.tasks]
-            assert (len(every), every[offset : offset + limit]) == (page.total, found)
-        await connection.close()
+        async with open_pool(Settings(pool_size=1), dsn) as pool, pool.acquire() as connection:
+            reader = AuditService(_One(connection))  # type: ignore[arg-type]
+            while time.monotonic() < stop:
+                asked, condition = rng.choice(TRUTHS)
+                offset, limit = rng.choice((0, 0, 9, 150)), rng.choice((5, 40))
+                async with connection.transaction(isolation="repeatable_read", readonly=True):
+                    page = await reader.audit_query(**asked, offset=offset, limit=limit)
+                    rows = await connection.fetch(
+                        f"SELECT task_id FROM tasks WHERE {condition}"
+                        " ORDER BY created_at DESC, task_id DESC"
+                    )
+                every = [row["task_id"] for row in rows]
+                found = [one.task_id for one in page.tasks]
+                assert (len(every), every[offset : offset + limit]) == (page.total, found)
 
     async def rebuild() -> None:
         await asyncio.sleep(2)
@@ -264,8 +290,60 @@ async def test_eight_writers_never_wait_and_every_answer_is_exact(
     assert await by_rows(service) == await totals(service)
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"service": "a", "status": "completed"},
+        {"until": "2026-03-05T00:00:00.5Z"},
+        {"created_by": "ada"},
+        {"service": ["a", "b"], "since": "2026-03-01T12:00:00Z"},
+    ],
+    ids=str,
+)
+async def test_page_and_total_are_of_one_snapshot_while_others_write(
+    service: AuditService, asked: dict[str, Any]
+) -> None:
+    """Each transaction records the next newer task, so a total says which tasks are on its page."""
+    stop = time.monotonic() + 2
+    first = datetime(2026, 3, 2, tzinfo=UTC)
+    pages: list[tuple[int, int | None, list[str]]] = []
+
+    async def write() -> None:
+        number = 0
+        while time.monotonic() < stop:
+            number += 1
+            await service.record(
+                [
+                    task(
+                        request_text=str(number),
+                        created_by="ada",
+                        services_touched=["a", "b"],
+                        created_at=first + timedelta(seconds=20 * number),
+                    )
+                ]
+            )
+
+    async def fold() -> None:
+        while time.monotonic() < stop:
+            await service.upkeep.fold_counts()
+            await asyncio.sleep(0.2)
+
+    async def read(offset: int) -> None:
+        while time.monotonic() < stop:
+            page = await service.audit_query(**asked, offset=offset, limit=5)
+            pages.append((offset, page.total, [one.request_text for one in page.tasks]))
+
+    await asyncio.gather(write(), fold(), *(read(offset) for offset in (0, 3, 40)))
+
+    assert len(pages) > 50
+    for offset, total, numbers in pages:
+        newest = (total or 0) - offset
+        assert numbers == [str(number) for number in range(newest, max(0, newest - 5), -1)]
+
+
 class _One:
-    """A pool of one connection, of its own for each writer."""
+    """A pool of one connection, which stays acquired."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection

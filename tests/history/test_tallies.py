@@ -1,4 +1,4 @@
-"""Tallies: totals and places of filters that the database's counts do not know."""
+"""Tallies give the totals and locations for filters that the counts do not know."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from unittest.mock import patch
 
 import psycopg
 import pytest
 
 from audit.errors import TimedOut, Unavailable
-from audit.history import paging
-from audit.history.paging import Pager, PageRequest
+from audit.history.location import NOWHERE, PageRequest
+from audit.history.paging import Pager
 from audit.history.query import AuditQuery
 from audit.history.service import AuditService
-from audit.history.tallies import BEGINNING, Tallies, Tally, updated
+from audit.history.tallies import Tally
 from audit.postgres import statements
-from audit.postgres.pool import fetch_row
 from tests.conftest import ago, execute, task
-from tests.plans import plan_of, rows_read, statements_of
+from tests.plans import explained, names_of, rows_read, statements_of, watched_statements
 from tests.waiting import until
 
 FIRST = datetime(2026, 3, 1, tzinfo=UTC)
@@ -32,7 +30,7 @@ def day(number: int) -> datetime:
 
 
 #: 5 tasks on the newest day, none the day before, 30 and 2 before that.
-TALLY = Tally({day(9): 5, day(7): 30, day(1): 2}, fold=7, server="one")
+TALLY = Tally({day(9): 5, day(7): 30, day(1): 2}, fold=7, server="one", snapshot="s")
 
 
 @pytest.mark.parametrize(
@@ -47,60 +45,61 @@ TALLY = Tally({day(9): 5, day(7): 30, day(1): 2}, fold=7, server="one")
         (36, 9, None, day(2), 35),
     ],
 )
-def test_a_page_lies_in_the_days_that_hold_its_tasks(
+def test_page_is_in_the_days_that_hold_its_tasks(
     offset: int, limit: int, since: datetime | None, until: datetime, skipped: int
 ) -> None:
-    place = TALLY.place_of(offset, limit)
+    location = TALLY.location_of(offset, limit)
 
-    assert (since, until, skipped) == (place.page_since, place.page_until, place.skipped)
-
-
-def test_a_page_behind_the_last_task_lies_nowhere() -> None:
-    place = TALLY.place_of(37, 10)
-
-    assert place.page_since == place.page_until
-    assert place.skipped == 37
+    assert (since, until, skipped) == (location.since, location.until, location.skipped)
 
 
-def test_the_day_that_a_cursor_cuts_is_not_reckoned_with() -> None:
-    assert TALLY.place_after(day(9) + timedelta(hours=1), 10).page_since == day(7)
-    assert TALLY.place_after(day(7) + timedelta(hours=1), 1).page_since == day(1)
-    assert TALLY.place_after(day(7) + timedelta(hours=1), 2).page_since is None
+def test_page_after_the_last_task_is_nowhere() -> None:
+    assert TALLY.location_of(37, 10) == NOWHERE
 
 
-def test_a_crowded_place_is_walked_and_a_sparse_one_is_read_whole() -> None:
-    crowded = Tally({day(1): 5000, day(0): 5}, fold=1, server="one")
-
-    assert not crowded.place_of(0, 10).is_sparse
-    assert crowded.place_of(0, 1000).is_sparse
-
-
-def test_a_tally_is_brought_up_to_date() -> None:
-    row: Any = {
-        "tally": f'{{"{day(9).timestamp():.0f}": 6, "{day(7).timestamp():.0f}": 0}}',
-        "fold": 8,
-        "server": "one",
-    }
-
-    tally = updated(TALLY, row, BEGINNING)
-
-    assert tally == Tally({day(9): 6, day(1): 2}, fold=8, server="one")
-    assert updated(TALLY, {**row, "fold": 6}, BEGINNING) is None  # type: ignore[arg-type]
-    assert updated(TALLY, {**row, "server": "two"}, BEGINNING) is None  # type: ignore[arg-type]
+def test_tasks_on_the_day_of_a_cursor_may_all_come_before_the_page() -> None:
+    assert TALLY.location_after(day(9) + timedelta(hours=1), 10).since == day(7)
+    assert TALLY.location_after(day(7) + timedelta(hours=1), 1).since == day(1)
+    assert TALLY.location_after(day(7) + timedelta(hours=1), 2).since is None
 
 
-def test_so_many_tallies_are_kept() -> None:
-    tallies = Tallies()
+def test_crowded_place_is_walked_and_sparse_place_is_read_whole() -> None:
+    crowded = Tally({day(1): 5000, day(0): 5}, fold=1, server="one", snapshot="s")
+
+    assert not crowded.location_of(0, 10).is_sparse
+    assert crowded.location_of(0, 1000).is_sparse
+
+
+async def test_tallies_of_the_filters_used_last_are_kept(service: AuditService) -> None:
     for number in range(101):
-        tallies.keep(bytes([number]), TALLY)
-        assert tallies.find(bytes([0])) is TALLY
+        await service.audit_query(created_by=f"person {number}")
+        await service.audit_query(created_by="person 0")
 
-    assert tallies.find(bytes([1])) is None
-    assert tallies.find(bytes([2])) is TALLY
+    names = [await names_of(service, AuditQuery(created_by=f"person {n}")) for n in (0, 2, 1)]
+
+    assert [False, False, True] == ["tally_days" in one for one in names]
+
+
+async def test_tally_is_made_again_on_a_server_that_is_behind(
+    service: AuditService, dsn: str
+) -> None:
+    """After a failover, the last fold may be an earlier one."""
+    query = AuditQuery(created_by="ada")
+    await service.record([task(created_by="ada")])
+    await service.upkeep.fold_counts()
+    assert (await service.reading.list_tasks(query)).total == 1
+    execute(dsn, "DELETE FROM task_day_changes")
+    await service.record([task(created_by="ada", created_at=ago(days=40))])
+    execute(dsn, "DELETE FROM task_count_deltas")
+
+    names = await names_of(service, query)
+
+    assert names[-3:] == ["locate_portion", "tally_days", "list_tasks"]
+    assert (await service.reading.list_tasks(query)).total == 2
 
 
 async def test_only_what_has_changed_is_read_again(service: AuditService, dsn: str) -> None:
-    """One statement, which reads the day that changed and the page."""
+    """The day that changed, and the page."""
     made = [
         task(created_by="ada", created_at=ago(days=n % 100, seconds=n)) for n in range(6000)
     ]  # fmt: skip
@@ -113,12 +112,18 @@ async def test_only_what_has_changed_is_read_again(service: AuditService, dsn: s
     await service.reading.list_tasks(query)
     await service.record([task(created_by="ada", created_at=ago(hours=1))])
 
-    assert len(await statements_of(service, query)) == 1
-    assert rows_read(await plan_of(service, query)) < 300
-    assert (await service.reading.list_tasks(query)).total == 6001
+    ran = await statements_of(service, query)
+
+    assert [statements.LIST_TASKS, statements.TALLY_DAYS, statements.LIST_TASKS] == [
+        statement for statement, _ in ran
+    ]
+    assert sum([rows_read(await explained(service, *one)) for one in ran]) < 300
+    page = await service.reading.list_tasks(query)
+    assert page.total == 6001
+    assert ["list_tasks"] == await names_of(service, query)
 
 
-async def test_a_page_that_moves_is_found_again(service: AuditService) -> None:
+async def test_page_that_moves_is_found_again(service: AuditService) -> None:
     old = [task(created_by="ada", created_at=ago(days=30, seconds=n)) for n in range(20)]
     await service.record(old)
     query = AuditQuery(created_by="ada", limit=5, offset=10)
@@ -132,32 +137,29 @@ async def test_a_page_that_moves_is_found_again(service: AuditService) -> None:
     assert after.total == 28
 
 
-async def test_a_crawl_goes_on_where_the_remembered_days_are_too_few(
-    service: AuditService,
-) -> None:
+async def test_crawl_goes_on_in_a_process_whose_tally_is_older(service: AuditService) -> None:
+    other = AuditService(service.database.pool)
+    query = AuditQuery(created_by="ada", limit=5)
+    await service.record([task(created_by="ada", created_at=ago(days=n)) for n in (100, 101)])
+    await service.reading.list_tasks(query)
     tasks = [task(created_by="ada", created_at=ago(days=n)) for n in range(1, 30)]
     await service.record(tasks)
-    first = await service.reading.list_tasks(AuditQuery(created_by="ada", limit=5))
-    # Another worker has a newer tally of other days; here, they are gone but for two.
-    (name,) = service.reading._pager._tallies._kept
-    known = service.reading._pager._tallies._kept[name]
-    few = dict(sorted(known.days.items())[:2])
-    service.reading._pager._tallies._kept[name] = Tally(few, known.fold, known.server)
+    first = await other.reading.list_tasks(query)
 
     page = await service.reading.list_tasks(
         AuditQuery(created_by="ada", limit=5, cursor=first.next_cursor)
     )
 
     assert [one["task_id"] for one in tasks[5:10]] == [str(one.task_id) for one in page.tasks]
-    assert page.total == 29
+    assert page.total == 31
 
 
-async def test_a_tally_that_takes_too_long_is_dropped(service: AuditService, dsn: str) -> None:
-    """Where years have changed, to tally all at once may be faster than day by day."""
+async def test_tally_that_takes_too_long_is_dropped(service: AuditService, dsn: str) -> None:
+    """If years have changed, tallying everything may be faster than day by day."""
     await service.record([task(created_by="ada")])
     query = AuditQuery(created_by="ada")
     await service.reading.list_tasks(query)
-    assert service.reading._pager._tallies._kept
+    await service.record([task(created_by="ada")])
     with psycopg.connect(dsn) as other:
         other.execute("LOCK TABLE task_day_changes")
         asked = asyncio.create_task(service.reading.list_tasks(query))
@@ -169,10 +171,10 @@ async def test_a_tally_that_takes_too_long_is_dropped(service: AuditService, dsn
         with pytest.raises(TimedOut):
             await asked
 
-    assert not service.reading._pager._tallies._kept
+    assert "locate_portion" in await names_of(service, query)
 
 
-async def test_a_clock_before_the_last_one_finds_what_that_cut_off(service: AuditService) -> None:
+async def test_clock_before_the_last_one_finds_what_that_cut_off(service: AuditService) -> None:
     """Around midnight, requests may come to the database in another order than their clocks."""
     midnight = ago(days=5).replace(hour=0, minute=0, second=0, microsecond=0)
     around = [task(created_by="ada", created_at=midnight + timedelta(hours=n)) for n in (-2, 1, 3)]
@@ -191,59 +193,64 @@ async def test_a_clock_before_the_last_one_finds_what_that_cut_off(service: Audi
     assert clocks == totals
 
 
-async def test_of_an_unknown_filter_first_comes_the_tally(service: AuditService) -> None:
+async def test_unknown_filter_is_tallied_first(service: AuditService) -> None:
     await service.record([task(created_by="ada", created_at=ago(hours=1))])
 
-    ran = await statements_of(service, AuditQuery(created_by="ada"))
+    names = await names_of(service, AuditQuery(created_by="ada"))
 
-    first_words = [statement.split(":")[0] for statement, _ in ran]
-    assert ["-- locate_portion", "-- list_tasks", "-- list_tasks"] == first_words
-    assert [0, 100] == [values[10] for _, values in ran[1:]]
+    assert ["locate_portion", "tally_days", "list_tasks"] == names
 
 
-async def month_of_tasks(service: AuditService) -> None:
-    """Record and fold 40 tasks, in buckets of days."""
-    await service.database.pool.execute(
-        "CREATE OR REPLACE FUNCTION most_in_whole_bucket() RETURNS bigint"
-        " LANGUAGE sql IMMUTABLE RETURN 2"
+#: Two months with more tasks than fit into one bucket, so that the counts know their days.
+DAYS = 61
+TASKS_A_DAY = 20
+
+
+async def record_months(service: AuditService) -> None:
+    """Record and fold tasks on 61 days from FIRST on, 20 a day."""
+    await service.record(
+        [
+            task(created_by="ada", created_at=day(n) + timedelta(minutes=m))
+            for n in range(DAYS)
+            for m in range(TASKS_A_DAY)
+        ]
     )
-    await service.record([task(created_by="ada", created_at=ago(days=n)) for n in range(1, 41)])
     await service.upkeep.fold_counts()
 
 
-async def portions_of(service: AuditService, query: AuditQuery) -> int:
-    ran = await statements_of(service, query)
-    return sum(statement == statements.LOCATE_PORTION for statement, _ in ran)
+async def portions_of(service: AuditService, **filters: Any) -> int:
+    """How many portions are tallied to answer a query."""
+    names = await names_of(service, AuditQuery(created_by="ada", **filters))
+    return names.count("locate_portion")
 
 
-async def test_a_tally_is_made_in_portions(service: AuditService) -> None:
-    await month_of_tasks(service)
-    service.reading._pager = Pager(portion=10)
+async def test_tally_is_made_in_portions(service: AuditService) -> None:
+    await record_months(service)
+    service.reading.pager = Pager(portion=10 * TASKS_A_DAY)
 
-    assert await portions_of(service, AuditQuery(created_by="ada")) in (4, 5)
-    assert await portions_of(service, AuditQuery(created_by="ada", offset=30)) == 0
-    assert await portions_of(service, AuditQuery(created_by="ada", since=ago(days=12))) == 2
-    assert await portions_of(service, AuditQuery(created_by="ada", until=ago(days=25))) in (2, 3)
-    assert await portions_of(service, AuditQuery(created_by="ada", days=5)) == 1
-    assert (
-        await service.reading.list_tasks(AuditQuery(created_by="ada", since=ago(days=12)))
-    ).total == 11
+    assert await portions_of(service) in (6, 7)
+    assert await portions_of(service, offset=30) == 0
+    assert await portions_of(service, since=day(DAYS - 12)) == 2
+    assert await portions_of(service, until=day(25)) in (2, 3)
+    assert await portions_of(service, since=day(DAYS - 5)) == 1
+    query = AuditQuery(created_by="ada", since=day(DAYS - 12))
+    assert (await service.reading.list_tasks(query)).total == 12 * TASKS_A_DAY
 
 
-async def test_a_day_with_more_than_a_portion_is_one(service: AuditService) -> None:
+async def test_day_with_more_tasks_than_a_portion_is_one_portion(service: AuditService) -> None:
     await service.record(
         [task(created_by="ada", created_at=ago(days=3, seconds=n)) for n in range(20)]
     )
     await service.upkeep.fold_counts()
-    service.reading._pager = Pager(portion=1)
+    service.reading.pager = Pager(portion=1)
 
     assert (await service.reading.list_tasks(AuditQuery(created_by="ada"))).total == 20
 
 
 async def test_what_changes_between_two_portions_is_tallied(service: AuditService) -> None:
     """In days that are tallied already, and in those to come; folded or not."""
-    await month_of_tasks(service)
-    service.reading._pager = Pager(portion=7)
+    await record_months(service)
+    service.reading.pager = Pager(portion=7 * TASKS_A_DAY)
     connect, written = service.database.connection, 0
 
     @asynccontextmanager
@@ -251,24 +258,23 @@ async def test_what_changes_between_two_portions_is_tallied(service: AuditServic
         nonlocal written
         async with connect() as connection:
             yield connection
-        for days in (1, 2, 20, 40, 50):
-            await service.record([task(created_by="ada", created_at=ago(days=days))])
+        for number in (60, 59, 40, 20, -10):
+            await service.record([task(created_by="ada", created_at=day(number))])
             written += 1
-            if days == 2:
+            if number == 59:
                 await service.upkeep.fold_counts()
 
     query = AuditQuery(created_by="ada")
-    await service.reading._pager.tally(busy, PageRequest(query, None, None, 10))
+    await service.reading.pager.tally(busy, PageRequest(query, None, None, 10))
 
-    ran = await statements_of(service, query)
-    assert {statements.LIST_TASKS} == {statement for statement, _ in ran}
+    assert "locate_portion" not in await names_of(service, query)
     assert written >= 5 * 5
-    assert (await service.reading.list_tasks(query)).total == 40 + written
+    assert (await service.reading.list_tasks(query)).total == DAYS * TASKS_A_DAY + written
 
 
-async def test_an_interrupted_tally_goes_on_where_it_was(service: AuditService) -> None:
-    await month_of_tasks(service)
-    service.reading._pager = Pager(portion=10)
+async def test_interrupted_tally_is_continued(service: AuditService) -> None:
+    await record_months(service)
+    service.reading.pager = Pager(portion=10 * TASKS_A_DAY)
     connect, left = service.database.connection, 2
 
     @asynccontextmanager
@@ -282,25 +288,21 @@ async def test_an_interrupted_tally_goes_on_where_it_was(service: AuditService) 
 
     query = AuditQuery(created_by="ada")
     with pytest.raises(Unavailable):
-        await service.reading._pager.tally(failing, PageRequest(query, None, None, 10))
+        await service.reading.pager.tally(failing, PageRequest(query, None, None, 10))
 
-    assert await portions_of(service, query) in (2, 3)
-    assert (await service.reading.list_tasks(query)).total == 40
+    assert await portions_of(service) in (4, 5)
+    assert (await service.reading.list_tasks(query)).total == DAYS * TASKS_A_DAY
 
 
-async def test_those_who_ask_the_same_at_once_tally_it_once(service: AuditService) -> None:
-    await month_of_tasks(service)
-    ran: list[str] = []
-
-    async def watched(connection: Any, statement: str, *values: object) -> Any:
-        ran.append(statement)
-        return await fetch_row(connection, statement, *values)
-
-    with patch.object(paging, "fetch_row", watched):
+async def test_concurrent_requests_share_one_tally(service: AuditService) -> None:
+    await record_months(service)
+    with watched_statements() as ran:
         pages = await asyncio.gather(
             *(service.reading.list_tasks(AuditQuery(created_by="ada", offset=n)) for n in range(20))
         )
 
-    assert {40} == {page.total for page in pages}
-    assert ran.count(statements.LOCATE_PORTION) == 1
-    assert ran.count(statements.LIST_TASKS) == 21
+    assert {DAYS * TASKS_A_DAY} == {page.total for page in pages}
+    assert [1, 1, 20] == [
+        [statement for statement, _ in ran].count(one)
+        for one in (statements.LOCATE_PORTION, statements.TALLY_DAYS, statements.LIST_TASKS)
+    ]

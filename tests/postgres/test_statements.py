@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import takewhile
 
 import pytest
 
@@ -20,16 +21,28 @@ FILES = sorted(
 SHORT = {"int4": "int", "int8": "bigint", "bool": "boolean"}
 
 
-@pytest.mark.parametrize(("name", "text"), FILES)
+STATEMENTS = [
+    text for text in vars(statements).values() if isinstance(text, str) and statements.name_of(text)
+]
+#: Parts of statements, which are no statements.
+FRAGMENTS = {"filter", "snapshot"}
+MAX_PARAMETERS = 16
+MAX_HEADER_LINES = 12
+
+
+@pytest.mark.parametrize("text", STATEMENTS, ids=statements.name_of)
 async def test_statement_is_prepared_with_the_types_of_its_header(
-    service: AuditService, name: str, text: str
+    service: AuditService, text: str
 ) -> None:
     async with service.database.pool.acquire() as connection:
         statement = await connection.prepare(text)
         types = [SHORT.get(one.name, one.name) for one in statement.get_parameters()]
 
-    declared = re.findall(r"^-- +\$(\d+) +\w+ +(\S+)", text, re.MULTILINE)
-    assert declared == [(str(number), name) for number, name in enumerate(types, 1)]
+    # A parameter with a name has a type where it is used.
+    if not statements.has_names(text):
+        declared = re.findall(r"^-- +\$(\d+) +\w+ +(\S+)", text, re.MULTILINE)
+        assert declared == [(str(number), name) for number, name in enumerate(types, 1)]
+    assert len(types) <= MAX_PARAMETERS
 
 
 @pytest.mark.parametrize(("name", "text"), FILES)
@@ -38,12 +51,14 @@ def test_statement_begins_with_its_name_and_what_it_returns(name: str, text: str
 
     assert first.startswith(f"-- {name}: ")
     assert len(first) <= 100
+    header = list(takewhile(lambda line: line.startswith("--"), text.splitlines()))
+    assert len(header) <= MAX_HEADER_LINES
 
 
 def test_every_file_is_read_and_every_statement_used() -> None:
-    constants = {name.lower() for name in vars(statements) if name.isupper()}
+    constants = set(statements.names())
 
-    assert {name for name, _ in FILES} == constants
+    assert {name for name, _ in FILES} == constants | FRAGMENTS
 
 
 async def test_lists_show_exactly_the_fields_of_the_model(service: AuditService) -> None:
