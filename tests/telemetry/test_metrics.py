@@ -278,7 +278,7 @@ def test_a_first_scrape_of_the_whole_app_has_few_series() -> None:
 
 
 def test_more_routes_than_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="too small"):
         Metrics(str(number) for number in range(1000))
 
 
