@@ -14,8 +14,7 @@ from audit.commands.output import print_line
 from audit.commands.record import run_recording
 
 if TYPE_CHECKING:
-    from audit.commands.record import Advance
-    from audit.commands.record_file import Target
+    from audit.commands.record_file import Advance, Send
 
 
 def demo(
@@ -61,9 +60,9 @@ def demo(
             print_line(json.dumps(task))
         return
 
-    async def work(target: Target, advance: Advance) -> None:
+    async def work(send: Send, advance: Advance) -> None:
         parts = iter(lambda: list(itertools.islice(history, MAX_TASKS_IN_ARRAY)), [])
-        await send_all(((batch_of(part), len(part)) for part in parts), target, advance)
+        await send_all(((batch_of(part), len(part)) for part in parts), send, advance)
 
     settings = settings_from(dsn=dsn, data_dir=data_dir, partition=partition)
     run_recording(work, tasks, settings, url, key, create=True)

@@ -19,11 +19,8 @@ from audit.commands.output import print_line
 from audit.settings import Settings
 
 if TYPE_CHECKING:
-    from audit.commands.record_file import Target
+    from audit.commands.record_file import Advance, Send
     from audit.history.recording import Recorded
-
-    #: Called after each batch with its size and its result.
-    Advance = Callable[[int, Recorded], None]
 
 
 def record(
@@ -45,16 +42,16 @@ def record(
         sources = [(name, stack.enter_context(_open(name))) for name in files]
         sizes = [_size(source) for _, source in sources]
 
-        async def work(target: Target, advance: Advance) -> None:
+        async def work(send: Send, advance: Advance) -> None:
             for name, source in sources:
-                await record_file(source, name, target, advance, settings)
+                await record_file(source, name, send, advance, settings)
 
         total = sum(size for size in sizes if size) if None not in sizes else None
         run_recording(work, total, settings, url, key)
 
 
 def run_recording(
-    work: Callable[[Target, Advance], Coroutine[Any, Any, None]],
+    work: Callable[[Send, Advance], Coroutine[Any, Any, None]],
     total: int | None,
     settings: Settings,
     url: str | None,
@@ -66,21 +63,21 @@ def run_recording(
 
     `total` is the sum of the sizes that `work` passes to `advance`, None if it is not known.
     """
-    from audit.commands.record_file import database_target
-    from audit.commands.record_url import api_target
+    from audit.commands.record_file import database_sender
+    from audit.commands.record_url import service_sender
     from audit.process.loop import run
 
     with _progress(total) as advance:
 
-        async def record_to(opening: AbstractAsyncContextManager[Target]) -> None:
-            async with opening as target:
-                await work(target, advance)
+        async def record_with(sender: AbstractAsyncContextManager[Send]) -> None:
+            async with sender as send:
+                await work(send, advance)
 
         if url is not None:
-            run(record_to(api_target(url, key)))
+            run(record_with(service_sender(url, key)))
         else:
             with database(settings, create=create) as dsn:
-                run(record_to(database_target(settings, dsn)))
+                run(record_with(database_sender(settings, dsn)))
 
 
 @contextlib.contextmanager

@@ -1,13 +1,13 @@
-"""Reads files of tasks in batches, and records them in a target. Safe to repeat."""
+"""Reads files of tasks in batches, and sends them to the database or to a service."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from audit.errors import Invalid, Malformed, Problem, TimedOut, Unavailable
 from audit.history import utf8
@@ -29,18 +29,17 @@ class Refused(Problem):
     """Tasks that cannot be recorded. `detail` says which and why."""
 
 
-class Target(Protocol):
-    """Records batches of tasks: the database, or a running service."""
-
-    async def send(self, batch: TaskBatch) -> Recorded:
-        """Record a batch of at most 1,000 tasks, all or none."""
+#: Records a batch of at most 1,000 tasks, all or none.
+Send = Callable[[TaskBatch], Awaitable[Recorded]]
+#: Called after each batch with its size and its result.
+Advance = Callable[[int, Recorded], None]
 
 
 async def record_file(
     source: IO[bytes],
     name: str,
-    target: Target,
-    advance: Callable[[int, Recorded], None],
+    send: Send,
+    advance: Advance,
     settings: Settings = DEFAULTS,
 ) -> None:
     """Record all tasks of an NDJSON or JSON file.
@@ -51,12 +50,12 @@ async def record_file(
     Raises:
         Refused: a task is not valid, has no id, or conflicts with a recorded one. The batches
             before it stay recorded.
-        Unavailable: the target does not answer.
+        Unavailable: the database or the service does not answer.
     """
     try:
         # Reading from a pipe may block, so each batch must be recorded before the next is read.
         at_once = _AT_ONCE if source.seekable() else 1
-        await send_all(_batches(source, settings), target, advance, at_once=at_once)
+        await send_all(_batches(source, settings), send, advance, at_once=at_once)
     except (Unavailable, TimedOut):
         raise
     except Problem as problem:
@@ -65,8 +64,8 @@ async def record_file(
 
 async def send_all(
     batches: Iterable[tuple[TaskBatch, int]],
-    target: Target,
-    advance: Callable[[int, Recorded], None],
+    send: Send,
+    advance: Advance,
     *,
     at_once: int = _AT_ONCE,
 ) -> None:
@@ -75,13 +74,13 @@ async def send_all(
     `advance` is called after each batch with its size and its result.
     """
 
-    async def send(batch: TaskBatch, size: int) -> None:
-        advance(size, await target.send(batch))
+    async def send_one(batch: TaskBatch, size: int) -> None:
+        advance(size, await send(batch))
 
     pending: deque[asyncio.Task[None]] = deque()
     try:
         for batch, size in batches:
-            pending.append(asyncio.create_task(send(batch, size)))
+            pending.append(asyncio.create_task(send_one(batch, size)))
             if len(pending) == at_once:
                 await pending.popleft()
         while pending:
@@ -160,20 +159,10 @@ def _is_json(reader: Reader, line: bytes) -> bool:
     return True
 
 
-class DatabaseTarget:
-    """Records in the database."""
-
-    def __init__(self, service: AuditService) -> None:
-        self._service = service
-
-    async def send(self, batch: TaskBatch) -> Recorded:
-        """Record a batch in one transaction."""
-        return await self._service.recording.record_batches([batch])
-
-
 @asynccontextmanager
-async def database_target(settings: Settings, dsn: str) -> AsyncIterator[Target]:
-    """Open a connection pool on a database, whose schema must be current."""
+async def database_sender(settings: Settings, dsn: str) -> AsyncIterator[Send]:
+    """Open a connection pool on a database, whose schema must be current, to record there."""
     async with open_pool(settings.model_copy(update={"pool_size": _AT_ONCE}), dsn) as pool:
         await require_current(pool)
-        yield DatabaseTarget(AuditService(pool, settings))
+        service = AuditService(pool, settings)
+        yield lambda batch: service.recording.record_batches([batch])

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Final
@@ -62,7 +62,7 @@ class _Failed(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
-class ApiTarget:
+class _Client:
     """Records through a running service, and retries while the service is unavailable.
 
     If a request is too large for the service or a proxy, its tasks are sent in two halves.
@@ -239,8 +239,10 @@ def _detail(status: int, body: bytes) -> str:
 
 
 @asynccontextmanager
-async def api_target(url: str, key: str | None = None) -> AsyncIterator[ApiTarget]:
-    """Open an HTTP client for the service at a URL. Only that service gets the API key."""
+async def service_sender(
+    url: str, key: str | None = None
+) -> AsyncIterator[Callable[[TaskBatch], Awaitable[Recorded]]]:
+    """Open an HTTP client to record through the service at a URL. Only it gets the API key."""
     timeout = aiohttp.ClientTimeout(total=_REQUEST_SECONDS)
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        yield ApiTarget(session, url, key)
+        yield _Client(session, url, key).send

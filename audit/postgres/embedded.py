@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote
 
 from audit.errors import Unavailable
@@ -133,12 +134,14 @@ def started(
     options: Mapping[str, str] | None = None,
     prepare: Callable[[str], object] | None = None,
     waits_for_users: bool = False,
+    busy_seconds: float = 0,
 ) -> Iterator[Server]:
     """Run a server on `data_dir`, and stop it at the end.
 
     `create` says whether to create a database cluster if there is none. `options` are settings of
     PostgreSQL. `prepare` is called with the DSN before other processes can use the server.
     `waits_for_users` says whether to stop the server only when other processes no longer use it.
+    `busy_seconds` is how long to wait for a process that runs a server on `data_dir`.
 
     If this process is killed, the server stops on Linux; elsewhere the next start stops it.
 
@@ -150,7 +153,7 @@ def started(
     cluster = data_dir / "postgresql"
     if not create and not any(_exists(path) for path in (cluster, data_dir / _LOCK)):
         raise _no_database(data_dir)
-    with _locked(data_dir):
+    with _locked(data_dir, busy_seconds):
         if not create and not cluster.exists():
             raise _no_database(data_dir)
         # A killed process leaves the file with the DSN of its server.
@@ -285,8 +288,15 @@ class Server:
 
     def stop(self) -> None:
         """Stop the server. PostgreSQL ends open sessions and writes everything to disk."""
-        if self._process is not None:
-            _stop(self._process)
+        if (server := self._process) is None:
+            return
+        if server.poll() is None:
+            server.send_signal(signal.SIGINT)
+        try:
+            server.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            server.send_signal(signal.SIGQUIT)
+            server.wait()
 
     def _new_log(self) -> str:
         with self._log.open("rb") as file:
@@ -317,22 +327,6 @@ def _as_ordinary_user(command: list[str]) -> list[str]:
     return ["unshare", "--user", *user, "--", *command]
 
 
-def _run(command: list[str]) -> None:
-    environment = {**os.environ, "LC_ALL": "C.UTF-8", "PGOPTIONS": ""}
-    done = subprocess.run(
-        _as_ordinary_user(command),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        start_new_session=True,
-        check=False,
-    )
-    if done.returncode:
-        output = done.stdout.decode(errors="replace").strip()
-        raise Unavailable(f"{Path(command[0]).name} failed: {output}{_root_hint()}")
-
-
 def _root_hint() -> str:
     if os.geteuid() != 0:
         return ""
@@ -343,20 +337,30 @@ def _root_hint() -> str:
 
 
 @contextlib.contextmanager
-def _locked(data_dir: Path) -> Iterator[None]:
+def _locked(data_dir: Path, busy_seconds: float = 0) -> Iterator[None]:
     """Create the folder and lock it. The lock ends with this process, even if it is killed."""
+    deadline = time.monotonic() + busy_seconds
     with contextlib.ExitStack() as stack:
         try:
             data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             file = stack.enter_context((data_dir / _LOCK).open("w"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy(
-                f"another process runs on {data_dir}; stop it, or give another --data-dir"
-            ) from None
+            while not _lock(file):
+                if time.monotonic() >= deadline:
+                    raise Busy(
+                        f"another process runs on {data_dir}; stop it, or give another --data-dir"
+                    )
+                time.sleep(0.1)
         except OSError as failure:
             raise _unusable(data_dir, failure) from None
         yield
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _unusable(data_dir: Path, failure: OSError) -> Unavailable:
@@ -373,16 +377,19 @@ def _initialise(bin_dir: Path, cluster: Path) -> None:
     for left_behind in cluster.parent.glob("postgresql.unfinished*"):
         shutil.rmtree(left_behind, ignore_errors=True)
     unfinished = Path(tempfile.mkdtemp(prefix="postgresql.unfinished-", dir=cluster.parent))
-    _run(
-        [
-            str(bin_dir / "initdb"),
-            f"--pgdata={unfinished}",
-            f"--username={USER}",
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C.UTF-8",
-        ]
+    options = ["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", f"--username={USER}"]
+    done = subprocess.run(
+        _as_ordinary_user([str(bin_dir / "initdb"), f"--pgdata={unfinished}", *options]),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "LC_ALL": "C.UTF-8", "PGOPTIONS": ""},
+        start_new_session=True,
+        check=False,
     )
+    if done.returncode:
+        output = done.stdout.decode(errors="replace").strip()
+        raise Unavailable(f"initdb failed: {output}{_root_hint()}")
     unfinished.rename(cluster)
 
 
@@ -484,13 +491,3 @@ def _runs_on(cluster: Path, pid: int) -> bool:
             ["ps", "-o", "command=", "-p", str(pid)], capture_output=True, check=False
         ).stdout
     return b" -D %b " % os.fsencode(cluster) in command.replace(b"\0", b" ")
-
-
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    if server.poll() is None:
-        server.send_signal(signal.SIGINT)
-    try:
-        server.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        server.send_signal(signal.SIGQUIT)
-        server.wait()

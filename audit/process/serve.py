@@ -6,9 +6,8 @@ import logging
 import multiprocessing
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -106,22 +105,12 @@ def _served_database(settings: Settings) -> Iterator[tuple[str, Callable[[], Non
     if settings.dsn is not None:
         yield _migrated(settings, settings.dsn.get_secret_value()), lambda: None
         return
-    deadline = time.monotonic() + _BUSY_SECONDS
-    with ExitStack() as stack:
-        while True:
-            starting = embedded.started(
-                settings.data_dir,
-                options=_options(settings),
-                prepare=lambda dsn: _migrated(settings, dsn),
-            )
-            try:
-                server = stack.enter_context(starting)
-            except embedded.Busy:  # maybe by a command that ends soon
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-            else:
-                break
+    with embedded.started(
+        settings.data_dir,
+        options=_options(settings),
+        prepare=lambda dsn: _migrated(settings, dsn),
+        busy_seconds=_BUSY_SECONDS,
+    ) as server:
         yield server.dsn, server.keep_running
 
 

@@ -98,7 +98,7 @@ class _TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         entry: request_log.Entry | None = getattr(record, "entry", None)
-        message = record.getMessage() if entry is None else " ".join(request_log.words(entry))
+        message = record.getMessage() if entry is None else request_log.as_text(entry)
         if repeated := getattr(record, "repeated", 0):
             message += f" (repeated {repeated} times since it was last logged)"
         if left_out := getattr(record, "left_out", 0):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Final, TypedDict
 
@@ -66,18 +65,16 @@ class RequestLog:
         LOGGER.log(level, "request", extra=extra)
 
 
-def words(entry: Entry) -> Iterator[str]:
-    """Return the parts of a request's line in the text format."""
-    yield f"{entry['method']} {entry['route']} {entry['status']}"
-    yield f"{entry['duration_ms']} ms"
-    if entry["rows"] is not None:
-        yield f"rows={entry['rows']}"
-    if entry["statements"]:
-        yield f"statements={','.join(entry['statements'])}"
-    if entry["key_name"] is not None:
-        yield f"key={entry['key_name']}"
-    if entry["client"] is not None:
-        yield f"client={entry['client']}"
-    yield f"request={entry['request_id']}"
-    if entry["reason"] is not None:
-        yield f"reason={entry['reason']}"
+def as_text(entry: Entry) -> str:
+    """Return the line of a request in the text format."""
+    optional = {
+        "rows": entry["rows"],
+        "statements": ",".join(entry["statements"]) or None,
+        "key": entry["key_name"],
+        "client": entry["client"],
+        "request": entry["request_id"],
+        "reason": entry["reason"],
+    }
+    words = (f"{name}={value}" for name, value in optional.items() if value is not None)
+    request = f"{entry['method']} {entry['route']} {entry['status']} {entry['duration_ms']} ms"
+    return " ".join([request, *words])
