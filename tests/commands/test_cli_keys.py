@@ -30,7 +30,8 @@ def test_a_key_is_made_listed_and_revoked(dsn: str) -> None:
     assert audit(*CREATE, "ours", *more, AUDIT_DSN=dsn)[0] == 0
 
     code, revoked, _ = audit("keys", "revoke", "deploy-bot", AUDIT_DSN=dsn)
-    assert (code, revoked[:24]) == (0, "deploy-bot is revoked si")
+    assert code == 0
+    assert revoked.startswith("deploy-bot was revoked at ")
     assert audit("keys", "revoke", "deploy-bot", AUDIT_DSN=dsn)[1] == revoked
 
     _, listed, _ = audit("keys", "list", AUDIT_DSN=dsn)
