@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from audit.history.answers import Tokens
+from audit.history.freshness import Freshness
 from audit.web.state import POOL, SERVICE
 from tests.conftest import Client
 
@@ -32,17 +32,17 @@ def wait_until(condition: Callable[[], object], seconds: float = SECONDS) -> Non
 
 
 async def quiet(client: Client) -> None:
-    """Wait until nothing is left that the service itself would write."""
-    tokens = Tokens(client.app[SERVICE].reading.read_tokens)
+    """Wait until the service has nothing left to write in the background."""
+    freshness = Freshness(client.app[SERVICE].reading.read_versions)
     busy = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         " AND state <> 'idle' AND pid <> pg_backend_pid()"
     )
     async with asyncio.timeout(60):
         while True:
-            before = await tokens.next()
+            before = await freshness.current()
             folded = await client.app[SERVICE].upkeep.fold_counts()
             others = await client.app[POOL].fetchval(busy)
             await asyncio.sleep(0.05)
-            if not folded and not others and before.text == (await tokens.next()).text:
+            if not folded and not others and before.text == (await freshness.current()).text:
                 return

@@ -45,17 +45,10 @@ class Identity:
                 headers={"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'},
             )
 
-    def bind(self, project_id: UUID | None) -> UUID | None:
-        """Return the project that a list is limited to, given the one its filter names.
-
-        Raises:
-            Forbidden: the key is bound to another project.
-        """
-        if self.project_id is None:
-            return project_id
-        if project_id not in (None, self.project_id):
+    def require_project(self, project_id: UUID | None) -> None:
+        """Raise Forbidden if the identity is limited to another project."""
+        if self.project_id not in (None, project_id):
             raise Forbidden(f"{self.name} has access to the project {self.project_id} only")
-        return self.project_id
 
 
 #: Used as long as no key exists and no issuer of tokens is configured.

@@ -1,237 +1,152 @@
-"""Answers that are kept and sent again while nothing can have changed, and are made only once.
-
-No answer is older than the request that it goes to. How that is known without asking the question:
-
-1. A *token* (`sql/counts/read_token.sql`) is the set of transactions that have ended. The set only
-   grows, so where two tokens are equal, no transaction has ended in between, and between them no
-   statement found other rows. Answers that count back from the clock also depend on its second.
-2. A request goes by a token whose statement was sent after the request arrived. Every write that
-   was confirmed before the request is in it, whichever process or program made that write.
-3. An answer is kept under a token that was read *before* the answer was made. The answer may be
-   newer than its token, never older. If it is newer, then a transaction has ended since, no later
-   token is equal, and the answer is never sent under it again. If a later token is equal, the
-   answer is what the question would be answered with now.
-
-4. The answer is made on the server that the token was read on. A pool is on one server at a time;
-   if it has moved between the two, the request fails, and nothing is kept under the old token.
-
-So a request may take any answer kept, or being made, under a token equal to its own; and a client
-that holds an answer with the ETag made from the token holds what it would be sent.
-"""
+"""The cache of responses to list requests, and the single flight of their computation."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import zlib
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from datetime import datetime
-from importlib.metadata import version
+from functools import partial
 from typing import Final
 
-from audit.history import cursor
-from audit.history.asking import Reading, Token
+from audit.history.asking import Reading
+from audit.history.freshness import Freshness, Version
 from audit.history.query import TaskQuery
 from audit.once import Once
 
-_VERSION: Final = version("task-audit")
-#: What an answer takes besides its question and body: the parsed query, mostly.
+#: The memory of an entry besides its key and bodies: mostly the validated query.
 _OVERHEAD_BYTES: Final = 3072
-#: A question is kept as text and, parsed, once more, where decoded text may be wider; and twice in
-#: the links of its pages.
-_BYTES_OF_A_CHARACTER: Final = 7
+#: An entry has its key as text, once more in the query, where decoded text may be wider, and twice
+#: in the links of its page.
+_BYTES_PER_CHARACTER: Final = 7
 _GZIP: Final = zlib.MAX_WBITS | 16
 _FASTEST: Final = 1
-#: From here on, to compress takes long enough that other requests should go on meanwhile.
+#: Compressing a longer body takes so long that other requests should go on in the meantime.
 _LONG_BYTES: Final = 256 * 1024
-#: So many turns of the event loop a request takes from its socket to here.
-_TURNS_TO_HERE: Final = 3
-#: Read on one connection before questions may have it.
-_TOKENS_IN_A_ROW: Final = 16
-
-
-class Answers:
-    """Answers to the questions asked last, `most_bytes` of them; 0: none is kept or shared."""
-
-    def __init__(self, reading: Reading, most_bytes: int) -> None:
-        self._reading = reading
-        self._tokens = Tokens(reading.read_tokens)
-        self._most_bytes = most_bytes
-        self._kept: OrderedDict[str, Answer] = OrderedDict()
-        self.kept_bytes = 0
-
-    async def find(self, question: str, parse: Callable[[], TaskQuery]) -> Answer:
-        """Return the answer to a question, made or to be made, that is true from now on.
-
-        `question` is all that the answer depends on, as it was sent; `parse` judges it, and is
-        called only where the question is not known. What it raises is raised before the database
-        is asked for anything.
-        """
-        known = self._kept.get(question)
-        query = known.query if known else _judged(parse)
-        is_moving = query.span is not None and query.cursor is None
-        if not self._most_bytes and not is_moving:
-            return Answer(self._reading, question, query)
-        token = await self._tokens.next()
-        mark = f"{token.text} {token.clock.timestamp()}" if is_moving else token.text
-        if not self._most_bytes:
-            return Answer(self._reading, question, query, clock=token.clock, server=token.server)
-        known = self._kept.get(question)
-        if known and known.mark == mark:
-            self._kept.move_to_end(question)
-            return known
-        answer = Answer(
-            self._reading, question, query, mark, token.clock, token.server, self._weigh
-        )
-        self._forget(known)
-        self._kept[question] = answer
-        self._weigh(answer)
-        return answer
-
-    def _weigh(self, answer: Answer) -> None:
-        """Count what an answer takes now; drop those longest not asked for, over the bound."""
-        if self._kept.get(answer.question) is not answer:
-            return
-        size = answer.size()
-        if size > self._most_bytes:
-            self._forget(answer)
-            return
-        self.kept_bytes += size - answer.counted
-        answer.counted = size
-        while self.kept_bytes > self._most_bytes:
-            self._forget(next(iter(self._kept.values())))
-
-    def _forget(self, answer: Answer | None) -> None:
-        if answer:
-            del self._kept[answer.question]
-            self.kept_bytes -= answer.counted
-
-
-def _judged(parse: Callable[[], TaskQuery]) -> TaskQuery:
-    query = parse()
-    if query.cursor:
-        cursor.decode(query.cursor, query.fingerprint, has_clock=query.span is not None)
-    return query
 
 
 class Answer:
-    """The answer to one question under one token; its body is made when it is first asked for."""
+    """The page that answers a query, as JSON."""
 
-    def __init__(
-        self,
-        reading: Reading,
-        question: str,
-        query: TaskQuery,
-        mark: str | None = None,
-        clock: datetime | None = None,
-        server: str | None = None,
-        weigh: Callable[[Answer], None] = lambda _: None,
-    ) -> None:
-        self.question = question
+    def __init__(self, body: bytes, rows: int, total: int | None, next_cursor: str | None) -> None:
+        self.body = body
+        self.rows = rows
+        self.total = total
+        self.next_cursor = next_cursor
+        self.gzip_body: bytes | None = None
+        """The same body compressed, once a client has asked for that."""
+        self.compressing: Once[bytes] = Once()
+
+
+class _Entry:
+    """What the cache knows about a request: its query, and its answer in one version."""
+
+    def __init__(self, query: TaskQuery, version: str | None = None) -> None:
         self.query = query
-        #: What the answer is true under; None: it is not to be kept.
-        self.mark = mark
-        self.etag = _etag(question, mark) if mark else None
-        self.counted = 0
-        #: How many tasks the body has; None: it is not made yet.
-        self.rows: int | None = None
-        #: Of the page, once the body is made.
-        self.total: int | None = None
-        self.next_cursor: str | None = None
-        #: Its header fields, once they are made: the same for all who ask.
-        self.head: dict[str, str] | None = None
+        self.version = version
+        self.answer: Answer | None = None
+        self.computing: Once[Answer] = Once()
+        self.counted_bytes = 0
+
+
+class Answers:
+    """Computes the answers to queries, and caches the most recently used ones.
+
+    A request is identified by its key: everything that its response depends on besides the tasks.
+    """
+
+    def __init__(self, reading: Reading, max_bytes: int) -> None:
+        """`max_bytes` limits the memory of the cache. With 0, nothing is cached or shared."""
         self._reading = reading
-        self._clock = clock
-        self._server = server
-        self._weigh = weigh
-        self._page: bytes | None = None
-        self._packed: bytes | None = None
-        self._making: Once[bytes] = Once()
-        self._packing: Once[bytes] = Once()
+        self._freshness = Freshness(reading.read_versions)
+        self._max_bytes = max_bytes
+        #: By key; the most recently used one is the last.
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self.cached_bytes = 0
 
-    async def body(self) -> bytes:
-        """Return the JSON of the page."""
-        if self.mark is None:
-            return self._page or await self._make()
-        return self._page or await self._making.result(self._make)
+    def known_query(self, key: str) -> TaskQuery | None:
+        """Return the query of a request that was validated before; None if it is not known."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        self._entries.move_to_end(key)
+        return entry.query
 
-    async def gzip_body(self) -> bytes:
-        """Return the JSON of the page, compressed."""
-        return self._packed or await self._packing.result(self._pack)
+    def remember(self, key: str, query: TaskQuery) -> TaskQuery:
+        """Cache the validated query of a request, and return it."""
+        if self._max_bytes:
+            self._put(key, _Entry(query))
+        return query
 
-    def size(self) -> int:
-        """Return about how many bytes of memory it takes."""
-        return (
-            _OVERHEAD_BYTES
-            + _BYTES_OF_A_CHARACTER * len(self.question)
-            + len(self._page or b"")
-            + len(self._packed or b"")
-        )
+    async def current_version(self, query: TaskQuery) -> Version | None:
+        """Return the version that an answer to `query` may have now; None if nothing is cached."""
+        if not self._max_bytes:
+            return None
+        version = await self._freshness.current()
+        return version.of_this_second() if query.moves_with_clock else version
 
-    async def _make(self) -> bytes:
-        page = await self._reading.list_tasks(self.query, clock=self._clock, server=self._server)
-        self.rows, self.total, self.next_cursor = page.rows, page.total, page.next_cursor
-        self._page = page.to_json()
-        self._weigh(self)
-        return self._page
+    async def under(self, version: Version | None, key: str, query: TaskQuery) -> Answer:
+        """Return the answer in a version: from the cache, or computed once for all who wait."""
+        if version is None:
+            return await self._compute(query)
+        entry = self._entries.get(key)
+        if entry is None or entry.version != version.text:
+            entry = _Entry(query, version.text)
+            self._put(key, entry)
+        if entry.answer is None:
+            compute = partial(self._compute, query, version)
+            entry.answer = await entry.computing.result(compute)
+            self._count(key, entry)
+        return entry.answer
 
-    async def _pack(self) -> bytes:
-        page = await self.body()
-        if len(page) > _LONG_BYTES:
-            self._packed = await asyncio.to_thread(zlib.compress, page, _FASTEST, _GZIP)
+    async def gzip(self, key: str, answer: Answer) -> bytes:
+        """Return the compressed body of an answer: cached, or compressed once for all who wait."""
+        if answer.gzip_body is None:
+            answer.gzip_body = await answer.compressing.result(partial(_compress, answer.body))
+            entry = self._entries.get(key)
+            if entry and entry.answer is answer:
+                self._count(key, entry)
+        return answer.gzip_body
+
+    async def _compute(self, query: TaskQuery, version: Version | None = None) -> Answer:
+        if version is None:
+            page = await self._reading.list_tasks(query)
         else:
-            self._packed = zlib.compress(page, _FASTEST, _GZIP)
-        self._weigh(self)
-        return self._packed
+            page = await self._reading.list_tasks(query, clock=version.clock, server=version.server)
+        return Answer(page.to_json(), page.rows, page.total, page.next_cursor)
+
+    def _put(self, key: str, entry: _Entry) -> None:
+        self._drop(key)
+        self._entries[key] = entry
+        self._count(key, entry)
+
+    def _count(self, key: str, entry: _Entry) -> None:
+        """Update the bytes of an entry, and drop the least recently used ones over the limit."""
+        if self._entries.get(key) is not entry:
+            return
+        size = _size(key, entry)
+        if size > self._max_bytes:
+            self._drop(key)
+            return
+        self.cached_bytes += size - entry.counted_bytes
+        entry.counted_bytes = size
+        while self.cached_bytes > self._max_bytes:
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, key: str) -> None:
+        entry = self._entries.pop(key, None)
+        if entry:
+            self.cached_bytes -= entry.counted_bytes
 
 
-def _etag(question: str, mark: str) -> str:
-    """Made without the body, it is the same in every worker. Weak: gzip or not is left open."""
-    told = f"{_VERSION}\n{mark}\n{question}".encode("utf-8", "surrogateescape")
-    return f'W/"{hashlib.blake2b(told, digest_size=12).hexdigest()}"'
+def _size(key: str, entry: _Entry) -> int:
+    """Return the approximate memory of an entry in bytes."""
+    size = _OVERHEAD_BYTES + _BYTES_PER_CHARACTER * len(key)
+    if entry.answer:
+        size += len(entry.answer.body) + len(entry.answer.gzip_body or b"")
+    return size
 
 
-class Tokens:
-    """Reads tokens, one at a time, each for all who wait for it."""
-
-    def __init__(self, read: Callable[[], AsyncGenerator[Token, None]]) -> None:
-        self._read = read
-        self._waiting: list[asyncio.Future[Token]] = []
-        self._reader: asyncio.Task[None] | None = None
-
-    async def next(self) -> Token:
-        """Return a token that is asked for from now on, not one that is on its way.
-
-        Raises:
-            Problem: the database did not give it. All who waited for it are told the same.
-        """
-        future: asyncio.Future[Token] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        if self._reader is None:
-            self._reader = asyncio.create_task(self._read_while_waited_for())
-        return await future
-
-    async def _read_while_waited_for(self) -> None:
-        while self._waiting:
-            waiting: list[asyncio.Future[Token]] = []
-            try:
-                async with aclosing(self._read()) as tokens:
-                    for _ in range(_TOKENS_IN_A_ROW):
-                        # Who comes from here on waits for the next one.
-                        waiting, self._waiting = self._waiting, []
-                        token = await anext(tokens)
-                        for future in waiting:
-                            if not future.done():
-                                future.set_result(token)
-                        # Who was just answered may ask again at once: the next is for them all.
-                        for _ in range(_TURNS_TO_HERE):
-                            await asyncio.sleep(0)
-                        if not self._waiting:
-                            break
-            except Exception as failure:  # noqa: BLE001 - it is theirs who wait
-                for future in waiting:
-                    if not future.done():
-                        future.set_exception(failure)
-        self._reader = None
+async def _compress(body: bytes) -> bytes:
+    if len(body) > _LONG_BYTES:
+        return await asyncio.to_thread(zlib.compress, body, _FASTEST, _GZIP)
+    return zlib.compress(body, _FASTEST, _GZIP)

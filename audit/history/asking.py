@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from audit.errors import TaskNotFound, Unavailable
-from audit.history import cursor
 from audit.history.cursor import Cursor
+from audit.history.freshness import Version
 from audit.history.location import PageRequest
 from audit.history.paging import Page, Pager
 from audit.history.query import TaskQuery, task_id_of
@@ -26,17 +25,6 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 5
 _MICROSECOND = timedelta(microseconds=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """The state of the history. If two tokens have the same `text`, no task changed in between."""
-
-    text: str
-    clock: datetime
-    """The database's clock, rounded down to a second."""
-    server: str = ""
-    """The database server that the token was read on. It says nothing about another server."""
 
 
 class Reading:
@@ -58,13 +46,9 @@ class Reading:
         Raises:
             Unavailable: also if the connection pool has moved away from `server`.
         """
-        position = None
-        if query.cursor:
-            position = cursor.decode(
-                query.cursor, query.fingerprint, has_clock=query.span is not None
-            )
+        position = query.position
         clock = position.clock if position else clock
-        page, clock = await self._find(query, query.limit, clock, position, server)
+        page, clock = await self._find(query, query.limit, clock, server)
         following = Cursor(clock, *page.last, page.total) if page.last else None
         return TaskPage(
             tasks_json=page.tasks_json,
@@ -77,7 +61,7 @@ class Reading:
 
     async def count_tasks(self, query: TaskQuery) -> int:
         """Return how many tasks match the filters of `query`."""
-        page, _ = await self._find(query, 0, None, None)
+        page, _ = await self._find(query, 0)
         assert page.total is not None  # noqa: S101 - the query asks for it
         return page.total
 
@@ -85,8 +69,7 @@ class Reading:
         self,
         query: TaskQuery,
         limit: int,
-        clock: datetime | None,
-        position: Cursor | None,
+        clock: datetime | None = None,
         server: str | None = None,
     ) -> tuple[Page, datetime | None]:
         """Return the page, and the clock that its `days` count back from."""
@@ -98,19 +81,19 @@ class Reading:
                     )
                 clock = await _clock(connection, query, clock)
                 since = window_start(clock, query.span) if clock and query.span else query.since
-                request = PageRequest(query, since, position, limit, self._max_page_bytes)
+                request = PageRequest(query, since, query.position, limit, self._max_page_bytes)
                 page = await self.pager.find(connection, request)
             if page is not None:
                 return page, clock
             await self.pager.tally(self._database.tallying, request)
         raise Unavailable(NOT_COUNTED, retry_after_seconds=1)
 
-    async def read_tokens(self) -> AsyncGenerator[Token, None]:
-        """Yield tokens without end, each read when it is asked for."""
+    async def read_versions(self) -> AsyncGenerator[Version, None]:
+        """Yield the current version without end, each time read anew, on one connection."""
         async with self._database.connection() as connection:
             while True:
                 row = await fetch_row(connection, statements.READ_TOKEN)
-                yield Token(row["token"], row["clock"], server_of(connection))
+                yield Version(row["token"], row["clock"], server_of(connection))
 
     async def get_task(
         self, task_id: UUID | str, *, project_id: UUID | None = None

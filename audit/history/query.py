@@ -12,6 +12,7 @@ from uuid import UUID
 from pydantic import (
     BeforeValidator,
     Field,
+    PrivateAttr,
     StringConstraints,
     ValidationError,
     ValidationInfo,
@@ -19,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from audit.history.cursor import Cursor, decode
 from audit.history.states import State
 from audit.history.validation import Input, invalid_parameters
 from audit.history.values import (
@@ -101,6 +103,7 @@ class TaskQuery(NoParams):
     cursor: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
     """The `next_cursor` of a page. The response continues after that page; the filters must be the
     same."""
+    _position: Cursor | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -114,15 +117,31 @@ class TaskQuery(NoParams):
             raise ValueError("offset: not together with cursor")
         return self
 
+    @model_validator(mode="after")
+    def _decode_cursor(self) -> Self:
+        if self.cursor is not None:
+            self._position = decode(self.cursor, self.fingerprint, has_clock=self.span is not None)
+        return self
+
     @property
     def statuses(self) -> tuple[State, ...]:
         """The states to match; empty means any state."""
         return ()
 
     @property
+    def position(self) -> Cursor | None:
+        """The decoded cursor: the page begins after this task. None if there is no cursor."""
+        return self._position
+
+    @property
     def span(self) -> timedelta | None:
         """How far the window reaches back from now; None if it does not move with the clock."""
         return self.last if self.days is None else timedelta(days=self.days)
+
+    @property
+    def moves_with_clock(self) -> bool:
+        """Whether the same query may match other tasks a second later."""
+        return self.span is not None and self.position is None
 
     @property
     def is_counted(self) -> bool:

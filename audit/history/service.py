@@ -166,13 +166,13 @@ class AuditService:
         is the one after it. Tasks recorded meanwhile do not move the others: none is repeated or
         skipped.
         """
-        query = _query(AuditQuery, **{"status": status, "limit": 1000, **filters})
+        given = {"status": status, "limit": 1000, **filters}
         while True:
-            page = await self.reading.list_tasks(query)
+            page = await self.reading.list_tasks(_query(AuditQuery, **given))
             yield page
             if page.next_cursor is None:
                 return
-            query = query.model_copy(update={"cursor": page.next_cursor, "offset": None})
+            given = {**given, "cursor": page.next_cursor, "offset": None}
 
     async def iterate_tasks(
         self, status: OneOrMore | None = None, **filters: Unpack[IterateParams]

@@ -14,8 +14,15 @@ from typing import Final
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
+from audit.history.task import TaskDocument
 from audit.web.buffers import Unread
 
+#: Clients may store a task, but must ask each time whether it is still current. Unlike a list, it
+#: is never compressed.
+TASK_HEADERS: Final[dict[str, str]] = {
+    hdrs.CACHE_CONTROL: "private, no-cache",
+    hdrs.VARY: "Authorization",
+}
 #: A body of this size or more is part of the memory that `unread` limits until the client reads it.
 _LARGE_BYTES: Final = 64 * 1024
 
@@ -73,6 +80,16 @@ class BytesResponse(web.StreamResponse):
 @lru_cache(maxsize=1)
 def _date(seconds: int) -> str:
     return formatdate(seconds, usegmt=True)
+
+
+def task_response(document: TaskDocument) -> BytesResponse:
+    """Return a response of one task, with its ETag."""
+    headers = {
+        **TASK_HEADERS,
+        hdrs.CONTENT_TYPE: "application/json",
+        hdrs.ETAG: document.etag,
+    }
+    return BytesResponse(document.json.encode(), headers)
 
 
 def json_response(body: bytes, status: int = 200) -> BytesResponse:

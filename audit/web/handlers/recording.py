@@ -11,17 +11,11 @@ from aiohttp import hdrs, web
 
 from audit.errors import UnsupportedMedia
 from audit.history.parsing import parse_change, parse_lines, parse_tasks
-from audit.history.query import NoParams, parse_query
+from audit.history.query import NoParams, TaskPath, parse_query
 from audit.web.bodies import decode_and_parse, receive
 from audit.web.content_coding import coding_of
-from audit.web.handlers.asking import (
-    match_of,
-    none_match_of,
-    query_params,
-    task_id_of,
-    task_response,
-)
-from audit.web.responses import BytesResponse, json_response
+from audit.web.negotiation import match_tags, none_match_tags
+from audit.web.responses import BytesResponse, json_response, task_response
 from audit.web.state import (
     ACCEPT_PATCH,
     BODY_MEMORY,
@@ -31,6 +25,7 @@ from audit.web.state import (
     SETTINGS,
     WRITES,
 )
+from audit.web.urls import path_and_query_params, query_params
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
@@ -68,7 +63,7 @@ async def update(request: web.Request) -> BytesResponse:
     nothing and gets the response 200, even if the task is terminal. So a client can send a change
     again if a response was lost.
     """
-    task_id = task_id_of(request)
+    task_id = parse_query(TaskPath, path_and_query_params(request, "task_id")).task_id
     _content_type(request, ACCEPT_PATCH.split(", "))
     parse = partial(parse_change, settings=request.app[SETTINGS])
     with request.app[BODY_MEMORY].request() as reserve:
@@ -78,8 +73,8 @@ async def update(request: web.Request) -> BytesResponse:
             task_id,
             change,
             project_id=request[IDENTITY].project_id,
-            match=match_of(request),
-            none_match=none_match_of(request),
+            match=match_tags(request),
+            none_match=none_match_tags(request),
         )
         document = await _complete(request, write)
     request[ROWS] = 1
