@@ -1,4 +1,4 @@
-"""Words sent in every place of a request, secrets among them, show nowhere that others look."""
+"""Secrets and values of requests never appear in logs, traces or metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ API = "/api/v1/audit"
 PASSWORD = "canary-password"  # noqa: S105 - of nobody
 
 
-async def test_canaries_show_in_no_log_trace_or_metric(dsn: str, tmp_path: Path) -> None:
+async def test_no_value_of_a_request_appears_in_logs_traces_or_metrics(
+    dsn: str, tmp_path: Path
+) -> None:
     log = tmp_path / "log"
     scopes = ("--scope", "read", "--scope", "record", "--scope", "admin")
     key = audit("keys", "create", "--name", "k", *scopes, AUDIT_DSN=dsn)[1].strip()

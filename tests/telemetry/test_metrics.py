@@ -1,4 +1,4 @@
-"""`GET /metrics`: what it counts, over all workers, and that nobody can make it count more."""
+"""The metrics of all workers, and the limits on their number."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def parsed(text: str) -> Series:
 
 
 def value(series: Series, name: str, **labels: str) -> float:
-    """The value of one series; 0 where there is none."""
+    """Return the value of one series, or 0 if it does not exist."""
     return series.get((name, frozenset(labels.items())), 0)
 
 
@@ -64,7 +64,7 @@ def scraped(url: str) -> Series:
 # --- one process ----------------------------------------------------------------------------------
 
 
-async def test_requests_are_counted_by_template_method_and_status(client: Client) -> None:
+async def test_requests_are_counted_by_route_method_and_status(client: Client) -> None:
     for _ in range(3):
         await client.get(f"{API}/by-service/payments?limit=1")
     await client.get(f"{API}/by-service/checkout?limit=0")
@@ -82,7 +82,7 @@ async def test_requests_are_counted_by_template_method_and_status(client: Client
     assert 0 < value(series, f"{DURATIONS}_sum", route=route) < 60
 
 
-def test_buckets_hold_what_is_not_over_their_bound() -> None:
+def test_buckets_include_their_upper_bound() -> None:
     metrics = Metrics(["/a"])
     for seconds in (0.0005, 0.00051, 10, 11):
         metrics.request("/a", "GET", 200, seconds)
@@ -109,7 +109,7 @@ async def test_statements_are_counted_by_file(client: Client) -> None:
     assert 1 <= value(before, f"{STATEMENTS}_count", statement="list_keys")
 
 
-async def test_a_statement_that_fails_is_counted_as_failed(
+async def test_failed_statements_are_counted(
     dsn: str, aiohttp_client: Callable[..., Awaitable[Client]]
 ) -> None:
     settings = Settings(pool_size=4, statement_timeout_seconds=0.5)
@@ -125,7 +125,7 @@ async def test_a_statement_that_fails_is_counted_as_failed(
     assert 0 == value(series, "task_audit_statement_failures_total", statement="read_token")
 
 
-async def test_tasks_are_counted_by_what_came_of_them(client: Client) -> None:
+async def test_tasks_are_counted_by_result(client: Client) -> None:
     sent = [task() for _ in range(5)]
     await client.post(f"{API}/tasks", json=sent)
     await client.post(f"{API}/tasks", json=[*sent[:2], task()])
@@ -137,7 +137,7 @@ async def test_tasks_are_counted_by_what_came_of_them(client: Client) -> None:
     assert 2 == value(series, "task_audit_tasks_total", result="duplicate")
 
 
-async def test_the_pool_and_its_queues_tell_who_uses_them_and_who_waits(
+async def test_pool_and_queues_count_used_connections_and_waiting_requests(
     dsn: str, client: Client
 ) -> None:
     with psycopg.connect(dsn) as other:
@@ -163,7 +163,7 @@ async def test_the_pool_and_its_queues_tell_who_uses_them_and_who_waits(
     assert 0 == value(idle, "task_audit_queue_refused_total", queue="reading")
 
 
-def test_a_database_that_is_gone_leaves_the_rest(dsn: str) -> None:
+def test_without_a_database_the_other_metrics_stay(dsn: str) -> None:
     ((name,),) = execute(dsn, "SELECT current_database()")
     server = dsn.replace(f"/{name}?", "/postgres?")
     kill = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
@@ -181,7 +181,7 @@ def test_a_database_that_is_gone_leaves_the_rest(dsn: str) -> None:
     assert {"task_audit_count_deltas", "task_audit_count_deltas_bytes"} == missing
 
 
-async def test_deltas_that_are_not_folded_show_their_size_and_lag(dsn: str, client: Client) -> None:
+async def test_deltas_have_a_size_and_a_lag(dsn: str, client: Client) -> None:
     lag = "task_audit_count_deltas_lag_seconds"
     with psycopg.connect(dsn) as folding:
         folding.execute("SELECT pg_advisory_xact_lock(hashtext('fold_task_counts'))")
@@ -199,7 +199,7 @@ async def test_deltas_that_are_not_folded_show_their_size_and_lag(dsn: str, clie
     assert value(waiting, "task_audit_count_deltas_bytes") >= 8192
 
 
-async def test_build_info_and_the_format_that_is_asked_for(client: Client) -> None:
+async def test_build_info_and_the_requested_format(client: Client) -> None:
     plain = await client.get("/metrics")
     open_metrics = await client.get(
         "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}
@@ -213,7 +213,7 @@ async def test_build_info_and_the_format_that_is_asked_for(client: Client) -> No
     assert list(openmetrics_parser.text_string_to_metric_families(text))  # type: ignore[no-untyped-call]
 
 
-async def test_heads_and_answers_of_each_status_add_up(client: Client) -> None:
+async def test_requests_of_all_statuses_add_up(client: Client) -> None:
     await client.head("/healthz")
     held = await client.get(f"{API}/query", headers={"If-None-Match": "*"})
     series = await scrape(client)
@@ -226,7 +226,7 @@ async def test_heads_and_answers_of_each_status_add_up(client: Client) -> None:
 # --- cardinality ----------------------------------------------------------------------------------
 
 
-async def test_nothing_that_a_client_sends_makes_another_label(client: Client) -> None:
+async def test_clients_cannot_create_labels(client: Client) -> None:
     strange = "zebra"
     for path in (
         f"/{strange}",
@@ -253,7 +253,7 @@ async def test_nothing_that_a_client_sends_makes_another_label(client: Client) -
 @given(
     st.lists(st.tuples(st.text(), st.text(), st.one_of(st.integers(), st.sampled_from(HTTPStatus))))
 )
-def test_series_are_bounded_whatever_is_counted(
+def test_the_number_of_series_is_limited(
     requests: list[tuple[str, str, int]],
 ) -> None:
     metrics = Metrics(["/a", "/b"])
@@ -271,13 +271,13 @@ def test_series_are_bounded_whatever_is_counted(
     assert statuses <= {*(str(status.value) for status in HTTPStatus), "499", "other"}
 
 
-def test_a_first_scrape_of_the_whole_app_has_few_series() -> None:
+def test_the_first_scrape_has_few_series() -> None:
     app = create_app(Settings(), "postgresql://unused")
 
     assert len(parsed(app[METRICS].render("", None)[0].decode())) < 1000
 
 
-def test_more_routes_than_fit_are_refused() -> None:
+def test_too_many_routes_are_refused() -> None:
     with pytest.raises(ValueError, match="too small"):
         Metrics(str(number) for number in range(1000))
 
@@ -285,7 +285,7 @@ def test_more_routes_than_fit_are_refused() -> None:
 # --- several workers ------------------------------------------------------------------------------
 
 
-def test_a_worker_tells_what_all_have_counted_and_a_new_one_goes_on() -> None:
+def test_a_worker_renders_the_sum_of_all_and_a_new_one_continues() -> None:
     places = seats(3)
     workers = [Metrics(["/a"], seat) for seat in places]
     for number, worker in enumerate(workers, 1):
@@ -312,7 +312,7 @@ def test_a_worker_tells_what_all_have_counted_and_a_new_one_goes_on() -> None:
     assert 1 == value(later, "task_audit_worker_restarts_total")
 
 
-def test_the_sum_over_workers_is_right_also_after_one_is_killed(dsn: str) -> None:
+def test_the_sum_over_workers_survives_a_killed_worker(dsn: str) -> None:
     def counted(url: str) -> Iterable[float]:
         for _ in range(12):  # of whichever workers take them
             yield value(scraped(url), REQUESTS, route="/healthz", method="GET", status="200")
@@ -332,7 +332,7 @@ def test_the_sum_over_workers_is_right_also_after_one_is_killed(dsn: str) -> Non
         assert 6 == value(scraped(url), "task_audit_pool_connections")
 
 
-def test_what_is_refused_before_it_is_read_is_counted(dsn: str) -> None:
+def test_refusals_before_parsing_are_counted(dsn: str) -> None:
     options = ("--dsn", dsn, "--workers", "1", "--max-connections", "2")
     with serving(*options) as (_, url, _), ExitStack() as stack:
         for noise in (b"\x16\x03\x01\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"):
@@ -374,7 +374,7 @@ def one_worker(dsn: str) -> tuple[str, ...]:
     return ("--dsn", dsn, "--workers", "1", "--pool-size", "1")
 
 
-def test_a_scrape_never_takes_long(dsn: str) -> None:
+def test_a_scrape_does_not_wait_for_a_locked_table(dsn: str) -> None:
     with serving(*one_worker(dsn)) as (_, url, _), psycopg.connect(dsn) as other:
         other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
         asking = threading.Thread(target=fetch, args=(f"{url}{API}/query",))

@@ -1,4 +1,4 @@
-"""Traces: what a collector of OpenTelemetry gets from a service that runs, and what it costs."""
+"""Traces that a collector of OpenTelemetry receives from a running service."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def attributes(span: Span) -> dict[str, str | int]:
     return {one.key: one.value.string_value or one.value.int_value for one in span.attributes}
 
 
-def test_a_request_and_its_statements_are_spans_of_the_trace_they_came_with(dsn: str) -> None:
+def test_a_request_and_its_statements_are_spans_of_the_trace_of_the_caller(dsn: str) -> None:
     with collecting() as (collector, got):
         options = ("--dsn", dsn, "--traces", "--workers", "2")
         with serving(*options, OTEL_EXPORTER_OTLP_ENDPOINT=collector, log=subprocess.PIPE) as (
@@ -70,7 +70,7 @@ def test_a_request_and_its_statements_are_spans_of_the_trace_they_came_with(dsn:
     assert "task-audit" in names
 
 
-def test_what_fails_is_reported_as_an_error(dsn: str) -> None:
+def test_failures_are_spans_with_an_error(dsn: str) -> None:
     with collecting() as (collector, got):
         options = ("--dsn", dsn, "--traces", "--statement-timeout-seconds", "1")
         with (
@@ -100,7 +100,7 @@ def test_what_fails_is_reported_as_an_error(dsn: str) -> None:
     assert 504 == attributes(server)["http.response.status_code"]
 
 
-def test_a_collector_that_is_not_there_disturbs_no_answer(dsn: str) -> None:
+def test_a_missing_collector_does_not_disturb_responses(dsn: str) -> None:
     endpoint = "http://127.0.0.1:1"
     with serving(
         "--dsn", dsn, "--traces", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, log=subprocess.PIPE
@@ -122,7 +122,7 @@ def test_without_opentelemetry_the_service_says_what_to_install(dsn: str) -> Non
     )
 
 
-def test_nothing_of_it_is_loaded_where_it_is_not_asked_for() -> None:
+def test_opentelemetry_is_not_imported_without_traces() -> None:
     code = (
         "import sys, audit.process.worker as server; from audit.settings import Settings;"
         " server.create_app(Settings(), 'postgresql://unused');"

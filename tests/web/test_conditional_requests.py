@@ -1,4 +1,4 @@
-"""Changes under a condition, and changes that are sent again."""
+"""Requests with `If-Match` and `If-None-Match`, and changes that are sent again."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def versions(dsn: str) -> list[tuple[Any, ...]]:
     return execute(dsn, "SELECT xmin::text, xmax::text, ctid::text FROM tasks ORDER BY task_id")
 
 
-async def test_etag_names_a_state_of_the_task(client: Client) -> None:
+async def test_the_etag_changes_with_the_task(client: Client) -> None:
     url = await recorded(client)
     first = await etag_of(client, url)
 
@@ -49,7 +49,7 @@ async def test_etag_names_a_state_of_the_task(client: Client) -> None:
 
 
 @pytest.mark.parametrize("form", ["{}", "W/{}", '"other", {}', "*"])
-async def test_task_that_the_client_holds_is_not_sent_again(client: Client, form: str) -> None:
+async def test_if_none_match_with_the_current_etag_is_304(client: Client, form: str) -> None:
     url = await recorded(client)
     etag = await etag_of(client, url)
 
@@ -60,7 +60,7 @@ async def test_task_that_the_client_holds_is_not_sent_again(client: Client, form
     assert etag == answer.headers["ETag"]
 
 
-async def test_task_that_has_changed_is_sent_again(client: Client) -> None:
+async def test_if_none_match_with_an_old_etag_is_200(client: Client) -> None:
     url = await recorded(client)
     etag = await etag_of(client, url)
     await client.patch(url, json={"error_message": "late"})
@@ -71,7 +71,7 @@ async def test_task_that_has_changed_is_sent_again(client: Client) -> None:
     assert (await answer.json())["error_message"] == "late"
 
 
-async def test_get_under_if_match_that_does_not_hold_is_412(client: Client) -> None:
+async def test_get_with_an_old_if_match_is_412(client: Client) -> None:
     url = await recorded(client)
 
     assert 412 == (await client.get(url, headers={"If-Match": '"stale"'})).status
@@ -80,7 +80,7 @@ async def test_get_under_if_match_that_does_not_hold_is_412(client: Client) -> N
 
 
 @pytest.mark.parametrize("form", ["{}", '"stale", {}', "*", '"a,b",{}'])
-async def test_change_is_made_under_if_match_that_holds(client: Client, form: str) -> None:
+async def test_a_change_with_the_current_if_match_is_made(client: Client, form: str) -> None:
     url = await recorded(client)
     held = {"If-Match": form.format(await etag_of(client, url))}
 
@@ -91,9 +91,7 @@ async def test_change_is_made_under_if_match_that_holds(client: Client, form: st
 
 
 @pytest.mark.parametrize("form", ['"stale"', "W/{}", "stale", "", '"a", "b"'])
-async def test_change_is_refused_under_if_match_that_does_not_hold(
-    client: Client, dsn: str, form: str
-) -> None:
+async def test_a_change_with_an_old_if_match_is_412(client: Client, dsn: str, form: str) -> None:
     url = await recorded(client)
     before = versions(dsn)
     held = {"If-Match": form.format(await etag_of(client, url))}
@@ -106,7 +104,7 @@ async def test_change_is_refused_under_if_match_that_does_not_hold(
     assert before == versions(dsn)
 
 
-async def test_condition_comes_before_conflict_and_after_not_found(client: Client) -> None:
+async def test_412_comes_before_409_and_after_404(client: Client) -> None:
     url = await recorded(client, status="completed")
     stale = {"If-Match": '"stale"'}
     nobody = f"{TASKS}/{uuid.uuid4()}"
@@ -126,7 +124,7 @@ async def test_if_none_match_of_a_change(client: Client) -> None:
         assert (given, expected) == (given, answer.status)
 
 
-async def test_agents_that_read_modify_and_write_at_once_lose_nothing(client: Client) -> None:
+async def test_concurrent_changes_with_if_match_lose_nothing(client: Client) -> None:
     url = await recorded(client, services_touched=[], outcome={"n": 0})
 
     async def agent(name: str) -> None:
@@ -151,7 +149,7 @@ async def test_agents_that_read_modify_and_write_at_once_lose_nothing(client: Cl
     assert one["outcome"] == {"n": 8}
 
 
-async def test_update_in_process_takes_an_etag(service: AuditService) -> None:
+async def test_update_in_process_accepts_an_etag(service: AuditService) -> None:
     (task_id,) = (await service.record([task(status="executing")])).task_ids
     document = await service.get_task(task_id)
 
@@ -175,7 +173,7 @@ CHANGES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=json.dumps)
-async def test_same_change_again_is_200_and_writes_nothing(
+async def test_a_repeated_change_is_200_and_writes_nothing(
     client: Client, dsn: str, change: dict[str, Any]
 ) -> None:
     url = await recorded(client, status="pending")
@@ -190,7 +188,9 @@ async def test_same_change_again_is_200_and_writes_nothing(
     assert before == versions(dsn)
 
 
-async def test_same_change_in_another_spelling_writes_nothing(client: Client, dsn: str) -> None:
+async def test_a_repeated_change_in_another_spelling_writes_nothing(
+    client: Client, dsn: str
+) -> None:
     url = await recorded(client)
     change = {"status": "failed", "completed_at": "2026-06-01T10:00:00Z", "outcome": {"n": 1}}
     await client.patch(url, json=change)
@@ -217,7 +217,7 @@ async def test_same_change_in_another_spelling_writes_nothing(client: Client, ds
     ],
     ids=json.dumps,
 )
-async def test_other_change_of_a_terminal_task_is_409(
+async def test_another_change_of_a_terminal_task_is_409(
     client: Client, change: dict[str, Any]
 ) -> None:
     url = await recorded(client)
@@ -226,7 +226,7 @@ async def test_other_change_of_a_terminal_task_is_409(
     assert 409 == (await client.patch(url, json=change)).status
 
 
-async def test_equal_changes_at_once_are_both_200(client: Client) -> None:
+async def test_equal_concurrent_changes_are_both_200(client: Client) -> None:
     url = await recorded(client)
 
     for n in range(5):
@@ -240,7 +240,7 @@ async def test_equal_changes_at_once_are_both_200(client: Client) -> None:
     assert 1 == len({answer.headers["ETag"] for answer in answers})
 
 
-async def test_merge_patch_is_taken_and_named_where_something_else_is_sent(client: Client) -> None:
+async def test_merge_patch_is_accepted_and_named_in_a_415(client: Client) -> None:
     url = await recorded(client)
     change = json.dumps({"status": "failed"})
 

@@ -1,4 +1,4 @@
-"""Pages of other origins, OPTIONS, and where a browser is led."""
+"""CORS, OPTIONS, and the redirects to the page of the document."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MakeClient = Callable[..., Awaitable[Client]]
 
 @pytest.fixture
 async def open_client(dsn: str, aiohttp_client: MakeClient) -> Client:
-    """A client of a service that two origins may call."""
+    """A client of a service that allows two origins."""
     settings = Settings(pool_size=2, cors_origin=f"{ORIGIN}, {ANOTHER}")
     return await aiohttp_client(create_app(settings, as_role(dsn, SERVING)))
 
@@ -43,7 +43,7 @@ def preflight(origin: str, method: str = "PATCH") -> dict[str, str]:
     }
 
 
-async def test_by_default_no_origin_may_call(client: Client) -> None:
+async def test_by_default_no_origin_is_allowed(client: Client) -> None:
     for headers in ({"Origin": ORIGIN}, preflight(ORIGIN)):
         for method in ("GET", "OPTIONS"):
             answer = await client.request(method, f"{API}/query", headers=headers)
@@ -52,9 +52,7 @@ async def test_by_default_no_origin_may_call(client: Client) -> None:
 
 
 @pytest.mark.parametrize("origin", [ORIGIN, ANOTHER])
-async def test_listed_origin_may_read_answers_and_refusals(
-    open_client: Client, origin: str
-) -> None:
+async def test_a_listed_origin_can_read_all_responses(open_client: Client, origin: str) -> None:
     for path, status in [
         (f"{API}/query", 200),
         (f"{API}/query?limit=0", 422),
@@ -72,7 +70,7 @@ async def test_listed_origin_may_read_answers_and_refusals(
         assert "Access-Control-Allow-Credentials" not in answer.headers
 
 
-async def test_missing_key_is_named_to_the_page_and_preflight_needs_none(
+async def test_a_page_can_read_a_401_and_a_preflight_needs_no_key(
     dsn: str, aiohttp_client: MakeClient
 ) -> None:
     settings = Settings(pool_size=2, cors_origin=ORIGIN)
@@ -105,7 +103,7 @@ async def test_missing_key_is_named_to_the_page_and_preflight_needs_none(
         f"{ORIGIN},{ANOTHER}",
     ],
 )
-async def test_other_origin_may_read_nothing(open_client: Client, origin: str) -> None:
+async def test_another_origin_can_read_nothing(open_client: Client, origin: str) -> None:
     for method, headers in (("GET", {"Origin": origin}), ("OPTIONS", preflight(origin))):
         answer = await open_client.request(method, f"{API}/query", headers=headers)
 
@@ -125,7 +123,7 @@ async def test_preflight_names_methods_and_headers(open_client: Client) -> None:
     assert "600" == answer.headers["Access-Control-Max-Age"]
 
 
-async def test_held_answer_varies_by_origin_too(open_client: Client) -> None:
+async def test_a_304_varies_by_origin_too(open_client: Client) -> None:
     await open_client.get(f"{API}/query", headers={"Origin": ORIGIN})
     held = {"Origin": ANOTHER, "If-None-Match": "*"}
 
@@ -151,7 +149,7 @@ async def test_held_answer_varies_by_origin_too(open_client: Client) -> None:
         f"{ORIGIN},*",
     ],
 )
-def test_setting_takes_exact_origins_only(listed: str) -> None:
+def test_the_setting_accepts_only_exact_origins(listed: str) -> None:
     with pytest.raises(ValidationError, match="must look like https"):
         Settings(cors_origin=listed)
 
@@ -187,11 +185,11 @@ async def test_options_names_the_methods_of_every_route(
     assert ("PATCH" in allowed) == ("Accept-Patch" in answer.headers)
 
 
-async def test_options_of_no_route_is_404(client: Client) -> None:
+async def test_options_of_an_unknown_route_is_404(client: Client) -> None:
     assert 404 == (await client.options("/nothing")).status
 
 
-async def test_options_of_a_task_names_the_types_of_a_change(client: Client) -> None:
+async def test_options_of_a_task_lists_the_content_types_of_a_change(client: Client) -> None:
     one = task(status="executing")
     await client.post(f"{API}/tasks", json=one)
     url = f"{API}/tasks/{one['task_id']}"
@@ -208,7 +206,7 @@ async def test_options_of_a_task_names_the_types_of_a_change(client: Client) -> 
 
 
 @pytest.mark.parametrize("path", ["/", "/docs/"])
-async def test_browser_is_led_to_the_page(client: Client, path: str) -> None:
+async def test_a_browser_is_redirected_to_the_page(client: Client, path: str) -> None:
     led = await client.get(path, allow_redirects=False)
     page = await client.get(path)
 

@@ -1,4 +1,4 @@
-"""What lets generic clients page, and the parameters `last` and `total`."""
+"""The headers `Link` and `X-Total-Count`, and the parameters `last` and `total`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def link(answer: ClientResponse, rel: str) -> URL | None:
         ("/by-service/a%2Fb%20c%3A%C3%A9?limit=2&intent=x&intent=deploy_service", "a/b c:é"),
     ],
 )
-async def test_list_is_crawled_by_its_links(client: Client, path: str, service: str) -> None:
+async def test_all_pages_are_reached_by_links(client: Client, path: str, service: str) -> None:
     status = "failed" if "failures" in path else "completed"
     await record(
         client,
@@ -103,7 +103,7 @@ async def test_links_of_a_cached_answer_are_the_same(client: Client) -> None:
     assert "2" == one.headers["X-Total-Count"] == two.headers["X-Total-Count"]
 
 
-async def test_links_that_proxies_would_refuse_are_left_out(client: Client) -> None:
+async def test_links_that_are_too_long_for_proxies_are_left_out(client: Client) -> None:
     await record(client, task(), task())
     intents = "&".join(f"intent={n:0250}" for n in range(20))
 
@@ -114,7 +114,7 @@ async def test_links_that_proxies_would_refuse_are_left_out(client: Client) -> N
 
 
 @pytest.mark.parametrize("path", ["/query?limit=1", "/failures", "/by-service/payments?limit=1"])
-async def test_head_of_a_list_is_its_answer_without_a_body(client: Client, path: str) -> None:
+async def test_head_of_a_list_has_the_headers_of_get(client: Client, path: str) -> None:
     await record(client, task(), task(), task(status="failed"))
 
     whole, head = await ok(client, API + path), await ok(client, API + path, "HEAD")
@@ -166,14 +166,16 @@ def test_last_of_failures_has_the_bounds_of_its_days() -> None:
     "other", ["days=7", "since=2026-01-01T00:00:00Z", "until=2026-01-01T00:00:00Z"]
 )
 @pytest.mark.parametrize("route", ["/query", "/failures", "/by-service/a"])
-async def test_last_is_the_only_limit_of_time(client: Client, route: str, other: str) -> None:
+async def test_last_excludes_the_other_time_parameters(
+    client: Client, route: str, other: str
+) -> None:
     answer = await client.get(f"{API}{route}?last=24h&{other}")
 
     assert answer.status == 422
     assert ["last"] == [error["field"] for error in (await answer.json())["errors"]]
 
 
-async def test_last_asks_what_days_ask(client: Client) -> None:
+async def test_last_selects_the_same_tasks_as_days(client: Client) -> None:
     await record(
         client,
         *(task(status="failed", created_at=ago(minutes=n)) for n in (1, 20, 70, 26 * 60, 8 * 1440)),
@@ -246,7 +248,7 @@ async def test_cursor_works_with_and_without_a_total(
     assert three["next_cursor"] is None
 
 
-async def test_page_without_a_total_of_a_filter_that_is_not_counted_is_one_statement(
+async def test_without_a_total_a_page_of_an_unsupported_filter_takes_one_statement(
     service: AuditService,
 ) -> None:
     await service.record([task(created_by="ada", created_at=ago(days=n)) for n in range(1, 30)])

@@ -1,4 +1,4 @@
-"""Requests without a valid key or the right to ask leave a line that names the client."""
+"""Requests refused with 401 or 403 are logged with the address of the client."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ TRUSTED = networks_of("10.0.0.0/8, 192.0.2.7, 2001:db8::/32")
 
 @pytest.fixture
 async def keys(dsn: str) -> dict[Scope, str]:
-    """A key of each scope; the service then asks for one."""
+    """Create a key for each scope, so that the service requires one."""
     async with open_pool(Settings(pool_size=1), dsn) as pool:
         return {scope: (await create_key(pool, scope, frozenset([scope])))[0] for scope in Scope}
 
 
 @pytest.fixture
 def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]]:
-    """Return what is logged of requests."""
+    """Return a function that returns the logged requests."""
     caplog.set_level(logging.INFO, "audit.requests")
 
     def of_requests() -> list[dict[str, Any]]:
@@ -62,12 +62,12 @@ async def test_a_refusal_is_logged_with_its_reason_and_without_the_key(
     assert first["reason"] == "the key is unknown"
     assert (403, "record") == (second["status"], second["key_name"])
     assert second["reason"] == "this needs the scope read; record has record"
-    told = json.dumps(logged())
-    assert unknown not in told
-    assert keys[Scope.RECORD] not in told
+    lines = json.dumps(logged())
+    assert unknown not in lines
+    assert keys[Scope.RECORD] not in lines
 
 
-async def test_a_client_that_is_refused_all_the_time_is_logged_once_a_minute(
+async def test_refusals_of_one_client_are_logged_once_a_minute(
     dsn: str,
     keys: dict[Scope, str],
     aiohttp_client: Callable[..., Awaitable[Client]],
@@ -134,16 +134,16 @@ async def test_a_trusted_proxy_names_the_client(
         (None, ["198.51.100.4"], None),
     ],
 )
-def test_the_client_is_the_last_address_that_no_trusted_proxy_has(
+def test_the_client_is_the_last_address_that_is_not_a_trusted_proxy(
     peer: str | None, forwarded: list[str], client: str | None
 ) -> None:
     assert client == client_address(peer, forwarded, TRUSTED)
 
 
 @pytest.mark.parametrize("value", ["10.0.0.0/33", "proxy.example.com", "10.0.0.1/8", "*"])
-def test_a_trusted_proxy_that_is_no_network_is_refused(value: str, tmp_path: Path) -> None:
-    code, _, told = audit("serve", "--trusted-proxy", value, AUDIT_DATA_DIR=str(tmp_path))
+def test_an_invalid_trusted_proxy_is_refused(value: str, tmp_path: Path) -> None:
+    code, _, message = audit("serve", "--trusted-proxy", value, AUDIT_DATA_DIR=str(tmp_path))
 
     assert code == 2
-    assert "--trusted-proxy or AUDIT_TRUSTED_PROXY: must be addresses or networks" in told
+    assert "--trusted-proxy or AUDIT_TRUSTED_PROXY: must be addresses or networks" in message
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Limits of the head of a request, and what is said where one is reached."""
+"""Limits of the head of a request, and the problems for requests over them."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def head_of_intents(total: int) -> str:
 
 
 @pytest.mark.parametrize("size", [10_000, 64 * 1024])
-def test_long_url_of_allowed_parameters_is_answered(url: str, size: int) -> None:
+def test_a_url_up_to_the_limit_is_accepted(url: str, size: int) -> None:
     status, _, _ = answer_to(url, head_of_intents(size), "Host: x")
 
     assert status == 200
 
 
 @pytest.mark.parametrize("size", [64 * 1024 + 1, 70_000, 250_000])
-def test_longer_url_is_414(url: str, size: int) -> None:
+def test_a_longer_url_is_414(url: str, size: int) -> None:
     line = f"GET {QUERY}?intent={'a' * (size - len(QUERY) - 8)} HTTP/1.1"
 
     status, headers, problem = answer_to(url, line, "Host: x")
@@ -62,7 +62,7 @@ def test_longer_url_is_414(url: str, size: int) -> None:
     assert problem["instance"] == headers["X-Request-ID"]
 
 
-def test_long_header_field_is_taken_up_to_the_limit(url: str) -> None:
+def test_a_header_field_is_accepted_up_to_the_limit(url: str) -> None:
     line = f"GET {QUERY} HTTP/1.1"
 
     assert 200 == answer_to(url, line, "Host: x", f"X-Long: {'a' * 32_000}")[0]
@@ -73,7 +73,7 @@ def test_long_header_field_is_taken_up_to_the_limit(url: str) -> None:
     assert problem["detail"] == "a header field is over 32768 bytes"
 
 
-def test_many_header_fields_are_taken_up_to_the_limit(url: str) -> None:
+def test_header_fields_are_accepted_up_to_the_limit(url: str) -> None:
     line = f"GET {QUERY} HTTP/1.1"
 
     assert 200 == answer_to(url, line, "Host: x", *(f"X-{n}: 1" for n in range(120)))[0]
@@ -84,7 +84,7 @@ def test_many_header_fields_are_taken_up_to_the_limit(url: str) -> None:
 
 
 @pytest.mark.parametrize("line", ["GET", "GET / HTTP/9.9", "\x16\x03\x01", "G\x00T / HTTP/1.1"])
-def test_what_is_no_request_is_400(url: str, line: str) -> None:
+def test_invalid_http_is_400(url: str, line: str) -> None:
     status, _, problem = answer_to(url, line, "Host: x")
 
     assert status == 400
