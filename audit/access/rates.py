@@ -32,7 +32,6 @@ class Rates:
         #: The `RateLimit-Policy` header.
         self.policy = f'"key";q={math.floor(per_second * self._window)};w={math.ceil(self._window)}'
         self._full_after = math.ceil(self._window)
-        self._first = self._header(self._window - self._interval)
         self._served_at = memoryview(mmap.mmap(-1, _SLOTS * _BYTES)).cast("d")
 
     def take(self, number: int | None) -> str | None:
@@ -45,22 +44,15 @@ class Rates:
             return None
         slot = number % _SLOTS
         now = time.monotonic()
-        served_at = self._served_at[slot]
-        if served_at <= now:  # the usual case: the key has been idle for an interval
-            self._served_at[slot] = now + self._interval
-            return self._first
-        served_at += self._interval
-        left = self._window - (served_at - now)
-        if left < -_ROUNDING_SECONDS:
-            wait = max(1, math.ceil(-left))
+        served_at = max(self._served_at[slot], now) + self._interval
+        left_seconds = self._window - (served_at - now)
+        if left_seconds < -_ROUNDING_SECONDS:
+            wait = max(1, math.ceil(-left_seconds))
             raise TooManyRequests(
                 f"the rate limit of this key is {self.per_second:g} requests per second",
                 retry_after_seconds=wait,
                 headers={"RateLimit-Policy": self.policy, "RateLimit": f'"key";r=0;t={wait}'},
             )
         self._served_at[slot] = served_at
-        return self._header(left)
-
-    def _header(self, left_seconds: float) -> str:
         left = max(0, int(left_seconds * self.per_second + _ROUNDING_SECONDS))
         return f'"key";r={left};t={self._full_after}'
