@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from aiohttp import hdrs, web
-from multidict import istr
 
 from audit.history.answers import Answer
 from audit.history.query import AuditQuery, FailuresQuery, TaskPath, TaskQuery, parse_query
@@ -19,7 +18,7 @@ _HEADERS: Final[dict[str, str]] = {
     hdrs.CACHE_CONTROL: "private, no-cache",
     hdrs.VARY: "Accept-Encoding, Authorization",
 }
-_TOTAL_COUNT: Final = istr("X-Total-Count")
+_TOTAL_COUNT: Final = "X-Total-Count"
 #: A body up to this size fits in one packet, and is not compressed.
 _SHORT_BYTES: Final = 1024
 
