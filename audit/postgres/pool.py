@@ -74,17 +74,11 @@ class _Shared:
 class _PooledSession(Session):
     """A session that measures its statements, limits their time, and repeats some of them.
 
-    No statement changes the state of its session, so a release needs no reset and no round trip.
+    No statement changes the state of its session, so a release resets nothing. The query of asyncpg
+    would cost a round trip, and would undo the settings of the session.
     """
 
     shared: _Shared
-    #: An attribute of asyncpg: the outermost transaction that it believes to be open.
-    _top_xact: object
-
-    async def reset(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
-        # If a BEGIN failed, asyncpg would begin every later transaction as a nested one.
-        if self._top_xact is not None or self.is_in_transaction():
-            await super().reset(timeout=timeout)
 
     def get_reset_query(self) -> str:
         return ""
