@@ -163,13 +163,12 @@ class Reader:
             raise self.too_deep(label) from None
 
     def _check_size(self, text: str, label: str) -> None:
-        if len(text) > self._task_bytes or not text.isascii():
-            try:
-                size = len(text.encode())
-            except UnicodeEncodeError:
-                raise Malformed(with_label(label, _HALF_OF_A_PAIR)) from None
-            if size > self._task_bytes:
-                raise self._too_large(label, size)
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError:
+            raise Malformed(with_label(label, _HALF_OF_A_PAIR)) from None
+        if size > self._task_bytes:
+            raise self._too_large(label, size)
 
     def _check(self, text: str, value: Any, label: str) -> None:
         """Refuse what the decoder has read, but the service could not return."""
@@ -202,7 +201,7 @@ class Reader:
         )
 
     def _int(self, token: str) -> int:
-        if len(token) > self.max_digits and len(token.lstrip("-")) > self.max_digits:
+        if len(token.lstrip("-")) > self.max_digits:
             raise self._too_long(token)
         return int(token)
 

@@ -41,7 +41,6 @@ _SPAN = re.compile("([0-9]{1,6})([mhdw])", re.ASCII)
 _UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _LONGEST_NAME = 255
 _MOST_SERVICES = 100
-_STATES: Final[Mapping[str, State]] = {state: state for state in State}
 
 
 def parse_time(value: object) -> datetime:
@@ -99,11 +98,11 @@ def _uuid(value: object) -> object:
     raise ValueError("must be a UUID such as 7d9f1c9e-0c3f-4d0e-9a63-6b6f0b7c2d11")
 
 
-def _state(value: object) -> State:
-    state = _STATES.get(value) if isinstance(value, str) else None
-    if state is None:
-        raise ValueError(f"must be one of {', '.join(State)}")
-    return state
+def _state(value: Any) -> State:
+    try:
+        return State(value)
+    except ValueError:
+        raise ValueError(f"must be one of {', '.join(State)}") from None
 
 
 def _at_most_a_hundred(names: object) -> object:
