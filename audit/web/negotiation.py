@@ -22,9 +22,7 @@ def not_modified(
 ) -> BytesResponse | None:
     """Return a 304 response if the client holds the response with this ETag; otherwise None."""
     held = request.headers.getall(hdrs.IF_NONE_MATCH, None)
-    if not held:
-        return None
-    if held[0] != etag and not _has(_tags(held), etag.removeprefix("W/")):
+    if not held or not _has(_tags(held), etag.removeprefix("W/")):
         return None
     return BytesResponse(None, {**headers, hdrs.ETAG: etag}, HTTPStatus.NOT_MODIFIED)
 
