@@ -273,8 +273,8 @@ def test_every_migration_is_well_named_and_has_its_rollback() -> None:
 
 
 def test_no_migration_was_edited() -> None:
-    # Databases that have a migration never get its changes: write another one. Of one that no
-    # database has yet: `sha256sum migrations/*.sql > tests/migrations.sha256`.
+    # A database that has a migration never gets its changes, so write a new migration instead.
+    # Until the release of 0.1.0: `sha256sum migrations/*.sql > tests/postgres/migrations.sha256`.
     folder = Path(str(statements.folder("migrations")))
 
     assert MANIFEST.read_text().splitlines() == [
