@@ -39,9 +39,6 @@ def observe(metrics: Metrics, log: RequestLog, trusted: Networks = ()) -> Middle
         try:
             response = await handler(request)
             status = response.status
-        except web.HTTPException as redirected:
-            status = redirected.status
-            raise
         finally:
             seconds = time.perf_counter() - started
             route = _route(request)

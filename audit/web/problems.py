@@ -45,9 +45,6 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except web.HTTPMethodNotAllowed as refused:
         response = _options(refused, request, request_id)
     except web.HTTPException as refused:
-        if refused.status < HTTPStatus.BAD_REQUEST:
-            _named(refused, request_id)
-            raise
         is_unknown = refused.status == HTTPStatus.NOT_FOUND
         detail = f"there is no route {request.path}" if is_unknown else None
         response = _respond_plainly(refused.status, request_id, detail)
