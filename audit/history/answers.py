@@ -57,7 +57,7 @@ class Answers:
     def __init__(self, reading: Reading, max_bytes: int) -> None:
         """`max_bytes` limits the memory of the cache. With 0, nothing is cached or shared."""
         self._reading = reading
-        self._freshness = Freshness(reading.read_versions)
+        self._freshness = Freshness(reading.read_version)
         self._max_bytes = max_bytes
         #: By key; the most recently used one is the last.
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
