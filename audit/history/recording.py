@@ -90,7 +90,7 @@ class Recording:
             Conflict: an id is recorded with other content.
         """
         async with self._database.queues.writing.slot(
-            question=lambda: hash(tuple(batch.text for batch in batches))
+            question=hash(tuple(batch.text for batch in batches))
         ):
             deadline = self._deadline()
             for attempt in range(_ATTEMPTS):
@@ -166,7 +166,7 @@ class Recording:
         """
         task_id = task_id_of(task_id)
         values = (task_id, change, project_id, match, none_match)
-        async with self._database.queues.writing.slot(question=lambda: (task_id, change)):
+        async with self._database.queues.writing.slot(question=(task_id, change)):
             for _ in range(_ATTEMPTS):
                 row = await self._update_once(*values)
                 if row is None:

@@ -16,7 +16,7 @@ import asyncio
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple, NoReturn
@@ -101,14 +101,11 @@ class Lane:
         self._next_refusal_at = 0.0
 
     @asynccontextmanager
-    async def slot(
-        self, *, again: bool = False, question: Callable[[], Hashable] | None = None
-    ) -> AsyncIterator[None]:
+    async def slot(self, *, again: bool = False, question: Hashable = None) -> AsyncIterator[None]:
         """Hold a slot, after waiting for one if need be.
 
         `again` is for a request that had a slot before: its expected wait does not matter.
-        `question` returns what takes the place of the caller's; it is called only if the request
-        has to wait.
+        `question`, if given, takes the place of the caller's.
 
         Raises:
             Unavailable: no slot can be had within `queue_seconds`.
@@ -130,11 +127,11 @@ class Lane:
         """Return whether a task still waits for its slot, so that its work has not begun."""
         return task in self._waiting_tasks
 
-    async def _wait(self, question: Callable[[], Hashable] | None, *, again: bool) -> object:
+    async def _wait(self, question: Hashable, *, again: bool) -> object:
         """Return what `_running` has the slot under, once it is this request's turn."""
         caller = CALLER.get()
         if question is not None:
-            caller = caller._replace(question=question())
+            caller = caller._replace(question=question)
         if not again and not self._has_room(caller):
             await self._refuse(caller)
         began = time.monotonic()
