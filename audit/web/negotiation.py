@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
@@ -59,15 +58,9 @@ def _tags(given: list[str], *, strong: bool = False) -> list[str]:
 
 
 def accepts_gzip(request: web.Request) -> bool:
-    """Return whether the client accepts a response in gzip."""
-    return _allows_gzip(request.headers.get(hdrs.ACCEPT_ENCODING, ""))
-
-
-@lru_cache(maxsize=256)
-def _allows_gzip(accept_encoding: str) -> bool:
-    """Look for gzip by name, otherwise for `*` (RFC 9110, 12.5.3)."""
+    """Return whether the client accepts gzip: by name, or otherwise by `*` (RFC 9110, 12.5.3)."""
     weights: dict[str, float] = {}
-    for member in accept_encoding.lower().split(","):
+    for member in request.headers.get(hdrs.ACCEPT_ENCODING, "").lower().split(","):
         coding, _, weight = member.partition(";")
         found = _WEIGHT.fullmatch(weight)
         weights[coding.strip()] = float(found[1]) if found else 1
