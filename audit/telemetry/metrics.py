@@ -4,8 +4,8 @@ The parent process shares memory with all workers before it forks. Every worker 
 part of it, its seat. So any worker can return the sums, and the counts of a killed worker stay.
 All series are known at the start, so clients cannot create new ones.
 
-prometheus_client keeps the values of several processes in files, which takes 3 to 4 microseconds
-per observation; shared memory takes less than one. prometheus_client still writes the output.
+prometheus_client keeps the values of several processes in files, and even in one process it takes 5
+to 12 % more of the time of a request (decision 34). It still writes the output.
 """
 
 from __future__ import annotations

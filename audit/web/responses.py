@@ -1,7 +1,4 @@
-"""Responses whose body is known before the first byte is sent.
-
-Header names come from `aiohttp.hdrs`, which are compared faster than strings.
-"""
+"""Responses whose body is known before the first byte is sent."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ class BytesResponse(web.StreamResponse):
     """A response whose head and body are sent in one write.
 
     `web.Response` also prepares cookies, compression, chunks and signals. The service uses none of
-    them; without them, a cached response takes a tenth less time.
+    them, and they would take 7 % more of the time of a cached page (decision 34).
     """
 
     def __init__(self, body: bytes | None, headers: Mapping[str, str], status: int = 200) -> None:
