@@ -82,7 +82,7 @@ class Answers:
         if not self._max_bytes:
             return None
         version = await self._freshness.current()
-        return version.of_this_second() if query.moves_with_clock else version
+        return version.of_this_second if query.moves_with_clock else version
 
     async def under(self, version: Version | None, key: str, query: TaskQuery) -> Answer:
         """Return the answer in a version: from the cache, or computed once for all who wait."""

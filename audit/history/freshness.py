@@ -26,6 +26,7 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from importlib.metadata import version as version_of
 from typing import Final
 
@@ -34,7 +35,7 @@ _RELEASE: Final = version_of("task-audit")
 _TURNS_TO_HERE: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Version:
     """A state of the history. Two states with the same `text` have the same tasks."""
 
@@ -44,8 +45,9 @@ class Version:
     server: str = ""
     """The database server it was read on."""
 
+    @cached_property
     def of_this_second(self) -> Version:
-        """Return the version of a window that moves with the clock: another one each second."""
+        """The version of a window that moves with the clock: another one each second."""
         return Version(f"{self.text} {self.clock.timestamp()}", self.clock, self.server)
 
     def etag(self, key: str) -> str:
