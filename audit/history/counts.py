@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 #: A page is first sought where it was up to this time ago.
 _KEEP_SECONDS: Final = 10
 _MAX_KEPT: Final = 1000
+#: Larger offsets could exceed a bigint in the statement, and no history has that many tasks.
+_MAX_OFFSET: Final = 2**62
 
 
 class Counts:
@@ -45,7 +47,7 @@ class Counts:
                 since=request.since,
                 until=query.until,
                 after_at=position.created_at if position else None,
-                offset=request.offset,
+                offset=min(request.offset, _MAX_OFFSET),
                 limit=request.limit,
             ),
         )

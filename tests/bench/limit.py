@@ -106,12 +106,19 @@ def _filled(
     return _PARAMETER.sub(value, bare) + ";", given
 
 
+def _as_element(member: Any) -> str:
+    """Return an element of an array as PostgreSQL reads it."""
+    if member is None:
+        return "NULL"
+    text = _as_text(member).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
 def _as_text(argument: Any) -> str:
     """Return an argument as PostgreSQL reads it."""
     match argument:
         case list() | tuple():
-            members = (str(member).replace("\\", "\\\\").replace('"', '\\"') for member in argument)
-            return "{" + ",".join(f'"{member}"' for member in members) + "}"
+            return "{" + ",".join(map(_as_element, argument)) + "}"
         case datetime():
             return argument.isoformat()
         case bytes():

@@ -178,9 +178,9 @@ def test_the_command_grants_with_the_migrations(postgres: str, history: dict[str
         for wrong, part in (
             (("--grant-to", "nobody"), "there is no role nobody"),
             (("--grant-to", "a", "--grant-read-to", "a"), "--grant-to lets a read already"),
-            (("--grant-to", SERVING, "--status"), "leave out --status"),
-            (("--grant-read-to", SERVING, "--rollback"), "leave out --status"),
-            (("--grant-to", SERVING, "--to", "0001_tasks"), "leave out --status"),
+            (("--grant-to", SERVING, "--status"), "do not give --status"),
+            (("--grant-read-to", SERVING, "--rollback"), "do not give --status"),
+            (("--grant-to", SERVING, "--to", "0001_tasks"), "do not give --status"),
             (("--grant-to", "a\nb"), "is not the name of a role"),
         ):
             code, _, err = audit(*ours, *wrong)
