@@ -1,3 +1,4 @@
+DROP FUNCTION locate_page;
 DROP FUNCTION locate_task;
 DROP FUNCTION count_tasks_from;
 DROP FUNCTION count_edge;
