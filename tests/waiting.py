@@ -33,7 +33,7 @@ def wait_until(condition: Callable[[], object], seconds: float = SECONDS) -> Non
 
 async def quiet(client: Client) -> None:
     """Wait until the service has nothing left to write in the background."""
-    freshness = Freshness(client.app[SERVICE].reading.read_version)
+    freshness = Freshness(client.app[SERVICE].reading.read_versions)
     busy = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         " AND state <> 'idle' AND pid <> pg_backend_pid()"

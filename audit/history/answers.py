@@ -35,6 +35,8 @@ class Answer:
         self.gzip_body: bytes | None = None
         """The same body compressed, once a client has asked for that."""
         self.compressing: Once[bytes] = Once()
+        self.headers: dict[str, str] | None = None
+        """The headers of the response, once they were made for the first client."""
 
 
 class _Entry:
@@ -57,7 +59,7 @@ class Answers:
     def __init__(self, reading: Reading, max_bytes: int) -> None:
         """`max_bytes` limits the memory of the cache. With 0, nothing is cached or shared."""
         self._reading = reading
-        self._freshness = Freshness(reading.read_version)
+        self._freshness = Freshness(reading.read_versions)
         self._max_bytes = max_bytes
         #: By key; the most recently used one is the last.
         self._entries: OrderedDict[str, _Entry] = OrderedDict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -87,11 +88,12 @@ class Reading:
             await self.pager.tally(self._database.tallying, request)
         raise Unavailable(NOT_COUNTED, retry_after_seconds=1)
 
-    async def read_version(self) -> Version:
-        """Return the current version."""
+    async def read_versions(self) -> AsyncGenerator[Version, None]:
+        """Yield the current version without end, each time read anew, on one connection."""
         async with self._database.connection() as connection:
-            row = await fetch_row(connection, statements.READ_TOKEN)
-            return Version(row["token"], row["clock"], server_of(connection))
+            while True:
+                row = await fetch_row(connection, statements.READ_TOKEN)
+                yield Version(row["token"], row["clock"], server_of(connection))
 
     async def get_task(
         self, task_id: UUID | str, *, project_id: UUID | None = None

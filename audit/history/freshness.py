@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -33,6 +34,8 @@ from typing import Final
 _RELEASE: Final = version_of("task-audit")
 #: How often a request passes through the event loop between its socket and `current`.
 _TURNS_TO_HERE: Final = 3
+#: Versions read on one connection before it is given back, so that queries can have it.
+_READS_IN_A_ROW: Final = 16
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ class Version:
 class Freshness:
     """Reads the current version, with one statement at a time for all requests that wait."""
 
-    def __init__(self, read: Callable[[], Awaitable[Version]]) -> None:
-        """`read` runs the statement."""
+    def __init__(self, read: Callable[[], AsyncGenerator[Version, None]]) -> None:
+        """`read` opens a connection and yields versions, each read when it is asked for."""
         self._read = read
         self._waiting: list[asyncio.Future[Version]] = []
         self._reader: asyncio.Task[None] | None = None
@@ -83,20 +86,24 @@ class Freshness:
 
     async def _read_while_waited_for(self) -> None:
         while self._waiting:
-            # Requests that arrive from here on wait for the next statement.
-            waiting, self._waiting = self._waiting, []
+            waiting: list[asyncio.Future[Version]] = []
             try:
-                version = await self._read()
+                async with aclosing(self._read()) as versions:
+                    for _ in range(_READS_IN_A_ROW):
+                        # Requests that arrive from here on wait for the next statement.
+                        waiting, self._waiting = self._waiting, []
+                        version = await anext(versions)
+                        for future in waiting:
+                            if not future.done():
+                                future.set_result(version)
+                        # Clients that get their response now may send the next request at once.
+                        # Wait for these requests, so that the next statement is for all of them.
+                        for _ in range(_TURNS_TO_HERE):
+                            await asyncio.sleep(0)
+                        if not self._waiting:
+                            break
             except Exception as failure:  # noqa: BLE001 - the waiting requests raise it
                 for future in waiting:
                     if not future.done():
                         future.set_exception(failure)
-            else:
-                for future in waiting:
-                    if not future.done():
-                        future.set_result(version)
-            # Clients that get their response now may send the next request at once. Wait for these
-            # requests, so that the next statement is for all of them.
-            for _ in range(_TURNS_TO_HERE):
-                await asyncio.sleep(0)
         self._reader = None

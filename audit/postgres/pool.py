@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -58,27 +58,21 @@ class _Shared:
     #: Releases of connections that run in the background.
     releases: set[asyncio.Future[None]] = field(default_factory=set)
 
-    @contextmanager
-    def measured(self, name: str) -> Iterator[None]:
-        """Measure a statement, and trace it if there are traces."""
-        failed = True
-        started = time.perf_counter()
-        try:
-            with self.traces.statement(name) if self.traces else nullcontext():
-                yield
-            failed = False
-        finally:
-            self.metrics.statement(name, time.perf_counter() - started, failed=failed)
-
 
 class _PooledSession(Session):
     """A session that measures its statements, limits their time, and repeats some of them.
 
-    No statement changes the state of its session, so a release resets nothing. The query of asyncpg
-    would cost a round trip, and would undo the settings of the session.
+    No statement changes the state of its session, so a release needs no reset and no round trip.
     """
 
     shared: _Shared
+    #: An attribute of asyncpg: the outermost transaction that it believes to be open.
+    _top_xact: object
+
+    async def reset(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
+        # If a BEGIN failed, asyncpg would begin every later transaction as a nested one.
+        if self._top_xact is not None or self.is_in_transaction():
+            await super().reset(timeout=timeout)
 
     def get_reset_query(self) -> str:
         return ""
@@ -106,13 +100,22 @@ class _PooledSession(Session):
             noted.add(name or TRANSACTION)
         # A failed COMMIT must not be repeated, because the second one would succeed.
         is_whole = name is not None and not self.is_closed() and not self.is_in_transaction()
-        with self.shared.measured(name or TRANSACTION):
-            try:
-                return await self.shared.deadline.run(run())
-            except (asyncpg.PostgresError, asyncpg.InternalClientError) as failure:
-                if not await self._can_repeat(failure, is_whole=is_whole):
-                    raise
-            return await self._repeat(run)
+        traces = self.shared.traces
+        failed = True
+        started = time.perf_counter()
+        try:
+            with traces.statement(name or TRANSACTION) if traces else nullcontext():
+                try:
+                    result = await self.shared.deadline.run(run())
+                except (asyncpg.PostgresError, asyncpg.InternalClientError) as failure:
+                    if not await self._can_repeat(failure, is_whole=is_whole):
+                        raise
+                    result = await self._repeat(run)
+            failed = False
+            return result
+        finally:
+            seconds = time.perf_counter() - started
+            self.shared.metrics.statement(name or TRANSACTION, seconds, failed=failed)
 
     async def _can_repeat(self, failure: Exception, *, is_whole: bool) -> bool:
         """Prepare a second attempt, and return whether it may succeed.

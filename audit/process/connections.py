@@ -113,7 +113,7 @@ class _Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        if isinstance(resp, web.HTTPExpectationFailed):
+        if type(resp) is web.HTTPExpectationFailed:
             resp = problems.refuse_expectation(request)
         return await super().finish_response(request, resp, start_time)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
@@ -59,8 +60,13 @@ def _tags(given: list[str], *, strong: bool = False) -> list[str]:
 
 def accepts_gzip(request: web.Request) -> bool:
     """Return whether the client accepts gzip: by name, or otherwise by `*` (RFC 9110, 12.5.3)."""
+    return _allows_gzip(request.headers.get(hdrs.ACCEPT_ENCODING, ""))
+
+
+@lru_cache(maxsize=256)
+def _allows_gzip(accepted: str) -> bool:
     weights: dict[str, float] = {}
-    for member in request.headers.get(hdrs.ACCEPT_ENCODING, "").lower().split(","):
+    for member in accepted.lower().split(","):
         coding, _, weight = member.partition(";")
         found = _WEIGHT.fullmatch(weight)
         weights[coding.strip()] = float(found[1]) if found else 1

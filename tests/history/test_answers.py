@@ -6,7 +6,7 @@ import asyncio
 import gc
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -153,8 +153,9 @@ class Pages:
         self.version = Version("one", NOW)
         self.computed: list[int] = []
 
-    async def read_version(self) -> Version:
-        return self.version
+    async def read_versions(self) -> AsyncIterator[Version]:
+        while True:
+            yield self.version
 
     async def list_tasks(
         self, query: AuditQuery, *, clock: datetime | None = None, server: str | None = None

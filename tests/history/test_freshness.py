@@ -9,6 +9,8 @@ import signal
 import time
 import uuid
 from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
@@ -162,9 +164,10 @@ def freshness_by_hand() -> tuple[Freshness, list[asyncio.Future[Version]]]:
     """A Freshness, and the statements that it sends. The test sets their results."""
     sent: list[asyncio.Future[Version]] = []
 
-    async def read() -> Version:
-        sent.append(asyncio.get_running_loop().create_future())
-        return await sent[-1]
+    async def read() -> AsyncGenerator[Version, None]:
+        while True:
+            sent.append(asyncio.get_running_loop().create_future())
+            yield await sent[-1]
 
     return Freshness(read), sent
 
@@ -209,11 +212,12 @@ async def test_a_failed_statement_fails_the_requests_that_wait_for_it_and_no_oth
 async def test_clients_that_ask_again_at_once_share_the_next_statement() -> None:
     reads = 0
 
-    async def read() -> Version:
+    async def read() -> AsyncGenerator[Version, None]:
         nonlocal reads
-        reads += 1
-        await asyncio.sleep(0)
-        return Version(str(reads), NOW)
+        while True:
+            reads += 1
+            await asyncio.sleep(0)
+            yield Version(str(reads), NOW)
 
     async def ask(freshness: Freshness, client: int) -> None:
         for _ in range(10):
@@ -232,7 +236,7 @@ async def test_clients_that_ask_again_at_once_share_the_next_statement() -> None
 async def test_queries_get_the_connection_although_versions_are_read_all_the_time(dsn: str) -> None:
     async with open_pool(Settings(pool_size=1), dsn) as pool:
         service = AuditService(pool)
-        freshness = Freshness(service.reading.read_version)
+        freshness = Freshness(service.reading.read_versions)
         asked = [asyncio.create_task(_keep_asking(freshness)) for _ in range(4)]
         pages = [await service.audit_query() for _ in range(20)]
         for one in asked:
@@ -247,8 +251,11 @@ async def _keep_asking(freshness: Freshness) -> None:
 
 
 async def _version(dsn: str) -> Version:
-    async with open_pool(Settings(pool_size=1), dsn) as pool:
-        return await AuditService(pool).reading.read_version()
+    async with (
+        open_pool(Settings(pool_size=1), dsn) as pool,
+        aclosing(AuditService(pool).reading.read_versions()) as versions,
+    ):
+        return await anext(versions)
 
 
 async def test_version_changes_when_a_transaction_ends_and_not_when_one_begins(dsn: str) -> None:

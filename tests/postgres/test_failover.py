@@ -243,7 +243,8 @@ async def test_a_connection_is_usable_after_a_failed_begin(two: Two) -> None:
 async def test_a_version_is_refused_on_another_server(two: Two) -> None:
     async with open_pool(Settings(pool_size=2), two.dsn()) as pool:
         service = AuditService(pool)
-        version = await service.reading.read_version()
+        async with contextlib.aclosing(service.reading.read_versions()) as versions:
+            version = await anext(versions)
         await service.reading.list_tasks(AuditQuery(limit=1), server=version.server)
         async with open_pool(Settings(pool_size=1), two.standby.dsn) as other:
             with pytest.raises(Unavailable, match="another database server"):

@@ -100,7 +100,10 @@ async def test_a_version_belongs_to_one_database(dsn: str, postgres: str, templa
 async def test_a_version_belongs_to_one_schema(dsn: str) -> None:
     async def version() -> str:
         async with open_pool(Settings(pool_size=1), dsn) as pool:
-            return (await AuditService(pool).reading.read_version()).text
+            versions = AuditService(pool).reading.read_versions()
+            read = await anext(versions)
+            await versions.aclose()
+            return read.text
 
     same = await version()
     assert same == await version()
@@ -108,7 +111,9 @@ async def test_a_version_belongs_to_one_schema(dsn: str) -> None:
     try:
         before = await version()
         async with open_pool(Settings(pool_size=1), f"{dsn}&options=-csearch_path%3Dother") as pool:
-            elsewhere = await AuditService(pool).reading.read_version()
+            versions = AuditService(pool).reading.read_versions()
+            elsewhere = await anext(versions)
+            await versions.aclose()
         assert before != elsewhere.text
     finally:
         execute(dsn, "DROP SCHEMA other CASCADE")

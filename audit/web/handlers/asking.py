@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from aiohttp import hdrs, web
+from multidict import istr
 
 from audit.history.answers import Answer
 from audit.history.query import AuditQuery, FailuresQuery, TaskPath, TaskQuery, parse_query
@@ -18,7 +19,7 @@ _HEADERS: Final[dict[str, str]] = {
     hdrs.CACHE_CONTROL: "private, no-cache",
     hdrs.VARY: "Accept-Encoding, Authorization",
 }
-_TOTAL_COUNT: Final = "X-Total-Count"
+_TOTAL_COUNT: Final = istr("X-Total-Count")
 #: A body up to this size fits in one packet, and is not compressed.
 _SHORT_BYTES: Final = 1024
 
@@ -91,6 +92,16 @@ def _page_response(
     request: web.Request, answer: Answer, etag: str | None, gzip_body: bytes | None
 ) -> BytesResponse:
     request[ROWS] = answer.rows
+    if answer.headers is None:
+        answer.headers = _page_headers(request, answer, etag)
+    headers = answer.headers.copy()
+    if gzip_body is None:
+        return BytesResponse(answer.body, headers)
+    headers[hdrs.CONTENT_ENCODING] = "gzip"
+    return BytesResponse(gzip_body, headers)
+
+
+def _page_headers(request: web.Request, answer: Answer, etag: str | None) -> dict[str, str]:
     headers: dict[str, str] = {**_HEADERS, hdrs.CONTENT_TYPE: "application/json"}
     if etag:
         headers[hdrs.ETAG] = etag
@@ -98,10 +109,7 @@ def _page_response(
         headers[_TOTAL_COUNT] = str(answer.total)
     if link := links(request, answer.next_cursor):
         headers[hdrs.LINK] = link
-    if gzip_body is None:
-        return BytesResponse(answer.body, headers)
-    headers[hdrs.CONTENT_ENCODING] = "gzip"
-    return BytesResponse(gzip_body, headers)
+    return headers
 
 
 async def get_task(request: web.Request) -> BytesResponse:
