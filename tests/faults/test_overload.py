@@ -156,7 +156,8 @@ async def test_above_the_limit_throughput_stays_and_clients_that_wait_are_served
         os.sched_setaffinity(0, {min(cores)})
         async with computing(history, "--queue-seconds", "1") as (_, url):
             os.sched_setaffinity(0, {max(cores)})
-            came = await compare(url, 1000, 1, figure, waits=waits, least_share=0.75)
+            least_share = 0.75 if waits else 0.4
+            came = await compare(url, 1000, 1, figure, waits=waits, least_share=least_share)
     finally:
         os.sched_setaffinity(0, cores)
     assert came.statuses[503]
@@ -192,7 +193,7 @@ async def compare(
         fits_in_the_queue = clients < 0.7 * queue_seconds * came.per_second
         promises = {
             "throughput": came.per_second > least_share * peak,
-            "p99": came.p99 < queue_seconds + 1,
+            "p99": not waits or came.p99 < queue_seconds + 1,
             "no refusal while there is room": not (fits_in_the_queue and refusals),
             "few are refused again": not waits or came.refused_again <= 0.1 * refusals + 2,
         }
