@@ -27,7 +27,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.metadata import version as version_of
 from typing import Final
 
@@ -59,8 +59,13 @@ class Version:
         It does not depend on the body, so every worker makes the same one, before the response is
         computed. It is weak because it stands for the plain and the compressed body.
         """
-        text = f"{_RELEASE}\n{self.text}\n{key}".encode("utf-8", "surrogateescape")
-        return f'W/"{hashlib.blake2b(text, digest_size=12).hexdigest()}"'
+        return _etag(self.text, key)
+
+
+@lru_cache(maxsize=128)
+def _etag(version: str, key: str) -> str:
+    text = f"{_RELEASE}\n{version}\n{key}".encode("utf-8", "surrogateescape")
+    return f'W/"{hashlib.blake2b(text, digest_size=12).hexdigest()}"'
 
 
 class Freshness:
