@@ -14,7 +14,7 @@ class FieldError(TypedDict):
 
 
 class Problem(Exception):
-    """A failure that the caller is told about.
+    """An expected failure, whose text is sent to the client or shown to the caller.
 
     `title` is the same for all failures of a class, and `detail` describes this one.
     """

@@ -65,4 +65,4 @@ def _announce(settings: Settings, started: Started) -> None:
             print_line(line)
         sys.stdout.flush()
     except OSError:
-        discard_output()  # the service runs on, even if nobody can read this
+        discard_output()  # a closed or full output does not stop the service

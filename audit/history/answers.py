@@ -20,7 +20,7 @@ _OVERHEAD_BYTES: Final = 3072
 _BYTES_PER_CHARACTER: Final = 7
 _GZIP: Final = zlib.MAX_WBITS | 16
 _FASTEST: Final = 1
-#: Compressing a longer body takes so long that other requests should go on in the meantime.
+#: A longer body is compressed in a thread, so that it does not block the event loop.
 _LONG_BYTES: Final = 256 * 1024
 
 

@@ -77,7 +77,7 @@ class Location:
     edges: tuple[datetime | None, datetime | None] | None = None
     """The edges of the counts next to `since` and `until` of the filter; None: do not count."""
     total: int | None = None
-    """How many tasks match; None if the database counts them, or nobody does."""
+    """How many tasks match; None if `list_tasks` counts them, or if the request needs no total."""
     snapshot: str | None = None
     """The snapshot in which `total` and `skipped` are exact; None: check them by the row."""
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from audit.history.tallies import Connect
     from audit.postgres.pool import Connection
 
-#: So many tasks are read well within a statement's time, in the worst case and from a cold disk.
+#: The number of tasks in a portion of a tally. Even from a cold disk, PostgreSQL reads a portion
+#: well within the time limit of a statement.
 _PORTION: Final = 1_000_000
 
 

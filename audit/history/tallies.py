@@ -86,7 +86,7 @@ class Tally:
         return self._location_from(day, self.days.get(day, 0) + limit + 1)
 
     def _location_from(self, newest: datetime, wanted: int) -> Location:
-        """Return the days, from `newest` back, that hold so many tasks."""
+        """Return the shortest range of days, from `newest` back, with `wanted` matching tasks."""
         found = 0
         for day, n in self.days.items():
             if day > newest:
@@ -98,7 +98,7 @@ class Tally:
 
 
 class Tallies:
-    """The tallies of the filters that were asked for last, made in portions of so many tasks."""
+    """Keeps the tallies of the most recently used filters, and makes them in portions of tasks."""
 
     def __init__(self, portion: int) -> None:
         self._portion = portion
@@ -184,7 +184,7 @@ class Tallies:
                 fresh_since = min(fresh_since, *changed)
                 fresh_until = max(fresh_until, max(changed) + _DAY)
         except asyncpg.QueryCanceledError:
-            # So many days may have changed that it is faster to tally all of them.
+            # If most days have changed, a new tally in portions is faster than this update.
             self._kept.pop(key, None)
             raise
         if known is not None:

@@ -5,8 +5,8 @@ A request without a free slot waits in the queue of its lane. The queue is FIFO 
 takes turns between callers, so a caller with a thousand waiting requests delays another caller's
 request by one turn.
 
-A request is refused if its expected wait is over `queue_seconds`. A refused request is told when to
-come back (`Retry-After`), and the lane recognises it when it does. The queue has some places for
+A request is refused if its expected wait is over `queue_seconds`. Its `Retry-After` says
+when to come back, and the lane recognises the request when it does. The queue has some places for
 requests that come back, so a client that waits as it was asked to is rarely refused again.
 """
 
@@ -211,7 +211,7 @@ class Lane:
         now = time.monotonic()
         self._drop_returns(now - _GRACE_SECONDS)
         due = self._returns.get(caller, now)
-        if due > now:  # it was told before, and has come back too early
+        if due > now:  # the client came back before the end of its Retry-After
             seconds = math.ceil(due - now)
         else:
             seconds = self._retry_after(caller.key)

@@ -76,7 +76,7 @@ def _problem(failure: Exception) -> Problem | None:  # noqa: PLR0911 - a table
             return TimedOut("the query ran into its time limit; ask for less, or narrow the time")
         case asyncpg.OutOfMemoryError():
             return Unavailable(
-                "the database has no memory left, or no room for locks on so many partitions",
+                "the database is out of memory, or out of locks for the partitions of the query",
                 retry_after_seconds=1,
             )
         case asyncpg.DiskFullError():

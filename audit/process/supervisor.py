@@ -40,7 +40,7 @@ class Supervisor:
         self._workers: list[Worker] = []
         #: The workers that a restart has not replaced yet.
         self._outdated: list[Worker] = []
-        #: Workers that were told to stop, and the time at which each is killed.
+        #: Workers that have received SIGTERM, with the time at which each is killed.
         self._stopping: list[tuple[Worker, float]] = []
         #: No worker is started before this time.
         self._start_at = 0.0
