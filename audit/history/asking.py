@@ -81,7 +81,7 @@ class Reading:
                     )
                 clock = await _clock(connection, query, clock)
                 since = window_start(clock, query.span) if clock and query.span else query.since
-                request = PageRequest(query, since, query.position, limit, self._max_page_bytes)
+                request = PageRequest(query, since, limit, self._max_page_bytes)
                 page = await self.pager.find(connection, request)
             if page is not None:
                 return page, clock

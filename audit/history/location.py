@@ -23,15 +23,19 @@ INFINITY: Final = datetime.max.replace(tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """One page of `query`: tasks from `since` on, after `position` if there is one."""
+    """One page of `query`: tasks from `since` on, after its cursor if it has one."""
 
     query: TaskQuery
     since: datetime | None
-    position: Cursor | None
     limit: int
     """The most tasks in the page; 0 if only the total is needed."""
     max_bytes: int = LONGEST
     """The most bytes that the documents of the page have together."""
+
+    @property
+    def position(self) -> Cursor | None:
+        """The last task of the page before; None for a page without a cursor."""
+        return self.query.position
 
     @property
     def offset(self) -> int:

@@ -265,7 +265,7 @@ async def test_what_changes_between_two_portions_is_tallied(service: AuditServic
                 await service.upkeep.fold_counts()
 
     query = AuditQuery(created_by="ada")
-    await service.reading.pager.tally(busy, PageRequest(query, None, None, 10))
+    await service.reading.pager.tally(busy, PageRequest(query, None, 10))
 
     assert "locate_portion" not in await names_of(service, query)
     assert written >= 5 * 5
@@ -288,7 +288,7 @@ async def test_interrupted_tally_is_continued(service: AuditService) -> None:
 
     query = AuditQuery(created_by="ada")
     with pytest.raises(Unavailable):
-        await service.reading.pager.tally(failing, PageRequest(query, None, None, 10))
+        await service.reading.pager.tally(failing, PageRequest(query, None, 10))
 
     assert await portions_of(service) in (4, 5)
     assert (await service.reading.list_tasks(query)).total == DAYS * TASKS_A_DAY
