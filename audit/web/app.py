@@ -69,7 +69,8 @@ def create_app(
     app[DRAINING] = asyncio.Event()
     app[BODY_MEMORY] = BodyMemory(settings.max_bodies_bytes)
     app[WRITES] = set()
-    app[OPENAPI] = document_json()
+    render: Callable[[], bytes] = document_json
+    app[OPENAPI] = render
     guard = Guard(settings, rates or Rates(settings.rate_per_second))
     for route in ROUTES:
         # A parameter in a path matches any text except for a slash.

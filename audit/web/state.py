@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,8 +33,8 @@ DEADLINE: Final = web.AppKey("deadline", Deadline)
 #: Set when the process is about to end. Each response then closes its connection.
 DRAINING: Final = web.AppKey("draining", asyncio.Event)
 METRICS: Final = web.AppKey("metrics", Metrics)
-#: The OpenAPI document as JSON.
-OPENAPI: Final = web.AppKey("openapi", bytes)
+#: Returns the OpenAPI document as JSON. It is made for the first request.
+OPENAPI: Final[web.AppKey[Callable[[], bytes]]] = web.AppKey("openapi")
 #: Parses large bodies, one at a time.
 PARSER: Final = web.AppKey("parser", ThreadPoolExecutor)
 POOL: Final[web.AppKey[Pool]] = web.AppKey("pool")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from importlib.resources import files
 from urllib.parse import urljoin
@@ -43,7 +44,8 @@ class References(HTMLParser):
 async def docs_client(aiohttp_client: AiohttpClient) -> Client:
     """A client of the docs alone, without a database."""
     app = web.Application()
-    app[OPENAPI] = openapi.document_json()
+    render: Callable[[], bytes] = openapi.document_json
+    app[OPENAPI] = render
     for route in ROUTES:
         if route.handler.__module__ == docs.__name__:
             app.router.add_route(route.method, route.path, route.handler)

@@ -41,7 +41,7 @@ _ASSET_HEADERS: Final = {
 
 async def openapi_json(request: web.Request) -> BytesResponse:
     """Get this document."""
-    response = json_response(request.app[OPENAPI])
+    response = json_response(request.app[OPENAPI]())
     response.headers["Cache-Control"] = "no-cache"
     return response
 
