@@ -2,46 +2,68 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
-from unittest.mock import patch
 
-from audit.history import counts, paging, tallies
+from asyncpg.connection import LoggedQuery
+
 from audit.history.query import TaskQuery
 from audit.history.service import AuditService
 from audit.postgres import statements
-from audit.postgres.pool import fetch_row
+from audit.postgres.statements import Statement
 
 Node = dict[str, Any]
 
 
-@contextmanager
-def watched_statements() -> Iterator[list[tuple[str, Any]]]:
+#: The statements that answer a page request, by their text.
+ANSWERING = {
+    one.text: one
+    for one in (
+        statements.LOCATE_PAGE,
+        statements.LOCATE_PORTION,
+        statements.TALLY_DAYS,
+        statements.LIST_TASKS,
+    )
+}
+
+
+@asynccontextmanager
+async def watched_statements(service: AuditService) -> AsyncIterator[list[tuple[Statement, Any]]]:
     """The statements that page requests run meanwhile, with their values."""
-    ran: list[tuple[str, Any]] = []
+    ran: list[tuple[Statement, Any]] = []
 
-    async def watched(connection: Any, statement: str, *values: object) -> Any:
-        ran.append((statement, values))
-        return await fetch_row(connection, statement, *values)
+    def note(sent: LoggedQuery) -> None:
+        if sent.query in ANSWERING:
+            ran.append((ANSWERING[sent.query], sent.args))
 
-    with ExitStack() as patches:
-        for module in (counts, paging, tallies):
-            patches.enter_context(patch.object(module, "fetch_row", watched))
-        yield ran
+    pool = service.database.pool
+    async with AsyncExitStack() as released:
+        connections = [
+            await released.enter_async_context(pool.acquire()) for _ in range(pool.get_max_size())
+        ]
+        for connection in connections:
+            connection.add_query_logger(note)
+    yield ran
+    await asyncio.sleep(0)  # asyncpg calls a logger soon after its statement has ended
+    async with AsyncExitStack() as released:
+        for _ in range(pool.get_max_size()):
+            connection = await released.enter_async_context(pool.acquire())
+            connection.remove_query_logger(note)
 
 
-async def statements_of(service: AuditService, query: TaskQuery) -> list[tuple[str, Any]]:
+async def statements_of(service: AuditService, query: TaskQuery) -> list[tuple[Statement, Any]]:
     """The statements that answer a query, with their values."""
-    with watched_statements() as ran:
+    async with watched_statements(service) as ran:
         await service.reading.list_tasks(query)
     return ran
 
 
-async def names_of(service: AuditService, query: TaskQuery) -> list[str | None]:
+async def names_of(service: AuditService, query: TaskQuery) -> list[str]:
     """The names of the statements that answer a query."""
-    return [statements.name_of(text) for text, _ in await statements_of(service, query)]
+    return [statement.name for statement, _ in await statements_of(service, query)]
 
 
 async def plan_of(service: AuditService, query: TaskQuery) -> list[Node]:
@@ -51,7 +73,7 @@ async def plan_of(service: AuditService, query: TaskQuery) -> list[Node]:
     return await explained(service, statement, values)
 
 
-async def explained(service: AuditService, statement: str, values: Any) -> list[Node]:
+async def explained(service: AuditService, statement: Statement, values: Any) -> list[Node]:
     """The nodes of the plan of a statement, with what it read."""
     text = await service.database.pool.fetchval(
         "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement, *values

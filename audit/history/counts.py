@@ -39,17 +39,14 @@ class Counts:
         row = await fetch_row(
             connection,
             statements.LOCATE_PAGE,
-            *statements.values_of(
-                statements.LOCATE_PAGE,
-                service=query.service[0] if query.service else "",
-                statuses=query.statuses or None,
-                intents=query.intent or None,
-                since=request.since,
-                until=query.until,
-                after_at=position.created_at if position else None,
-                offset=min(request.offset, _MAX_OFFSET),
-                limit=request.limit,
-            ),
+            service=query.service[0] if query.service else "",
+            statuses=query.statuses or None,
+            intents=query.intent or None,
+            since=request.since,
+            until=query.until,
+            after_at=position.created_at if position else None,
+            offset=min(request.offset, _MAX_OFFSET),
+            limit=request.limit,
         )
         location = None
         if row["is_counted"]:

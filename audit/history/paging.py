@@ -116,7 +116,8 @@ async def _list_tasks(
     connection: Connection, request: PageRequest, location: Location
 ) -> asyncpg.Record:
     position = request.position
-    values = statements.values_of(
+    return await fetch_row(
+        connection,
         statements.LIST_TASKS,
         **request.filter_values(),
         after_at=position.created_at if position else None,
@@ -128,4 +129,3 @@ async def _list_tasks(
         is_sparse=location.is_sparse,
         edges=location.edges,
     )
-    return await fetch_row(connection, statements.LIST_TASKS, *values)

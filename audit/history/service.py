@@ -80,7 +80,7 @@ class AuditService:
     ) -> None:
         """Without `settings`, every setting has its default; the environment is not read."""
         settings = settings or DEFAULTS
-        metrics = metrics or Metrics(statements=statements.names())
+        metrics = metrics or Metrics(statements=statements.NAMES)
         database = self.database = Database(pool, settings, metrics)
         self._settings = settings
         self.partitions = Partitions(database, settings)

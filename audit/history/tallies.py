@@ -142,10 +142,9 @@ class Tallies:
                     return
                 async with connect(again=portion > 0) as connection:
                     until = known.since if known else request.query.until
-                    values = statements.values_of(
-                        statements.LOCATE_PORTION, until=until, most=self._portion
+                    at = await fetch_row(
+                        connection, statements.LOCATE_PORTION, until=until, most=self._portion
                     )
-                    at = await fetch_row(connection, statements.LOCATE_PORTION, *values)
                     since = at["since"]
                     if since is None or (request.since and since <= request.since):
                         since = BEGINNING
@@ -166,7 +165,8 @@ class Tallies:
         fresh_until = today + 2 * _DAY
         try:
             while True:
-                values = statements.values_of(
+                row = await fetch_row(
+                    connection,
                     statements.TALLY_DAYS,
                     **request.filter_values(),
                     known_fold=known.fold if known else None,
@@ -176,7 +176,6 @@ class Tallies:
                     fresh_since=fresh_since,
                     fresh_until=fresh_until,
                 )
-                row = await fetch_row(connection, statements.TALLY_DAYS, *values)
                 days = _days_of(row)
                 changed = [day for day in days if known and day >= known.since]
                 if all(fresh_since <= day < fresh_until for day in changed):

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import asyncpg
 
@@ -25,6 +26,7 @@ from audit.postgres.failures import (
     no_answer,
 )
 from audit.postgres.sessions import Servers, Session
+from audit.postgres.statements import Statement
 from audit.settings import Settings
 from audit.telemetry.metrics import TRANSACTION, Metrics
 from audit.telemetry.tracing import Traces
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 #: PostgreSQL limits the time of a statement. The client waits for this much longer.
 _NETWORK_SECONDS: Final = 2
 
-_Result = TypeVar("_Result")
 _statements_run: Final[ContextVar[set[str] | None]] = ContextVar("statements_run", default=None)
 
 
@@ -78,33 +79,35 @@ class _PooledSession(Session):
         return ""
 
     async def fetch(self, query: str, *values: Any, **options: Any) -> Any:
-        run = super().fetch
-        return await self._run(query, lambda: run(query, *values, **options))
+        return await self._run(super().fetch, query, *values, **options)
 
     async def fetchrow(self, query: str, *values: Any, **options: Any) -> Any:
-        run = super().fetchrow
-        return await self._run(query, lambda: run(query, *values, **options))
+        return await self._run(super().fetchrow, query, *values, **options)
 
     async def fetchval(self, query: str, *values: Any, **options: Any) -> Any:
-        run = super().fetchval
-        return await self._run(query, lambda: run(query, *values, **options))
+        return await self._run(super().fetchval, query, *values, **options)
 
-    async def execute(self, query: str, *values: Any, **options: Any) -> str:
-        run = super().execute
-        return await self._run(query, lambda: run(query, *values, **options))
+    async def execute(self, query: str, *values: Any, **options: Any) -> Any:
+        return await self._run(super().execute, query, *values, **options)
 
-    async def _run(self, query: str, run: Callable[[], Awaitable[_Result]]) -> _Result:
-        name = statements.name_of(query)
+    async def _run(
+        self, method: Callable[..., Awaitable[Any]], query: str, *values: Any, **options: Any
+    ) -> Any:
+        name, text = TRANSACTION, query
+        if isinstance(query, Statement):
+            name, text = query.name, query.text
+        run = partial(method, text, *values, **options)
         noted = _statements_run.get()
         if noted is not None:
-            noted.add(name or TRANSACTION)
+            noted.add(name)
         # A failed COMMIT must not be repeated, because the second one would succeed.
-        is_whole = name is not None and not self.is_closed() and not self.is_in_transaction()
+        is_ours = isinstance(query, Statement)
+        is_whole = is_ours and not self.is_closed() and not self.is_in_transaction()
         traces = self.shared.traces
         failed = True
         started = time.perf_counter()
         try:
-            with traces.statement(name or TRANSACTION) if traces else nullcontext():
+            with traces.statement(name) if traces else nullcontext():
                 try:
                     result = await self.shared.deadline.run(run())
                 except (asyncpg.PostgresError, asyncpg.InternalClientError) as failure:
@@ -115,7 +118,7 @@ class _PooledSession(Session):
             return result
         finally:
             seconds = time.perf_counter() - started
-            self.shared.metrics.statement(name or TRANSACTION, seconds, failed=failed)
+            self.shared.metrics.statement(name, seconds, failed=failed)
 
     async def _can_repeat(self, failure: Exception, *, is_whole: bool) -> bool:
         """Prepare a second attempt, and return whether it may succeed.
@@ -140,7 +143,7 @@ class _PooledSession(Session):
             return is_whole
         return is_whole and isinstance(failure, CONFLICTS)
 
-    async def _repeat(self, run: Callable[[], Awaitable[_Result]]) -> _Result:
+    async def _repeat(self, run: Callable[[], Awaitable[Any]]) -> Any:
         try:
             return await self.shared.deadline.run(run())
         except CONFLICTS as failure:
@@ -171,7 +174,7 @@ async def open_pool(
     shared = _Shared(
         servers,
         Deadline(settings.statement_timeout_seconds + _NETWORK_SECONDS),
-        metrics or Metrics(statements=statements.names()),
+        metrics or Metrics(statements=statements.NAMES),
         traces,
     )
 
@@ -281,9 +284,11 @@ def _ignore(release: asyncio.Future[None]) -> None:
         release.exception()
 
 
-async def fetch_row(connection: Connection, statement: str, *values: object) -> asyncpg.Record:
-    """Run a statement that always returns one row."""
-    row = await connection.fetchrow(statement, *values)
+async def fetch_row(
+    connection: Connection, statement: Statement, /, *values: object, **named: object
+) -> asyncpg.Record:
+    """Run a statement that always returns one row, with named parameters if it has names."""
+    row = await connection.fetchrow(statement, *values, *statement.values(named))
     assert row is not None  # noqa: S101 - such a statement is an aggregate or a function
     return row
 

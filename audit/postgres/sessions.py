@@ -22,6 +22,7 @@ from audit.dsn import Dsn, Host
 from audit.errors import Unavailable
 from audit.postgres import statements
 from audit.postgres.failures import UnsuitableDatabase
+from audit.postgres.statements import Statement
 from audit.postgres.tls import is_about_tls, tls_attempts
 
 #: Behind a proxy or a name with several addresses, each attempt may reach another server.
@@ -287,9 +288,9 @@ def _suits(session: Session, wanted: str) -> tuple[bool, bool]:
     }[wanted]
 
 
-async def _row(session: Session, statement: str, *values: object) -> asyncpg.Record:
+async def _row(session: Session, statement: Statement, *values: object) -> asyncpg.Record:
     # The method of a subclass would measure the statement, but the session is not in use yet.
-    row = await asyncpg.Connection.fetchrow(session, statement, *values)
+    row = await asyncpg.Connection.fetchrow(session, statement.text, *values)
     assert row is not None  # noqa: S101 - each of these statements returns one
     return row
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from typing import Final
+from typing import Final, Self
 
 
 def folder(name: str) -> Traversable:
@@ -33,70 +33,61 @@ _FRAGMENTS: Final = {
 }
 
 
-#: The names of a statement's parameters by its text, in the order of $1, $2 and so on.
-_parameters: Final[dict[str, Sequence[str]]] = {}
+class Statement(str):
+    """The text of a statement, with its name and the names of its parameters."""
+
+    __slots__ = ("name", "parameters", "text")
+
+    name: str
+    """The name of the file, without its folder and ending."""
+    parameters: tuple[str, ...]
+    """The names of $1, $2 and so on. It is empty if the file itself numbers its parameters."""
+    text: str
+    """The statement as a plain `str`, because asyncpg refuses a subclass."""
+
+    def __new__(cls, path: str) -> Self:
+        """Read the file at this path in `sql/`, given without its ending."""
+        named = _NAME.sub(lambda found: _FRAGMENTS.get(found[0], found[0]), _text(path))
+        parameters = tuple(dict.fromkeys(_NAME.findall(named)))
+        text = _NAME.sub(lambda found: f"${parameters.index(found[1]) + 1}", named)
+        statement = super().__new__(cls, text)
+        statement.name, statement.parameters = path.rpartition("/")[2], parameters
+        statement.text = text
+        return statement
+
+    def values(self, named: Mapping[str, object]) -> list[object]:
+        """Return the values of the named parameters in their order."""
+        return [named[name] for name in self.parameters]
 
 
-def _read(name: str) -> str:
-    text = _NAME.sub(lambda found: _FRAGMENTS.get(found[0], found[0]), _text(name))
-    parameters = list(dict.fromkeys(_NAME.findall(text)))
-    text = _NAME.sub(lambda found: f"${parameters.index(found[1]) + 1}", text)
-    _parameters[text] = parameters
-    return text
+LIST_TASKS = Statement("history/list_tasks")
+LOCATE_PAGE = Statement("counts/locate_page")
+LOCATE_PORTION = Statement("counts/locate_portion")
+TALLY_DAYS = Statement("counts/tally_days")
+READ_TOKEN = Statement("counts/read_token")
+GET_TASK = Statement("history/get_task")
+RECORD_TASKS = Statement("history/record_tasks")
+FIND_CONFLICTS = Statement("history/find_conflicts")
+UPDATE_TASK = Statement("history/update_task")
+MAKE_PARTITIONS = Statement("schema/make_partitions")
+MAKE_COMING_PARTITIONS = Statement("schema/make_coming_partitions")
+FOLD_COUNTS = Statement("counts/fold_counts")
+VACUUM_DELTAS = Statement("counts/vacuum_deltas")
+MEASURE_DELTAS = Statement("counts/measure_deltas")
+CHECK_COUNTS = Statement("counts/check_counts")
+REBUILD_COUNTS = Statement("counts/rebuild_counts")
+CREATE_KEY = Statement("access/create_key")
+LIST_KEYS = Statement("access/list_keys")
+REVOKE_KEY = Statement("access/revoke_key")
+GRANT_READING = Statement("access/grant_reading")
+GRANT_SERVING = Statement("access/grant_serving")
+LIST_MIGRATIONS = Statement("schema/list_migrations")
+FIND_MISSING_PARTITIONS = Statement("schema/find_missing_partitions")
+MEASURE_LOCKS = Statement("schema/measure_locks")
+CHECK_OWNER = Statement("schema/check_owner")
+LOCK_MIGRATIONS = Statement("schema/lock_migrations")
+BEGIN_SESSION = Statement("schema/begin_session")
+CHECK_SESSION = Statement("schema/check_session")
 
-
-def has_names(text: str) -> bool:
-    """Return whether the file of a statement names its parameters."""
-    return bool(_parameters[text])
-
-
-def values_of(text: str, **named: object) -> list[object]:
-    """Return the values of a statement's named parameters in their order."""
-    return [named[name] for name in _parameters[text]]
-
-
-def names() -> list[str]:
-    """Return the names of all statements: those of their files, without the ending."""
-    return list(_names.values())
-
-
-def name_of(text: str) -> str | None:
-    """Return the name of a statement, or None for a text that is not from `sql/`."""
-    return _names.get(text)
-
-
-LIST_TASKS = _read("history/list_tasks")
-LOCATE_PAGE = _read("counts/locate_page")
-LOCATE_PORTION = _read("counts/locate_portion")
-TALLY_DAYS = _read("counts/tally_days")
-READ_TOKEN = _read("counts/read_token")
-GET_TASK = _read("history/get_task")
-RECORD_TASKS = _read("history/record_tasks")
-FIND_CONFLICTS = _read("history/find_conflicts")
-UPDATE_TASK = _read("history/update_task")
-MAKE_PARTITIONS = _read("schema/make_partitions")
-MAKE_COMING_PARTITIONS = _read("schema/make_coming_partitions")
-FOLD_COUNTS = _read("counts/fold_counts")
-VACUUM_DELTAS = _read("counts/vacuum_deltas")
-MEASURE_DELTAS = _read("counts/measure_deltas")
-CHECK_COUNTS = _read("counts/check_counts")
-REBUILD_COUNTS = _read("counts/rebuild_counts")
-CREATE_KEY = _read("access/create_key")
-LIST_KEYS = _read("access/list_keys")
-REVOKE_KEY = _read("access/revoke_key")
-GRANT_READING = _read("access/grant_reading")
-GRANT_SERVING = _read("access/grant_serving")
-LIST_MIGRATIONS = _read("schema/list_migrations")
-FIND_MISSING_PARTITIONS = _read("schema/find_missing_partitions")
-MEASURE_LOCKS = _read("schema/measure_locks")
-CHECK_OWNER = _read("schema/check_owner")
-LOCK_MIGRATIONS = _read("schema/lock_migrations")
-BEGIN_SESSION = _read("schema/begin_session")
-CHECK_SESSION = _read("schema/check_session")
-
-#: The name of each statement by its text.
-_names: Final[Mapping[str, str]] = {
-    text: name.lower()
-    for name, text in list(vars().items())
-    if isinstance(text, str) and text in _parameters
-}
+ALL: Final = tuple(value for value in vars().values() if isinstance(value, Statement))
+NAMES: Final = [statement.name for statement in ALL]

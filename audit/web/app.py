@@ -64,7 +64,7 @@ def create_app(
     # aiohttp accepts compressed bodies that are cut off; `audit.web.content_coding` refuses them.
     app = web.Application(handler_args={"auto_decompress": False})
     app[SETTINGS] = settings
-    app[METRICS] = Metrics((route.path for route in ROUTES), seat, statements.names())
+    app[METRICS] = Metrics((route.path for route in ROUTES), seat, statements.NAMES)
     app[DEADLINE] = Deadline(settings.request_timeout_seconds)
     app[DRAINING] = asyncio.Event()
     app[BODY_MEMORY] = BodyMemory(settings.max_bodies_bytes)

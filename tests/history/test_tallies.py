@@ -296,7 +296,7 @@ async def test_interrupted_tally_is_continued(service: AuditService) -> None:
 
 async def test_concurrent_requests_share_one_tally(service: AuditService) -> None:
     await record_months(service)
-    with watched_statements() as ran:
+    async with watched_statements(service) as ran:
         pages = await asyncio.gather(
             *(service.reading.list_tasks(AuditQuery(created_by="ada", offset=n)) for n in range(20))
         )

@@ -10,6 +10,7 @@ import pytest
 from audit.history.service import AuditService
 from audit.history.task import Task, TaskSummary
 from audit.postgres import statements
+from audit.postgres.statements import Statement
 from tests.conftest import execute, task
 
 FILES = sorted(
@@ -21,26 +22,23 @@ FILES = sorted(
 SHORT = {"int4": "int", "int8": "bigint", "bool": "boolean"}
 
 
-STATEMENTS = [
-    text for text in vars(statements).values() if isinstance(text, str) and statements.name_of(text)
-]
 #: Parts of statements, which are no statements.
 FRAGMENTS = {"filter", "snapshot"}
 MAX_PARAMETERS = 16
 MAX_HEADER_LINES = 12
 
 
-@pytest.mark.parametrize("text", STATEMENTS, ids=statements.name_of)
+@pytest.mark.parametrize("statement", statements.ALL, ids=statements.NAMES)
 async def test_statement_is_prepared_with_the_types_of_its_header(
-    service: AuditService, text: str
+    service: AuditService, statement: Statement
 ) -> None:
     async with service.database.pool.acquire() as connection:
-        statement = await connection.prepare(text)
-        types = [SHORT.get(one.name, one.name) for one in statement.get_parameters()]
+        prepared = await connection.prepare(statement.text)
+        types = [SHORT.get(one.name, one.name) for one in prepared.get_parameters()]
 
     # A parameter with a name has a type where it is used.
-    if not statements.has_names(text):
-        declared = re.findall(r"^-- +\$(\d+) +\w+ +(\S+)", text, re.MULTILINE)
+    if not statement.parameters:
+        declared = re.findall(r"^-- +\$(\d+) +\w+ +(\S+)", statement, re.MULTILINE)
         assert declared == [(str(number), name) for number, name in enumerate(types, 1)]
     assert len(types) <= MAX_PARAMETERS
 
@@ -56,9 +54,7 @@ def test_statement_begins_with_its_name_and_what_it_returns(name: str, text: str
 
 
 def test_every_file_is_read_and_every_statement_used() -> None:
-    constants = set(statements.names())
-
-    assert {name for name, _ in FILES} == constants | FRAGMENTS
+    assert {name for name, _ in FILES} == {*statements.NAMES, *FRAGMENTS}
 
 
 async def test_lists_show_exactly_the_fields_of_the_model(service: AuditService) -> None:
