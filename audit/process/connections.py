@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 from weakref import WeakSet
 
 from aiohttp import web
 
-from audit.errors import Unavailable
+from audit.errors import Problem, Unavailable
 from audit.web import problems
 from audit.web.buffers import Unread
 
@@ -25,13 +25,15 @@ class Connections:
     A client that does not read a response within `answer_seconds` is disconnected, and so is one
     that sends no complete head of a request for `idle_seconds`.
     Responses that clients have not read yet take at most `most_unread_bytes` of memory.
-    `count_refusal` is called with the status of each answer that no middleware sees.
+    `count_refusal` is called with the status of each answer that no middleware sees, and
+    `refusal_headers` are added to these answers.
     """
 
     def __init__(
         self,
         server: web.Server,
         count_refusal: Callable[[int], None],
+        refusal_headers: Mapping[str, str],
         *,
         most: int,
         answer_seconds: float,
@@ -40,6 +42,7 @@ class Connections:
     ) -> None:
         self.unread = Unread(most_unread_bytes)
         self.count_refusal = count_refusal
+        self.refusal_headers = refusal_headers
         self.answer_seconds = answer_seconds
         self._server = server
         self._most = most
@@ -51,7 +54,13 @@ class Connections:
     def __call__(self) -> asyncio.Protocol:
         """Return the protocol of a new connection."""
         if len(self._open) >= self._most:
-            refusal = _Refusal(f"{self._most} connections are open in this process")
+            refusal = _Refusal(
+                Unavailable(
+                    f"{self._most} connections are open in this process",
+                    retry_after_seconds=1,
+                    headers=self.refusal_headers,
+                )
+            )
             self.count_refusal(refusal.problem.status)
             return refusal
         connection = _Connection(
@@ -107,6 +116,7 @@ class _Connection(web.RequestHandler):
         message: str | None = None,  # noqa: ARG002 - the text of aiohttp's own answer
     ) -> web.StreamResponse:
         response = problems.refuse_unreadable(request, status, exc)
+        response.headers.update(self._connections.refusal_headers)
         self._connections.count_refusal(response.status)
         return response
 
@@ -141,8 +151,8 @@ class _Connection(web.RequestHandler):
 class _Refusal(asyncio.Protocol):
     """Sends a problem without reading a request, and closes the connection."""
 
-    def __init__(self, detail: str) -> None:
-        self.problem = Unavailable(detail, retry_after_seconds=1)
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         stream = cast("asyncio.Transport", transport)

@@ -27,6 +27,7 @@ from audit.settings import Settings
 from audit.telemetry.metrics import Seat
 from audit.telemetry.tracing import Traces
 from audit.web.app import create_app
+from audit.web.cors import UNREAD_REQUEST_HEADERS
 from audit.web.state import DRAINING, METRICS
 
 log = logging.getLogger("audit")
@@ -131,6 +132,7 @@ async def _serve(shared: Shared, seat: Seat, ready: Callable[[], None]) -> None:
         connections = Connections(
             runner.server,
             app[METRICS].refused,
+            UNREAD_REQUEST_HEADERS if settings.cors_origin else {},
             most=settings.max_connections,
             answer_seconds=settings.request_timeout_seconds,
             idle_seconds=settings.idle_timeout_seconds,

@@ -6,6 +6,7 @@ page. Keys are sent in `Authorization` and never in cookies, so credentials are 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -18,6 +19,12 @@ _RESPONSE_HEADERS: Final = (
     "Accept-Patch, Allow, ETag, Link, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate,"
     " X-Request-ID, X-Total-Count"
 )
+#: The headers of a response to a request whose `Origin` was not read. A page of any origin may read
+#: such a response, which says no more than why the service did not read the request.
+UNREAD_REQUEST_HEADERS: Final[Mapping[str, str]] = {
+    hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: "*",
+    hdrs.ACCESS_CONTROL_EXPOSE_HEADERS: _RESPONSE_HEADERS,
+}
 #: How long a browser may cache the response to a preflight request.
 _MAX_AGE_SECONDS: Final = "600"
 

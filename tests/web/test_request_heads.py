@@ -89,3 +89,24 @@ def test_invalid_http_is_400(url: str, line: str) -> None:
 
     assert status == 400
     assert problem["detail"] == "not a valid HTTP request"
+
+
+def test_pages_can_read_why_a_request_was_not_read_if_cors_is_configured(
+    url: str, postgres: str, template: str
+) -> None:
+    dsn = postgres.replace("/postgres?", f"/{template}?")
+    too_long = (f"GET {QUERY} HTTP/1.1", "Host: x", f"X-Long: {'a' * 40_000}")
+    options = ("--cors-origin", "https://ops.example.com", "--max-connections", "1")
+
+    with serving("--workers", "1", "--dsn", dsn, *options) as (_, open_url, _):
+        invalid = answer_to(open_url, "GET")
+        long = answer_to(open_url, *too_long)
+        with connected(open_url):
+            crowded = answer_to(open_url, f"GET {QUERY} HTTP/1.1", "Host: x")
+    closed = answer_to(url, *too_long)
+
+    for expected, (status, headers, _) in ((400, invalid), (431, long), (503, crowded)):
+        assert status == expected
+        assert headers["Access-Control-Allow-Origin"] == "*"
+        assert "X-Request-ID" in headers["Access-Control-Expose-Headers"]
+    assert not any(name.startswith("Access-Control-") for name in closed[1])

@@ -61,6 +61,7 @@ async def port(client: Client) -> AsyncIterator[int]:
     connections = Connections(
         runner.server,
         lambda _: None,
+        {},
         most=10,
         answer_seconds=10,
         idle_seconds=10,
