@@ -28,6 +28,7 @@ FAST = {
     "max_connections": "200",
     "shared_buffers": "256MB",
     "autovacuum": "off",
+    "max_prepared_transactions": "10",
 }
 
 #: The role that the service has in the tests of its API: whatever it does, its grants suffice.
@@ -38,13 +39,19 @@ EMPTY = (
     "SET session_replication_role = replica",
     "ALTER TABLE tasks DISABLE TRIGGER refuse_delete",
     "ALTER TABLE task_keys DISABLE TRIGGER refuse_change",
+    "ALTER TABLE task_events DISABLE TRIGGER refuse_change",
+    "ALTER TABLE task_event_queue DISABLE TRIGGER refuse_change",
     "DELETE FROM tasks",
+    "DELETE FROM task_events",
+    "DELETE FROM task_event_queue",
     "DELETE FROM task_keys",
     "DELETE FROM task_counts",
     "DELETE FROM task_count_splits",
     "DELETE FROM task_count_deltas",
     "DELETE FROM task_day_changes",
     "DELETE FROM access_keys",
+    "ALTER TABLE task_event_queue ENABLE ALWAYS TRIGGER refuse_change",
+    "ALTER TABLE task_events ENABLE ALWAYS TRIGGER refuse_change",
     "ALTER TABLE task_keys ENABLE ALWAYS TRIGGER refuse_change",
     "ALTER TABLE tasks ENABLE ALWAYS TRIGGER refuse_delete",
     "RESET session_replication_role",

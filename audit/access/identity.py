@@ -36,6 +36,11 @@ class Identity:
     number: int | None = None
     """The number of the rate limit; None: no rate limit applies."""
 
+    @property
+    def actor(self) -> str | None:
+        """The name for the logs; None if nobody had to give a key or token."""
+        return None if self is ANYONE else self.name
+
     def require(self, scope: Scope) -> None:
         """Raise Forbidden if the scope is missing."""
         if scope not in self.scopes:

@@ -151,7 +151,7 @@ class Provider:
         scopes = {str(name).removeprefix(settings.jwt_scope_prefix) for name in names}
         subject = str(claims["sub"])[:_MAX_NAME_LENGTH]
         return Identity(
-            subject,
+            _storable(subject),
             frozenset(scope for scope in Scope if scope in scopes),
             self._project_id(claims),
             int.from_bytes(_digest(subject)[:4]),
@@ -165,6 +165,11 @@ class Provider:
             return UUID(str(claims.get(name)))
         except ValueError:
             raise refused(f"the claim {name} is neither a UUID nor *") from None
+
+
+def _storable(name: str) -> str:
+    """Return a name that PostgreSQL can store: it takes no NUL and no half of a surrogate pair."""
+    return name.encode("utf-8", "replace").decode().replace("\0", "?")
 
 
 def _digest(text: str) -> bytes:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -70,6 +70,18 @@ class Recorded:
         return json.dumps(body).encode()
 
 
+@dataclass(frozen=True, slots=True)
+class Author:
+    """Who records or changes tasks, and in which request; the event log stores both."""
+
+    actor: str | None = None
+    """The name of an API key, the subject of a token, or what a program says; None: not known."""
+    request_id: str | None = None
+
+
+UNKNOWN_AUTHOR = Author()
+
+
 class Recording:
     """Writes validated tasks and changes to the database."""
 
@@ -81,7 +93,9 @@ class Recording:
         self._metrics = metrics
         self._partitions = partitions
 
-    async def record_batches(self, batches: Sequence[TaskBatch]) -> Recorded:
+    async def record_batches(
+        self, batches: Sequence[TaskBatch], author: Author = UNKNOWN_AUTHOR
+    ) -> Recorded:
         """Record validated batches in one transaction: all of the tasks, or none.
 
         Those recorded before with the same content count as duplicates and stay as they are.
@@ -95,7 +109,7 @@ class Recording:
             deadline = self._deadline()
             for attempt in range(_ATTEMPTS):
                 try:
-                    return await self._record_once(batches, deadline)
+                    return await self._record_once(batches, author, deadline)
                 except StaleSchema:
                     if attempt:
                         raise
@@ -112,7 +126,9 @@ class Recording:
                     continue
         raise Unavailable("others record the same tasks at this moment", retry_after_seconds=1)
 
-    async def _record_once(self, batches: Sequence[TaskBatch], deadline: float) -> Recorded:
+    async def _record_once(
+        self, batches: Sequence[TaskBatch], author: Author, deadline: float
+    ) -> Recorded:
         recorded = 0
         task_ids: list[str] = []
         is_committing = False
@@ -120,7 +136,13 @@ class Recording:
             async with self._database.connection() as connection, connection.transaction():
                 for batch in batches:
                     await self._limit_next(connection, deadline)
-                    row = await fetch_row(connection, statements.RECORD_TASKS, batch.text)
+                    row = await fetch_row(
+                        connection,
+                        statements.RECORD_TASKS,
+                        tasks=batch.text,
+                        actor=author.actor,
+                        request_id=author.request_id,
+                    )
                     if row["too_late"]:
                         raise self._too_late(json.loads(row["too_late"]), batch)
                     if row["known_ids"]:
@@ -152,6 +174,7 @@ class Recording:
         project_id: UUID | None = None,
         match: Sequence[str] | None = None,
         none_match: Sequence[str] | None = None,
+        author: Author = UNKNOWN_AUTHOR,
     ) -> TaskDocument:
         """Apply a validated change to an open task; return the whole task.
 
@@ -165,10 +188,18 @@ class Recording:
             Conflict: the task is terminal, or the change goes backwards or is not allowed.
         """
         task_id = task_id_of(task_id)
-        values = (task_id, change, project_id, match, none_match)
+        values = {
+            "task_id": task_id,
+            "change": change,
+            "project_id": project_id,
+            "match": match,
+            "none_match": none_match,
+            "actor": author.actor,
+            "request_id": author.request_id,
+        }
         async with self._database.queues.writing.slot(question=(task_id, change)):
             for _ in range(_ATTEMPTS):
-                row = await self._update_once(*values)
+                row = await self._update_once(task_id, values)
                 if row is None:
                     raise TaskNotFound(f"no task has the id {task_id}")
                 if not row["is_matched"]:
@@ -180,7 +211,9 @@ class Recording:
                     return TaskDocument(row["document"], row["etag"])
         raise Unavailable("others change the same task at this moment", retry_after_seconds=1)
 
-    async def _update_once(self, task_id: UUID, *values: object) -> asyncpg.Record | None:
+    async def _update_once(
+        self, task_id: UUID, values: Mapping[str, object]
+    ) -> asyncpg.Record | None:
         """Run the statement that changes a task, within the time limit of a write."""
         is_sent = False
         try:
@@ -189,7 +222,9 @@ class Recording:
                     await stack.enter_async_context(connection.transaction())
                     await self._limit_next(connection, self._deadline())
                 is_sent = True
-                return await connection.fetchrow(statements.UPDATE_TASK, task_id, *values)
+                return await connection.fetchrow(
+                    statements.UPDATE_TASK, *statements.UPDATE_TASK.values(values)
+                )
         except (TimedOut, Unavailable) as failure:
             problem = self._meaning(failure, is_sent=is_sent)
             raise problem from failure.__cause__

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, TypeVar, Unpack
 from uuid import UUID
 
 from audit.errors import Invalid
@@ -13,7 +13,7 @@ from audit.history.asking import Reading
 from audit.history.parsing import batch_of, change_of
 from audit.history.partitions import Partitions
 from audit.history.query import AuditQuery, FailuresQuery, TaskQuery, parse_arguments
-from audit.history.recording import Recorded, Recording
+from audit.history.recording import Author, Recorded, Recording
 from audit.history.task import NewTask, TaskDocument, TaskPage, TaskSummary
 from audit.history.upkeep import Upkeep
 from audit.postgres import statements
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Query = TypeVar("Query", bound=TaskQuery)
 OneOrMore = str | Sequence[str]
+
+_LONGEST_ACTOR: Final = 255
 
 
 class Filters(TypedDict, total=False):
@@ -202,8 +204,10 @@ class AuditService:
         """
         return await self.reading.get_task(task_id, project_id=project_id)
 
-    async def record(self, tasks: Iterable[NewTask | Mapping[str, Any]]) -> Recorded:
-        """Record all of the tasks, or none.
+    async def record(
+        self, tasks: Iterable[NewTask | Mapping[str, Any]], *, actor: str | None = None
+    ) -> Recorded:
+        """Record all of the tasks, or none. The event log names the `actor` who did so.
 
         Those recorded before with the same content count as duplicates and stay as they are.
 
@@ -212,15 +216,22 @@ class AuditService:
         """
         if isinstance(tasks, str | bytes | Mapping | NewTask) or not isinstance(tasks, Iterable):
             raise Invalid("tasks: must be a list of tasks")
-        return await self.recording.record_batches([batch_of(tasks, self._settings)])
+        author = _author(actor)
+        return await self.recording.record_batches([batch_of(tasks, self._settings)], author)
 
     async def update(
-        self, task_id: UUID | str, change: Mapping[str, Any], *, if_match: str | None = None
+        self,
+        task_id: UUID | str,
+        change: Mapping[str, Any],
+        *,
+        if_match: str | None = None,
+        actor: str | None = None,
     ) -> TaskDocument:
         """Move an open task on and fill in what is known; return it whole. None clears a member.
 
         With `if_match`, the `etag` of a document, the task is changed only if it is still in that
-        state. A change that leaves the task as it is writes nothing, so it can be sent again.
+        state. A change that leaves the task as it is writes nothing, so it can be sent again. The
+        event log names the `actor` who changed the task.
 
         Raises:
             TaskNotFound: no task has this id.
@@ -231,7 +242,16 @@ class AuditService:
             task_id,
             change_of(change, self._settings),
             match=None if if_match is None else [if_match],
+            author=_author(actor),
         )
+
+
+def _author(actor: str | None) -> Author:
+    if actor is not None and not (
+        isinstance(actor, str) and 0 < len(actor) <= _LONGEST_ACTOR and actor.isprintable()
+    ):
+        raise Invalid(f"actor: must be text of 1 to {_LONGEST_ACTOR} printable characters")
+    return Author(actor)
 
 
 def _query(model: type[Query], *, limit: object = 100, **given: object) -> Query:

@@ -1,10 +1,10 @@
-"""Keeps the counts folded and partitions ready, and checks or rebuilds the counts."""
+"""Keeps events sequenced, counts folded and partitions ready; checks or rebuilds the counts."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -22,6 +22,9 @@ from audit.telemetry.metrics import Deltas, Metrics
 from audit.telemetry.throttle import Recurring
 
 _PARTITIONS_EVERY_SECONDS: Final = 3600
+_SEQUENCE_EVERY_SECONDS: Final = 0.4
+#: Events that one transaction moves; they take about 0.1 s.
+_MOST_EVENTS: Final = 10_000
 _FOLD_EVERY_SECONDS: Final = 1
 #: A role that may only read can be granted more while the process runs.
 _GRANTS_EVERY_SECONDS: Final = 3600
@@ -44,13 +47,14 @@ class Upkeep:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Fold the counts and make partitions in the background for as long as the block runs.
+        """Do the background work for as long as the block runs.
 
         A step that fails is logged and tried again. Responses stay correct without it, but they
         get slower.
         """
         tasks = [
             asyncio.create_task(self._keep_partitions_ahead()),
+            asyncio.create_task(self._keep_events_sequenced()),
             asyncio.create_task(self._keep_counts_folded()),
         ]
         try:
@@ -66,18 +70,30 @@ class Upkeep:
                 await self._partitions.make_coming()
             await asyncio.sleep(_PARTITIONS_EVERY_SECONDS)
 
+    async def _keep_events_sequenced(self) -> None:
+        """Sequence the events of the log several times a second."""
+        await _repeat("sequencing the events", self.sequence_events, _SEQUENCE_EVERY_SECONDS)
+
     async def _keep_counts_folded(self) -> None:
-        """Fold once a second. The database lets one process of the cluster fold at a time."""
-        folding = Recurring("folding the counts")
-        while True:
-            pause = _FOLD_EVERY_SECONDS
-            with folding.attempt():
-                try:
-                    await self.fold_counts()
-                except NotGranted:
-                    pause = _GRANTS_EVERY_SECONDS
-                    raise
-            await asyncio.sleep(pause)
+        """Fold once a second."""
+        await _repeat("folding the counts", self.fold_counts, _FOLD_EVERY_SECONDS)
+
+    async def sequence_events(self) -> int:
+        """Give positions to the events in the queue; return how many got one.
+
+        It works in portions, each a transaction, until nothing is left. If another process does it
+        at the moment, it returns at once.
+        """
+        sequenced = 0
+        is_last = False
+        while not is_last:
+            async with self._database.connection() as connection:
+                row = await fetch_row(connection, statements.SEQUENCE_EVENTS, _MOST_EVENTS)
+            if row["sequenced"] is None:
+                return sequenced
+            sequenced += row["sequenced"]
+            is_last = row["is_last"]
+        return sequenced
 
     async def fold_counts(self) -> int:
         """Apply the deltas of writers to the counts; return how many were applied.
@@ -133,6 +149,20 @@ class Upkeep:
         async with self._database.connection() as connection:
             row = await fetch_row(connection, statements.REBUILD_COUNTS)
         return int(row["counted"])
+
+
+async def _repeat(what: str, step: Callable[[], Awaitable[object]], pause: float) -> None:
+    """Repeat a step of which the database lets one process of the cluster do it at a time."""
+    repeated = Recurring(what)
+    while True:
+        seconds = pause
+        with repeated.attempt():
+            try:
+                await step()
+            except NotGranted:
+                seconds = _GRANTS_EVERY_SECONDS
+                raise
+        await asyncio.sleep(seconds)
 
 
 class FoldPace:

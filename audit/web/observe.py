@@ -7,7 +7,6 @@ import time
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from audit.access.identity import ANYONE
 from audit.addresses import Networks, client_address
 from audit.postgres.pool import note_statements
 from audit.telemetry.metrics import CLIENT_LEFT, UNMATCHED, Metrics
@@ -87,4 +86,4 @@ def _route(request: web.Request) -> str:
 
 def _key_name(request: web.Request) -> str | None:
     identity = request.get(IDENTITY)
-    return None if identity is None or identity is ANYONE else identity.name
+    return None if identity is None else identity.actor

@@ -1,7 +1,6 @@
 -- record_tasks: record a batch, skipping the ids that are recorded already; one row.
---
---  $1 tasks json  an array of objects whose members are named like the columns; absent: NULL
---
+-- :tasks: an array of objects whose members are named like the columns; absent: NULL. :actor,
+-- :request_id: who records, for the event log; NULL: not known.
 -- task_ids: text, a JSON array, in the order sent; ids that were not sent are made here.
 -- recorded: how many were new. too_late: text, a JSON array of the positions (from 0) of those
 -- whose created_at is over 24 h ahead of the clock; they are not recorded.
@@ -10,7 +9,14 @@
 -- is just recording is waited for.
 -- Keys are claimed in the order of ids, so that two batches cannot wait for each other; rows go
 -- in by time, so that a page of tasks lies on few blocks.
-WITH sent AS MATERIALIZED (
+WITH author AS MATERIALIZED (
+    -- The triggers of the event log read these settings at the end of the statement.
+    SELECT
+        set_config('audit.actor', COALESCE(:actor::text, ''), TRUE) AS actor,
+        set_config('audit.request_id', COALESCE(:request_id::text, ''), TRUE) AS request_id
+),
+
+sent AS MATERIALIZED (
     SELECT
         item.position,
         COALESCE(batch.task_id, gen_random_uuid()) AS task_id,
@@ -57,7 +63,8 @@ WITH sent AS MATERIALIZED (
             ),
             'UTF8'
         )) AS digest
-    FROM json_array_elements($1::json) WITH ORDINALITY AS item (task, position)
+    FROM author
+    CROSS JOIN json_array_elements(:tasks::json) WITH ORDINALITY AS item (task, position)
     CROSS JOIN
         LATERAL json_to_record(item.task) AS batch (
             task_id uuid, project_id uuid, created_at timestamptz, approved_at timestamptz,

@@ -84,7 +84,13 @@ async def test_digests_recorded_before_stay_valid(service: AuditService, dsn: st
         created_at="2026-03-01T00:00:00.5Z",
     )
     async with service.database.connection() as connection:
-        await fetch_row(connection, statements.RECORD_TASKS, json.dumps([made]))
+        await fetch_row(
+            connection,
+            statements.RECORD_TASKS,
+            tasks=json.dumps([made]),
+            actor=None,
+            request_id=None,
+        )
 
     # The digest as it was computed before: over one array of all members.
     assert [(True,)] == execute(

@@ -42,7 +42,9 @@ def test_roles_can_call_only_functions_that_are_granted(history: dict[str, str],
         " (SELECT FROM pg_depend WHERE objid = pg_proc.oid AND deptype = 'e')",
     )
 
-    serving = ["fold_task_counts", "make_task_partition", "make_task_partitions"]
+    serving = [
+        "fold_task_counts", "make_task_partition", "make_task_partitions", "sequence_task_events",
+    ]  # fmt: skip
     assert (serving if role == SERVING else None) == writing
 
 

@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 from audit.errors import UnsupportedMedia
 from audit.history.parsing import parse_change, parse_lines, parse_tasks
 from audit.history.query import NoParams, TaskPath, parse_query
+from audit.history.recording import Author
 from audit.web.bodies import decode_and_parse, receive
 from audit.web.content_coding import coding_of
 from audit.web.negotiation import match_tags, none_match_tags
@@ -20,6 +21,7 @@ from audit.web.state import (
     ACCEPT_PATCH,
     BODY_MEMORY,
     IDENTITY,
+    REQUEST_ID,
     ROWS,
     SERVICE,
     SETTINGS,
@@ -51,7 +53,8 @@ async def record(request: web.Request) -> BytesResponse:
         body = await receive(request, reserve)
         batches = await decode_and_parse(request, body, parse)
         reserve(sum(len(batch.text) for batch in batches))
-        result = await _complete(request, request.app[SERVICE].recording.record_batches(batches))
+        write = request.app[SERVICE].recording.record_batches(batches, _author(request))
+        result = await _complete(request, write)
     request[ROWS] = len(result.ids_as_text)
     return json_response(result.to_json(), 201 if result.recorded else 200)
 
@@ -75,6 +78,7 @@ async def update(request: web.Request) -> BytesResponse:
             project_id=request[IDENTITY].project_id,
             match=match_tags(request),
             none_match=none_match_tags(request),
+            author=_author(request),
         )
         document = await _complete(request, write)
     request[ROWS] = 1
@@ -95,6 +99,10 @@ def _content_type(request: web.Request, allowed: Collection[str]) -> str:
         )
     coding_of(request.headers.getall(hdrs.CONTENT_ENCODING, ()))
     return request.content_type
+
+
+def _author(request: web.Request) -> Author:
+    return Author(request[IDENTITY].actor, request[REQUEST_ID])
 
 
 async def _complete(request: web.Request, write: Coroutine[Any, Any, _Result]) -> _Result:

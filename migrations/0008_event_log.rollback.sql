@@ -1,0 +1,33 @@
+-- Events are never deleted: this fails if there is one.
+LOCK TABLE tasks, task_event_queue, task_events IN ACCESS EXCLUSIVE MODE;
+
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM task_event_queue) OR EXISTS (SELECT FROM task_events) THEN
+        RAISE EXCEPTION 'changes are recorded: rolling back would lose who made them';
+    END IF;
+END
+$$;
+
+-- What roles were granted on tables stays, so that a service goes on.
+DROP FUNCTION grant_serving;
+DROP FUNCTION grant_reading;
+ALTER FUNCTION grant_reading_before_log RENAME TO grant_reading;
+ALTER FUNCTION grant_serving_before_log RENAME TO grant_serving;
+
+DROP TRIGGER queue_changed ON tasks;
+DROP TRIGGER queue_recorded ON tasks;
+DROP FUNCTION sequence_task_events;
+DROP FUNCTION make_event_partition;
+DROP FUNCTION queue_changed_tasks;
+DROP FUNCTION queue_recorded_tasks;
+DROP FUNCTION audit_setting;
+DROP FUNCTION task_was;
+DROP FUNCTION time_as_json;
+DROP FUNCTION task_content;
+DROP FUNCTION task_event_count;
+DROP FUNCTION task_log_size;
+DROP TABLE task_events;
+DROP TABLE task_event_queue;
+DROP FUNCTION refuse_event_change;
+DROP TYPE task_event_kind;

@@ -1,0 +1,478 @@
+-- The event log: every change of a task, with who made it, in an order that never changes.
+--
+-- Triggers on tasks append an event for each new or changed task to task_event_queue, whatever
+-- program writes. Writers do not wait for each other. sequence_task_events moves events from the
+-- queue to task_events and gives each the next position: 0, 1, 2 and so on, without gaps. An event
+-- that commits late gets a later position, so that nobody who reads by position misses it. The
+-- events of one task are always in their order.
+--
+-- Tasks that were recorded before this migration have no events.
+--
+-- SQLSTATE TA004 an event may not be changed or removed.
+--
+-- depends: 0007_roles
+
+DO $$ BEGIN
+    PERFORM set_config('search_path', quote_ident(current_schema()) || ', pg_temp', TRUE);
+END $$;
+
+-- imported: the state of a task that was recorded before the log existed.
+CREATE TYPE task_event_kind AS ENUM ('recorded', 'changed', 'imported');
+
+-- Events that have no position yet.
+CREATE TABLE task_event_queue (
+    event_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at timestamptz NOT NULL DEFAULT now(),
+    kind task_event_kind NOT NULL,
+    task_id uuid NOT NULL,
+    created_at timestamptz NOT NULL,
+    project_id uuid,
+    created_by text,
+    -- What lists filter by and counts count, after the change.
+    status task_status NOT NULL,
+    services_touched text[] NOT NULL,
+    intent text,
+    -- The same before the change. All are NULL for the first event of a task.
+    before_status task_status,
+    before_services text[],
+    before_intent text,
+    -- Who made the change, and in which request. NULL if the program did not say.
+    actor text,
+    request_id text,
+    -- The role that the program logged in with.
+    db_role name NOT NULL DEFAULT session_user,
+    -- content is SHA-256 of salt, a line feed and the document of the task, all as text. Without
+    -- the salt nobody can confirm what he guesses of a document.
+    salt uuid NOT NULL,
+    content bytea NOT NULL,
+    -- The replaced values of the changed columns, as jsonb_populate_record takes them: with them an
+    -- earlier version of a task is made from a later one. '{}': nothing changed. NULL: first event.
+    was jsonb
+) WITH (
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 10000,
+    vacuum_index_cleanup = on
+);
+
+-- Events with their positions, partitioned by month.
+CREATE TABLE task_events (
+    position bigint NOT NULL,
+    event_id bigint NOT NULL,
+    at timestamptz NOT NULL,
+    kind task_event_kind NOT NULL,
+    task_id uuid NOT NULL,
+    created_at timestamptz NOT NULL,
+    project_id uuid,
+    created_by text,
+    status task_status NOT NULL,
+    services_touched text[] NOT NULL,
+    intent text,
+    before_status task_status,
+    before_services text[],
+    before_intent text,
+    actor text,
+    request_id text,
+    db_role name NOT NULL,
+    salt uuid NOT NULL,
+    content bytea NOT NULL,
+    was jsonb
+) PARTITION BY RANGE (at);
+
+CREATE INDEX task_events_by_position ON task_events (position);
+CREATE INDEX task_events_by_task ON task_events (task_id);
+
+-- How many events have a position: 0 to size - 1.
+CREATE FUNCTION task_log_size() RETURNS bigint
+LANGUAGE sql STABLE
+RETURN (SELECT COALESCE(max(task_events.position) + 1, 0) FROM task_events);
+
+-- How many events there are, with a position or not.
+--
+-- Each new or changed task adds an event in the same transaction, and no event is removed. So two
+-- snapshots with the same number of events of the same server have the same tasks.
+CREATE FUNCTION task_event_count() RETURNS bigint
+LANGUAGE sql STABLE
+RETURN task_log_size() + (SELECT count(*) FROM task_event_queue);
+
+-- The digest of what a task is, which only those can check who have the salt and the document.
+CREATE FUNCTION task_content(salt uuid, document text) RETURNS bytea
+LANGUAGE sql IMMUTABLE
+RETURN sha256(convert_to(salt::text || E'\n' || document, 'UTF8'));
+
+-- A time as jsonb. For times that RFC 3339 can express it is the same text in every time zone.
+CREATE FUNCTION time_as_json(at timestamptz) RETURNS jsonb
+LANGUAGE sql STABLE
+RETURN CASE
+    WHEN at BETWEEN '0001-01-01 00:00:00+00' AND '9999-12-31 23:59:59+00'
+        THEN to_jsonb(rfc3339(at))
+    ELSE to_jsonb(at)
+END;
+
+-- The columns that differ between two versions of a task, with their values in the earlier one.
+--
+-- JSON is compared as text: the numbers 1.0 and 1.00 are equal, but the documents differ. A column
+-- that was NULL is a JSON null.
+CREATE FUNCTION task_was(earlier tasks, later tasks) RETURNS jsonb
+LANGUAGE sql STABLE
+RETURN CASE
+    WHEN earlier.status = later.status THEN '{}'::jsonb
+    ELSE jsonb_build_object('status', earlier.status)
+END
+|| CASE
+    WHEN earlier.approved_at IS NOT DISTINCT FROM later.approved_at THEN '{}'
+    ELSE jsonb_build_object('approved_at', time_as_json(earlier.approved_at))
+END
+|| CASE
+    WHEN earlier.completed_at IS NOT DISTINCT FROM later.completed_at THEN '{}'
+    ELSE jsonb_build_object('completed_at', time_as_json(earlier.completed_at))
+END
+|| CASE
+    WHEN earlier.services_touched = later.services_touched THEN '{}'
+    ELSE jsonb_build_object('services_touched', earlier.services_touched)
+END
+|| CASE
+    WHEN earlier.outcome::text IS NOT DISTINCT FROM later.outcome::text THEN '{}'
+    ELSE jsonb_build_object('outcome', earlier.outcome)
+END
+|| CASE
+    WHEN earlier.estimated_resources::text IS NOT DISTINCT FROM later.estimated_resources::text
+        THEN '{}'
+    ELSE jsonb_build_object('estimated_resources', earlier.estimated_resources)
+END
+|| CASE
+    WHEN earlier.actual_resources::text IS NOT DISTINCT FROM later.actual_resources::text THEN '{}'
+    ELSE jsonb_build_object('actual_resources', earlier.actual_resources)
+END
+|| CASE
+    WHEN earlier.external_ai_used::text IS NOT DISTINCT FROM later.external_ai_used::text THEN '{}'
+    ELSE jsonb_build_object('external_ai_used', earlier.external_ai_used)
+END
+|| CASE
+    WHEN earlier.error_message IS NOT DISTINCT FROM later.error_message THEN '{}'
+    ELSE jsonb_build_object('error_message', earlier.error_message)
+END
+|| CASE
+    WHEN earlier.suggestions::text IS NOT DISTINCT FROM later.suggestions::text THEN '{}'
+    ELSE jsonb_build_object('suggestions', earlier.suggestions)
+END;
+
+-- A setting that a program has made with set_config(name, ..., TRUE); NULL if it has not.
+-- PostgreSQL leaves '' behind when the transaction ends.
+CREATE FUNCTION audit_setting(name text) RETURNS text
+LANGUAGE sql STABLE
+RETURN NULLIF(current_setting(name, TRUE), '');
+
+-- Append an event for each new task.
+--
+-- audit.actor and audit.request_id say who makes the change. A statement that serves several
+-- requests sets audit.authors: a JSON object from the id of a task to an array of these two.
+--
+-- OFFSET 0: a salt is made for each row, and used twice.
+CREATE FUNCTION queue_recorded_tasks() RETURNS trigger
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    author jsonb := jsonb_build_array(audit_setting('audit.actor'), audit_setting('audit.request_id'));
+    authors jsonb := audit_setting('audit.authors');
+BEGIN
+    INSERT INTO task_event_queue (
+        kind, task_id, created_at, project_id, created_by, status, services_touched, intent,
+        actor, request_id, salt, content
+    )
+    SELECT
+        'recorded', task_id, created_at, project_id, created_by, status, services_touched, intent,
+        COALESCE(authors -> task_id::text, author) ->> 0,
+        COALESCE(authors -> task_id::text, author) ->> 1,
+        salt,
+        task_content(salt, document)
+    FROM (
+        SELECT
+            recorded.*,
+            gen_random_uuid() AS salt,
+            task_document(ROW(recorded.*)::tasks) AS document
+        FROM recorded
+        OFFSET 0
+    ) AS salted;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER queue_recorded AFTER INSERT ON tasks
+REFERENCING NEW TABLE AS recorded
+FOR EACH STATEMENT EXECUTE FUNCTION queue_recorded_tasks();
+
+-- Append an event for each task that an UPDATE has written, changed or not.
+--
+-- A session keeps the plan, maybe from an UPDATE of one task. A nested loop would then take very
+-- long for an UPDATE of many.
+CREATE FUNCTION queue_changed_tasks() RETURNS trigger
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path FROM CURRENT
+SET enable_nestloop = off
+AS $$
+DECLARE
+    author jsonb := jsonb_build_array(audit_setting('audit.actor'), audit_setting('audit.request_id'));
+    authors jsonb := audit_setting('audit.authors');
+BEGIN
+    INSERT INTO task_event_queue (
+        kind, task_id, created_at, project_id, created_by, status, services_touched, intent,
+        before_status, before_services, before_intent, actor, request_id, salt, content, was
+    )
+    SELECT
+        'changed', task_id, created_at, project_id, created_by, status, services_touched, intent,
+        before_status, before_services, before_intent,
+        COALESCE(authors -> task_id::text, author) ->> 0,
+        COALESCE(authors -> task_id::text, author) ->> 1,
+        salt,
+        task_content(salt, document),
+        was
+    FROM (
+        SELECT
+            later.*,
+            earlier.status AS before_status,
+            earlier.services_touched AS before_services,
+            earlier.intent AS before_intent,
+            task_was(ROW(earlier.*)::tasks, ROW(later.*)::tasks) AS was,
+            gen_random_uuid() AS salt,
+            task_document(ROW(later.*)::tasks) AS document
+        FROM before_change AS earlier
+        INNER JOIN after_change AS later USING (task_id)
+        OFFSET 0
+    ) AS salted;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER queue_changed AFTER UPDATE ON tasks
+REFERENCING OLD TABLE AS before_change NEW TABLE AS after_change
+FOR EACH STATEMENT EXECUTE FUNCTION queue_changed_tasks();
+
+ALTER TABLE tasks ENABLE ALWAYS TRIGGER queue_recorded;
+ALTER TABLE tasks ENABLE ALWAYS TRIGGER queue_changed;
+
+-- Refuse to change or remove an event. sequence_task_events may remove it from the queue: it makes
+-- a setting that says so. Like the guards of tasks this one is against mistakes, since the owner of
+-- the tables could drop it.
+CREATE FUNCTION refuse_event_change() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_TABLE_NAME = 'task_event_queue' AND TG_OP = 'DELETE'
+        AND current_setting('audit.is_sequencing', TRUE) = 'on'
+    THEN
+        RETURN NULL;
+    END IF;
+    RAISE EXCEPTION 'the event log is append-only: % of % is refused', TG_OP, TG_TABLE_NAME
+        USING ERRCODE = 'TA004';
+END
+$$;
+
+CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON task_event_queue
+FOR EACH STATEMENT EXECUTE FUNCTION refuse_event_change();
+
+-- A row trigger: it guards the partitions too.
+CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE ON task_events
+FOR EACH ROW EXECUTE FUNCTION refuse_event_change();
+
+CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON task_events
+EXECUTE FUNCTION refuse_event_change();
+
+ALTER TABLE task_event_queue ENABLE ALWAYS TRIGGER refuse_change;
+ALTER TABLE task_events ENABLE ALWAYS TRIGGER refuse_change;
+ALTER TABLE task_events ENABLE ALWAYS TRIGGER refuse_truncate;
+
+-- Make the partition of task_events for the month that holds a time, if there is none.
+CREATE FUNCTION make_event_partition(held timestamptz) RETURNS void
+LANGUAGE plpgsql
+SET timezone = 'UTC'
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    month timestamptz := date_trunc('month', held);
+    name text := 'task_events_' || to_char(month, 'YYYYMM');
+BEGIN
+    IF to_regclass(quote_ident(name)) IS NOT NULL THEN
+        RETURN;
+    END IF;
+    EXECUTE format('CREATE TABLE %I (LIKE task_events INCLUDING ALL)', name);
+    EXECUTE format(
+        'CREATE TRIGGER refuse_truncate BEFORE TRUNCATE ON %I '
+        'EXECUTE FUNCTION refuse_event_change()', name
+    );
+    EXECUTE format('ALTER TABLE %I ENABLE ALWAYS TRIGGER refuse_truncate', name);
+    -- ATTACH takes a lock that lets reads and writes go on; CREATE ... PARTITION OF does not.
+    EXECUTE format(
+        'ALTER TABLE task_events ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
+        name, month, month + interval '1 month'
+    );
+END
+$$;
+
+-- Move at most so many events from the queue to the log, and give them the next positions.
+--
+-- sequenced: how many were moved; NULL if another session is at it. is_last: whether none was left.
+-- It takes the lock before its snapshot, so that it sees what the session before has committed.
+-- Raises invalid_transaction_state if it is not the only work of its transaction.
+CREATE FUNCTION sequence_task_events(most integer, OUT sequenced integer, OUT is_last boolean)
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    taken bigint[];
+    held timestamptz;
+BEGIN
+    PERFORM require_own_transaction();
+    IF NOT pg_try_advisory_xact_lock(hashtext('sequence_task_events')) THEN
+        RETURN;
+    END IF;
+    taken := ARRAY(SELECT event_id FROM task_event_queue ORDER BY event_id LIMIT most);
+    sequenced := cardinality(taken);
+    is_last := sequenced < most;
+    IF sequenced = 0 THEN
+        RETURN;
+    END IF;
+    FOR held IN
+        SELECT min(at)
+        FROM task_event_queue
+        WHERE event_id = ANY(taken)
+        GROUP BY date_trunc('month', at, 'UTC')
+    LOOP
+        PERFORM make_event_partition(held);
+    END LOOP;
+    PERFORM set_config('audit.is_sequencing', 'on', TRUE);
+    WITH moved AS (
+        DELETE FROM task_event_queue WHERE event_id = ANY(taken) RETURNING *
+    )
+
+    INSERT INTO task_events (
+        position, event_id, at, kind, task_id, created_at, project_id, created_by,
+        status, services_touched, intent, before_status, before_services, before_intent,
+        actor, request_id, db_role, salt, content, was
+    )
+    SELECT
+        log.size + row_number() OVER (ORDER BY event_id) - 1,
+        event_id, at, kind, task_id, created_at, project_id, created_by,
+        status, services_touched, intent, before_status, before_services, before_intent,
+        actor, request_id, db_role, salt, content, was
+    FROM moved
+    CROSS JOIN task_log_size() AS log (size)
+    ORDER BY event_id;
+    PERFORM set_config('audit.is_sequencing', '', TRUE);
+END
+$$;
+
+REVOKE ALL ON FUNCTION
+sequence_task_events, make_event_partition,
+queue_recorded_tasks, queue_changed_tasks, refuse_event_change
+FROM PUBLIC; -- noqa: CP02
+
+-- The rollback gives these their names again.
+ALTER FUNCTION grant_reading RENAME TO grant_reading_before_log;
+ALTER FUNCTION grant_serving RENAME TO grant_serving_before_log;
+
+-- Let a role read everything, and do nothing else.
+--
+-- Raises undefined_object if there is no such role, and insufficient_privilege if grants would not
+-- bind it: it owns the history, or has rights to it that were not granted here.
+CREATE FUNCTION grant_reading(grantee name) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    everything text := 'tasks, task_keys, task_counts, task_count_splits, task_count_deltas, '
+        'task_day_changes, task_partitions, task_event_queue, task_events, access_keys, '
+        '_yoyo_migration';
+    others text := ', _yoyo_log, _yoyo_version, yoyo_lock';
+    owner_name name;
+    surplus text;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = grantee) THEN
+        RAISE EXCEPTION 'there is no role %', quote_ident(grantee)
+            USING ERRCODE = 'undefined_object';
+    END IF;
+    SELECT pg_get_userbyid(relowner) INTO owner_name
+    FROM pg_class
+    WHERE oid = 'tasks'::regclass;
+    IF pg_has_role(grantee, owner_name, 'MEMBER') THEN
+        RAISE EXCEPTION 'grants do not bind the role %: it is a superuser, or acts for the owner %',
+            quote_ident(grantee), quote_ident(owner_name)
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF has_schema_privilege(grantee, current_schema(), 'CREATE') THEN
+        RAISE EXCEPTION 'the role % may create in the schema: REVOKE CREATE ON SCHEMA % FROM PUBLIC',
+            quote_ident(grantee), quote_ident(current_schema())
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+
+    SELECT others || COALESCE(string_agg(', ' || relid::regclass, ''), '') INTO others
+    FROM unnest('{tasks,task_events}'::regclass[]) AS partitioned
+    CROSS JOIN pg_partition_tree(partitioned)
+    WHERE level > 0;
+    EXECUTE format('REVOKE ALL ON %s%s FROM %I', everything, others, grantee);
+    EXECUTE format('ALTER DEFAULT PRIVILEGES FOR ROLE %I REVOKE ALL ON TABLES FROM %I',
+        owner_name, grantee);
+    EXECUTE format('ALTER DEFAULT PRIVILEGES FOR ROLE %I IN SCHEMA %I REVOKE ALL ON TABLES FROM %I',
+        owner_name, current_schema(), grantee);
+    EXECUTE format(
+        'REVOKE ALL ON FUNCTION make_task_partition, make_task_partitions, fold_task_counts, '
+        'move_task_count_deltas, split_task_counts, rebuild_task_counts, keep_task_keys, '
+        'refuse_lone_keys, note_new_tasks, note_changed_tasks, sequence_task_events, '
+        'make_event_partition, queue_recorded_tasks, queue_changed_tasks FROM %I', grantee
+    );
+
+    -- What is left comes from PUBLIC, or from a role that this one is a member of.
+    SELECT string_agg(DISTINCT privilege || ' on ' || relation, ', ') INTO surplus
+    FROM unnest(string_to_array(everything || others, ', ')) AS relation
+    CROSS JOIN unnest('{INSERT,UPDATE,REFERENCES,DELETE,TRUNCATE,TRIGGER}'::text[]) AS privilege
+    WHERE has_table_privilege(grantee, relation, privilege)
+        OR CASE
+            WHEN privilege IN ('INSERT', 'UPDATE', 'REFERENCES')
+                THEN has_any_column_privilege(grantee, relation, privilege)
+        END;
+    IF surplus IS NOT NULL THEN
+        RAISE EXCEPTION 'the role % has, by PUBLIC or as a member of another role: %',
+            quote_ident(grantee), surplus
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+
+    IF NOT has_database_privilege(grantee, current_database(), 'CONNECT') THEN
+        EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), grantee);
+    END IF;
+    IF NOT has_schema_privilege(grantee, current_schema(), 'USAGE') THEN
+        EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', current_schema(), grantee);
+    END IF;
+    EXECUTE format('GRANT SELECT ON %s TO %I', everything, grantee);
+END
+$$;
+
+-- Let a role do what the service does: read, record what a client sends, change what may change,
+-- make partitions, fold counts and sequence events. Raises as grant_reading does.
+CREATE FUNCTION grant_serving(grantee name) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    PERFORM grant_reading(grantee);
+    EXECUTE format(
+        'GRANT INSERT (task_id, project_id, created_at, approved_at, completed_at, status, '
+        'request_text, created_by, services_touched, outcome, estimated_resources, '
+        'actual_resources, external_ai_used, error_message, suggestions), '
+        'UPDATE (status, approved_at, completed_at, services_touched, outcome, '
+        'estimated_resources, actual_resources, external_ai_used, error_message, suggestions) '
+        'ON tasks TO %I', grantee
+    );
+    EXECUTE format('GRANT INSERT (task_id, created_at, digest) ON task_keys TO %I', grantee);
+    EXECUTE format(
+        'GRANT EXECUTE ON FUNCTION make_task_partition, make_task_partitions, fold_task_counts, '
+        'sequence_task_events TO %I', grantee
+    );
+    IF current_setting('server_version_num')::int >= 170000 THEN
+        EXECUTE format('GRANT MAINTAIN ON task_count_deltas, task_event_queue TO %I', grantee);
+    END IF;
+END
+$$;
+
+REVOKE ALL ON FUNCTION grant_reading, grant_serving FROM PUBLIC; -- noqa: CP02
