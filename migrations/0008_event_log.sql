@@ -81,10 +81,15 @@ CREATE TABLE task_events (
 CREATE INDEX task_events_by_position ON task_events (position);
 CREATE INDEX task_events_by_task ON task_events (task_id);
 
+-- How many events task_events has: the greatest row. Each sequencing adds a row and deletes the one
+-- before, so the greatest is found at once even while a dump keeps all rows that were deleted. To
+-- find it in task_events takes half a millisecond if that has 60 partitions.
+CREATE TABLE task_log_sizes (size bigint PRIMARY KEY);
+
 -- How many events have a position: 0 to size - 1.
 CREATE FUNCTION task_log_size() RETURNS bigint
 LANGUAGE sql STABLE
-RETURN (SELECT COALESCE(max(task_events.position) + 1, 0) FROM task_events);
+RETURN COALESCE((SELECT max(size) FROM task_log_sizes), 0);
 
 -- How many events there are, with a position or not.
 --
@@ -323,6 +328,7 @@ AS $$
 DECLARE
     taken bigint[];
     held timestamptz;
+    log_size bigint;
 BEGIN
     PERFORM require_own_transaction();
     IF NOT pg_try_advisory_xact_lock(hashtext('sequence_task_events')) THEN
@@ -342,6 +348,7 @@ BEGIN
     LOOP
         PERFORM make_event_partition(held);
     END LOOP;
+    log_size := task_log_size();
     PERFORM set_config('audit.is_sequencing', 'on', TRUE);
     WITH moved AS (
         DELETE FROM task_event_queue WHERE event_id = ANY(taken) RETURNING *
@@ -353,13 +360,14 @@ BEGIN
         actor, request_id, db_role, salt, content, was
     )
     SELECT
-        log.size + row_number() OVER (ORDER BY event_id) - 1,
+        log_size + row_number() OVER (ORDER BY event_id) - 1,
         event_id, at, kind, task_id, created_at, project_id, created_by,
         status, services_touched, intent, before_status, before_services, before_intent,
         actor, request_id, db_role, salt, content, was
     FROM moved
-    CROSS JOIN task_log_size() AS log (size)
     ORDER BY event_id;
+    INSERT INTO task_log_sizes (size) VALUES (log_size + sequenced);
+    DELETE FROM task_log_sizes WHERE size = log_size;
     PERFORM set_config('audit.is_sequencing', '', TRUE);
 END
 $$;
@@ -383,8 +391,8 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     everything text := 'tasks, task_keys, task_counts, task_count_splits, task_count_deltas, '
-        'task_day_changes, task_partitions, task_event_queue, task_events, access_keys, '
-        '_yoyo_migration';
+        'task_day_changes, task_partitions, task_event_queue, task_events, task_log_sizes, '
+        'access_keys, _yoyo_migration';
     others text := ', _yoyo_log, _yoyo_version, yoyo_lock';
     owner_name name;
     surplus text;

@@ -44,6 +44,7 @@ EMPTY = (
     "DELETE FROM tasks",
     "DELETE FROM task_events",
     "DELETE FROM task_event_queue",
+    "DELETE FROM task_log_sizes",
     "DELETE FROM task_keys",
     "DELETE FROM task_counts",
     "DELETE FROM task_count_splits",
