@@ -49,9 +49,12 @@ _LOG_SETTINGS = {
     "log_parameter_max_length_on_error": "0",
 }
 #: Asks Linux for SIGINT (2), a fast shutdown, when the parent dies (PR_SET_PDEATHSIG, 1). If the
-#: parent has died already, nothing is started.
+#: parent has died already, nothing is started. Until PostgreSQL handles SIGINT, the signal has to
+#: kill this process: Python's handler would lose a signal that comes just before the exec, and a
+#: shell starts its background processes with SIGINT ignored.
 _STOP_WITH_PARENT = """
-import ctypes, os, sys
+import ctypes, os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 ctypes.CDLL(None).prctl(1, 2)
 if os.getppid() == int(sys.argv[1]):
     os.execvp(sys.argv[2], sys.argv[2:])

@@ -10,17 +10,23 @@ from pathlib import Path
 from tests.conftest import FAST
 
 #: A process that runs a server on its argument until it is killed. The server outlives it if asked
-#: to, and takes a second to launch if asked to, as on a busy machine.
+#: to, and takes a second to launch if asked to, as on a busy machine: before or after Linux knows
+#: that it ends with its parent. A shell starts background processes with SIGINT ignored.
 OWNER = f"""
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from audit.postgres import embedded
 if "--outlived" in sys.argv:
     embedded._stopping_with_us = lambda command: command
+slow = ["sh", "-c", 'sleep 1; exec "$@"', "sh"]
 if "--slow" in sys.argv:
     start = embedded._start
-    slow = ["sh", "-c", 'sleep 1; exec "$@"', "sh"]
     embedded._start = lambda command, log: start([*slow, *command], log)
+if "--slow-later" in sys.argv:
+    ordinary = embedded._as_ordinary_user
+    embedded._as_ordinary_user = lambda command: [*slow, *ordinary(command)]
+if "--in-background" in sys.argv:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 print("begins", flush=True)
 with embedded.running(Path(sys.argv[1]), options={FAST!r}) as dsn:
     print(dsn, flush=True)

@@ -162,9 +162,13 @@ def test_a_server_that_outlived_its_process_is_replaced(data_dir: Path) -> None:
     assert [] == servers_on(data_dir)
 
 
-def test_a_server_does_not_start_after_its_process_was_killed(data_dir: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of this")
+@pytest.mark.parametrize("options", [["--slow"], ["--slow-later", "--in-background"]])
+def test_a_server_does_not_start_after_its_process_was_killed(
+    data_dir: Path, options: list[str]
+) -> None:
     logged = (data_dir / "postgresql.log").read_text()
-    owner = own(data_dir, "--slow")
+    owner = own(data_dir, *options)
     wait_until(lambda: servers_on(data_dir))
     kill(owner)
     wait_until(lambda: not servers_on(data_dir))
