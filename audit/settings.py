@@ -187,8 +187,9 @@ class Settings(BaseSettings):
     """Limit of the lines in an NDJSON body, with blank lines."""
     max_tasks_per_request: int = Field(default=100_000, ge=1)
     """Limit of the tasks in an NDJSON body. A JSON array may contain at most 1,000."""
-    max_task_bytes: int = Field(default=1024 * 1024, ge=1024)
-    """Size limit of the JSON text of a task or a change, with its numbers written out."""
+    max_task_bytes: int = Field(default=1024 * 1024, ge=1024, le=256 * 1024 * 1024)
+    """Size limit of the JSON text of a task or a change, with its numbers written out. PostgreSQL
+    stores up to 256 MiB."""
     max_number_digits: int = Field(default=1000, ge=20, le=4000)
     """Limit of the digits of a number in JSON, written out: 1e9 has ten."""
     max_nesting: int = Field(default=64, ge=2, le=180)

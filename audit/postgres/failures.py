@@ -81,10 +81,13 @@ def _problem(failure: Exception) -> Problem | None:  # noqa: PLR0911 - a table
             )
         case asyncpg.DiskFullError():
             return Unavailable("the database has no room left", retry_after_seconds=10)
-        case asyncpg.CheckViolationError(constraint_name="tasks_length"):
-            return Invalid("a task is over 256 MiB when it is written as JSON")
         case asyncpg.DataError() | asyncpg.StatementTooComplexError():
             return Malformed("a value cannot be stored: it has characters or numbers out of range")
+        case (
+            asyncpg.CheckViolationError(constraint_name="tasks_length")
+            | asyncpg.ProgramLimitExceededError()
+        ):
+            return Invalid("a task is over 256 MiB when it is written or stored as JSON")
         case (
             OSError()
             | asyncpg.PostgresConnectionError()

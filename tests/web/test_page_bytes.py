@@ -7,7 +7,9 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from pydantic import ValidationError
 
+from audit.errors import Invalid
 from audit.history.service import AuditService
 from audit.history.task import TaskPage
 from audit.postgres.pool import open_pool
@@ -169,6 +171,17 @@ def test_task_that_postgresql_could_not_write_is_not_recorded(
             f"INSERT INTO tasks (task_id, request_text, {column})"
             f" SELECT gen_random_uuid(), 'x', {value}",
         )
+
+
+async def test_json_that_postgresql_cannot_store_is_invalid(service: AuditService) -> None:
+    with pytest.raises(Invalid, match="256 MiB"):
+        async with service.database.connection() as connection:
+            await connection.fetchval("SELECT to_jsonb(repeat('a', 256 * 1024 * 1024))")
+
+
+def test_the_limit_of_a_task_cannot_be_set_higher_than_what_postgresql_stores() -> None:
+    with pytest.raises(ValidationError, match="max_task_bytes"):
+        Settings(max_task_bytes=256 * 1024 * 1024 + 1)
 
 
 async def test_numbers_that_grow_when_written_out_are_listed_task_by_task(
