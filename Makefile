@@ -9,6 +9,7 @@ TASKS ?= 3000000
 SECONDS ?= 2
 ROUNDS ?= 3
 PARTS ?= all
+AGAINST ?=
 DIST ?= dist
 
 .PHONY: help install run test test-faults check format bench release lock clean
@@ -44,7 +45,7 @@ format: .venv/installed-dev  ## Format the code
 
 bench: .venv/installed-bench  ## Measure the service: TASKS=3000000 SECONDS=2 ROUNDS=3 PARTS=all
 	.venv/bin/python -m tests.bench --tasks $(TASKS) --seconds $(SECONDS) --rounds $(ROUNDS) \
-		--parts $(PARTS)
+		--parts $(PARTS) $(if $(AGAINST),--against $(AGAINST))
 
 release: .venv/installed-dev  ## Build the wheel, the sdist and a bill of materials into dist
 	.venv/bin/python -m hatchling build --directory $(DIST)

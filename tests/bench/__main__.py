@@ -16,13 +16,25 @@ import psycopg
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tests.bench import flatness, load, reading, recording, repeated, report
+from tests.bench import (
+    against,
+    flatness,
+    keys,
+    load,
+    mixed,
+    reading,
+    recording,
+    repeated,
+    report,
+    single,
+)
 from tests.bench.client import Client
 from tests.bench.figures import Machine, Result, mean_ratio
 from tests.bench.run import Bench
+from tests.bench.systems import ROOT
 
 _WIDTH = 130
-PARTS = ("reading", "flatness", "recording", "repeated")
+PARTS = ("reading", "flatness", "recording", "repeated", "mixed", "single", "keys")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,13 +47,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     )  # fmt: skip
+    if given.against is not None:
+        compared = against.measure(
+            given.against.resolve(),
+            ROOT,
+            given.parts,
+            tasks=given.tasks,
+            seconds=given.seconds,
+            rounds=given.rounds,
+        )
+        report.show_comparison(compared, console)
+        return
     began_at = datetime.now(UTC).isoformat(timespec="seconds")
     with (
         load.server(given.data_dir) as dsn,
         Client() as client,
+        Client() as writer,
         Progress(*columns, console=Console(stderr=True)) as progress,
     ):
-        bench = Bench(dsn, client, progress, given.tasks, given.seconds, given.rounds)
+        bench = Bench(dsn, client, writer, progress, given.tasks, given.seconds, given.rounds)
         result = Result(
             began_at=began_at,
             machine=_machine(dsn),
@@ -71,6 +95,9 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data-dir", type=Path, default=Path(".bench"), help="where data and results are kept"
     )
+    parser.add_argument(
+        "--against", type=Path, metavar="CHECKOUT", help="compare with the code of another checkout"
+    )
     given = parser.parse_args(arguments)
     given.parts = PARTS if given.parts == "all" else tuple(given.parts.split(","))
     if unknown := set(given.parts) - set(PARTS):
@@ -95,6 +122,12 @@ def _measure(bench: Bench, result: Result, part: str, *, with_peer: bool) -> Non
             result.recording = recording.measure(bench)
         case "repeated":
             result.repeated = repeated.measure(bench)
+        case "mixed":
+            result.mixed = mixed.measure(bench)
+        case "single":
+            result.single = single.measure(bench)
+        case "keys":
+            result.keys = keys.measure(bench)
 
 
 def _machine(dsn: str) -> Machine:

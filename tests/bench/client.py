@@ -13,7 +13,7 @@ import re
 import time
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -41,6 +41,9 @@ class Load:
     rate: float | None = None
     #: Send every request at most once; otherwise begin again at the first.
     once: bool = False
+    #: So many consecutive requests go over one connection, each after the answer to the one before.
+    #: Not for a given rate.
+    in_order: int = 1
 
 
 @dataclass(slots=True)
@@ -60,6 +63,11 @@ class Outcome:
         """Return the answers per second."""
         return len(self.latencies) / self.seconds
 
+    @property
+    def cores(self) -> float:
+        """Return how much of a core this client needed. Near 1, it measured itself."""
+        return self.cpu_seconds / self.seconds
+
     def percentile_ms(self, percent: float) -> float:
         """Return the latency within which so many percent of the answers came."""
         ordered = sorted(self.latencies)
@@ -67,7 +75,7 @@ class Outcome:
 
 
 class Client:
-    """A process that sends loads, one after the other."""
+    """A process that sends loads, one after the other. Two clients send at the same time."""
 
     def __init__(self) -> None:
         self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
@@ -78,24 +86,39 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def send(self, load: Load, expected: int = 200) -> Outcome:
+    def send(self, load: Load, *expected: int) -> Outcome:
         """Send a load and wait for every answer.
 
         Raises:
-            RuntimeError: an answer had another status than the one expected, or did not come.
+            RuntimeError: an answer had another status than those expected, by default 200, or did
+                not come.
         """
-        outcome = self._pool.submit(run, load).result()
-        if set(outcome.statuses) != {expected}:
-            asked = load.requests[0].split(b"\r\n", 1)[0].decode()
-            raise RuntimeError(f"{asked}: answers by status: {dict(outcome.statuses)}")
+        return self.start(load, *expected)()
+
+    def start(self, load: Load, *expected: int) -> Callable[[], Outcome]:
+        """Begin to send a load. Return a function that waits for its end, as `send` does."""
+        sent = self._pool.submit(run, load)
+
+        def outcome() -> Outcome:
+            outcome = sent.result()
+            if set(outcome.statuses) != set(expected or (200,)):
+                asked = load.requests[0].split(b"\r\n", 1)[0].decode()
+                raise RuntimeError(f"{asked}: answers by status: {dict(outcome.statuses)}")
+            return outcome
+
         return outcome
 
 
 def request(
-    target: str, host: str, *, body: bytes | None = None, headers: Sequence[str] = ()
+    target: str,
+    host: str,
+    *,
+    method: str = "POST",
+    body: bytes | None = None,
+    headers: Sequence[str] = (),
 ) -> bytes:
-    """Return a GET, or a POST of JSON where there is a body."""
-    lines = [f"{'GET' if body is None else 'POST'} {target} HTTP/1.1", f"Host: {host}", *headers]
+    """Return a GET, or a request with a body of JSON where there is one."""
+    lines = [f"{'GET' if body is None else method} {target} HTTP/1.1", f"Host: {host}", *headers]
     if body is not None:
         lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
     return "\r\n".join([*lines, "", ""]).encode() + (body or b"")
@@ -113,6 +136,8 @@ class _Connection(asyncio.Protocol):
         self._head = b""
         #: Bytes of the body to come; None: its head is not complete.
         self._left: int | None = None
+        #: What has to follow the request under way over this connection.
+        self.following: Iterator[bytes] = iter(())
         self._status = 0
         self._transport: Any = None
         self.began = 0.0
@@ -158,9 +183,9 @@ class _Connection(asyncio.Protocol):
 class _Run:
     def __init__(self, load: Load) -> None:
         self._load = load
-        self._messages: Iterator[bytes] = (
-            iter(load.requests) if load.once else itertools.cycle(load.requests)
-        )
+        messages = iter(load.requests) if load.once else itertools.cycle(load.requests)
+        #: The requests of one tuple follow each other over one connection.
+        self._messages: Iterator[tuple[bytes, ...]] = zip(*[messages] * load.in_order, strict=False)
         self._outcome = Outcome()
         self._under_way: set[_Connection] = set()
         self._idle: list[_Connection] = []
@@ -217,18 +242,22 @@ class _Run:
                 due += chance.expovariate(rate)
 
     def _next(self, began: float) -> None:
-        message = next(self._messages, None)
-        if message is None:
+        messages = next(self._messages, None)
+        if messages is None:
             self._sending = False
             return
         connection = self._idle.pop()
         self._under_way.add(connection)
-        connection.send(message, began)
+        connection.following = iter(messages[1:])
+        connection.send(messages[0], began)
 
     def answered(self, connection: _Connection, status: int) -> None:
         now = self._last_answer = time.perf_counter()
         self._outcome.latencies.append(now - connection.began)
         self._outcome.statuses[status] += 1
+        if (message := next(connection.following, None)) is not None:
+            connection.send(message, now)
+            return
         self._under_way.discard(connection)
         self._idle.append(connection)
         if self._load.rate is not None:

@@ -132,6 +132,61 @@ class Repeated(_Model):
     not_modified_to_trivial: Figure | None
 
 
+class Mixed(_Model):
+    """A group of questions, asked again and again over 16 connections beside writes."""
+
+    questions: str
+    different: int
+    """How many different questions take turns."""
+    writes_due: int
+    """Tasks that the writer records per second, one in each request."""
+    writes_per_second: Figure | None
+    """What became of them: less than is due if the service cannot record so many."""
+    write_p99_ms: Figure | None
+    per_second: Figure
+    """Answers per second to the reader."""
+    to_no_writes: Figure
+    service_cores: Figure
+    """How many cores each used; the clients are the reader and the writer."""
+    postgresql_cores: Figure
+    clients_cores: Figure
+
+
+class Single(_Model):
+    """Requests that each concern one task, and the same rows in plain tables by pgbench."""
+
+    way: str
+    connections: int
+    per_second: Figure
+    to_one_connection: Figure
+    pgbench_per_second: Figure
+    to_pgbench: Figure
+    client_cores: Figure
+    """How much of a core the client used."""
+
+
+class Keyed(_Model):
+    """One question, asked without an API key and with one, of two services."""
+
+    question: str
+    connections: int
+    without_key_per_second: Figure
+    with_key_per_second: Figure
+    with_to_without: Figure
+    without_key_cpu_us: Figure
+    """Processor time of the service for each answer."""
+    with_key_cpu_us: Figure
+
+
+class Comparison(_Model):
+    """One figure of two checkouts, measured in turns."""
+
+    name: str
+    other: Figure
+    this: Figure
+    this_to_other: Figure
+
+
 class Result(_Model):
     """A whole run; a part that was not asked for is None."""
 
@@ -147,3 +202,6 @@ class Result(_Model):
     flatness: dict[str, Flatness] | None = None
     recording: list[Recording] | None = None
     repeated: Repeated | None = None
+    mixed: list[Mixed] | None = None
+    single: list[Single] | None = None
+    keys: list[Keyed] | None = None

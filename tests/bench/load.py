@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -128,7 +129,7 @@ def prepare_peer(dsn: str, tasks: int) -> str:
 
 @contextlib.contextmanager
 def scratch(dsn: str, tasks: int) -> Iterator[str]:
-    """Copy a database, to record into; drop the copy at the end."""
+    """Copy a database, to write into; drop the copy at the end."""
     name = f"scratch_{tasks}"
     _make(dsn, name, template=f"tasks_{tasks}")
     try:
@@ -140,6 +141,12 @@ def scratch(dsn: str, tasks: int) -> Iterator[str]:
 def history(tasks: int, days: int, until: datetime, seed: int = 1) -> Iterator[dict[str, Any]]:
     """Yield a made-up history; those of different ends or seeds share no id."""
     return demo.generate(tasks, days=days, until=until, seed=seed)
+
+
+def new_tasks(count: int) -> Iterator[dict[str, Any]]:
+    """Yield made-up tasks of the last day: no two calls give the same ids."""
+    until = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    return history(count, 1, until, seed=time.time_ns())
 
 
 def copy_line(task: dict[str, Any]) -> str:

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,15 +83,9 @@ def _ways(bench: Bench, dsn: str, service: System) -> Iterator[_Way]:
     yield _Way("audit record --dsn", 1, partial(_record, in_file, "--dsn", dsn))
 
 
-def _tasks(count: int) -> Iterator[dict[str, Any]]:
-    """Yield new tasks of the last day: no two calls give the same ids."""
-    until = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
-    return load.history(count, 1, until, seed=time.time_ns())
-
-
 def _post(bench: Bench, service: System, size: int, connections: int) -> float:
     batches = max(int(_AT_MOST_A_SECOND[size] * bench.seconds / size), connections)
-    tasks = _tasks(batches * size)
+    tasks = load.new_tasks(batches * size)
     requests = []
     for _ in range(batches):
         batch = list(itertools.islice(tasks, size))
@@ -106,7 +99,7 @@ def _post(bench: Bench, service: System, size: int, connections: int) -> float:
 
 def _record(count: int, option: str, target: str) -> float:
     with tempfile.NamedTemporaryFile("w", suffix=".ndjson") as file:
-        file.writelines(json.dumps(task) + "\n" for task in _tasks(count))
+        file.writelines(json.dumps(task) + "\n" for task in load.new_tasks(count))
         file.flush()
         began = time.perf_counter()
         done = subprocess.run(
@@ -120,7 +113,7 @@ def _record(count: int, option: str, target: str) -> float:
 
 def _copy(dsn: str, count: int, in_transaction: int, connections: int) -> float:
     """COPY texts made beforehand; each connection has its share of them."""
-    lines = map(load.copy_line, _tasks(count))
+    lines = map(load.copy_line, load.new_tasks(count))
     texts = []
     while text := "".join(itertools.islice(lines, in_transaction)):
         texts.append(text.encode())

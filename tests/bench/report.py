@@ -9,7 +9,19 @@ from html import escape
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.figures import Answers, Figure, Flatness, Question, Recording, Repeated, Result
+from tests.bench.figures import (
+    Answers,
+    Comparison,
+    Figure,
+    Flatness,
+    Keyed,
+    Mixed,
+    Question,
+    Recording,
+    Repeated,
+    Result,
+    Single,
+)
 
 _MANY_TICKS = 9
 _COLOURS = ("#0969da", "#8250df", "#cf222e", "#57606a")
@@ -36,9 +48,23 @@ def show(result: Result, console: Console) -> None:
         tables.append(_recording(result.recording))
     if result.repeated is not None:
         tables.append(_repeated(result.repeated))
+    if result.mixed is not None:
+        tables.append(_mixed(result.mixed))
+    if result.single is not None:
+        tables.append(_single(result.single))
+    if result.keys is not None:
+        tables.append(_keys(result.keys))
     for table in tables:
         console.print()
         console.print(table)
+
+
+def show_comparison(compared: Iterable[Comparison], console: Console) -> None:
+    """Print what two checkouts gave."""
+    table = _table("This checkout and the other, in turns", "figure", "other", "this", "times")
+    for one in compared:
+        table.add_row(one.name, _told(one.other), _told(one.this), _spread(one.this_to_other))
+    console.print(table)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -145,6 +171,62 @@ def _repeated(repeated: Repeated) -> Table:
     else:
         rate = _told(repeated.not_modified_per_second)
         table.add_row("304", rate, _spread(repeated.not_modified_to_trivial))
+    return table
+
+
+def _mixed(mixed: Sequence[Mixed]) -> Table:
+    table = _table(
+        "Repeated questions beside writes of one task each; cores used",
+        "questions", "writes/s due", "done", "p99 ms", "answers/s", "of no writes",
+        "service", "PostgreSQL", "clients",
+    )  # fmt: skip
+    for one in mixed:
+        table.add_row(
+            f"{one.questions} ({one.different})",
+            f"{one.writes_due:,}",
+            _told(one.writes_per_second),
+            _told(one.write_p99_ms),
+            _told(one.per_second),
+            _spread(one.to_no_writes),
+            *map(_told, (one.service_cores, one.postgresql_cores, one.clients_cores)),
+        )
+    return table
+
+
+def _single(single: Sequence[Single]) -> Table:
+    table = _table(
+        "Requests for one task each, against plain tables",
+        "way", "connections", "requests/s", "of one connection", "pgbench", "of pgbench",
+        "client's cores",
+    )  # fmt: skip
+    for one in single:
+        table.add_row(
+            one.way,
+            str(one.connections),
+            _told(one.per_second),
+            _spread(one.to_one_connection),
+            _told(one.pgbench_per_second),
+            _spread(one.to_pgbench),
+            _told(one.client_cores),
+        )
+    return table
+
+
+def _keys(keys: Sequence[Keyed]) -> Table:
+    table = _table(
+        "Answers per second without and with an API key; the service's time for each answer",
+        "question", "connections", "without", "with", "of without", "µs without", "µs with",
+    )  # fmt: skip
+    for one in keys:
+        table.add_row(
+            one.question,
+            str(one.connections),
+            _told(one.without_key_per_second),
+            _told(one.with_key_per_second),
+            _spread(one.with_to_without),
+            _told(one.without_key_cpu_us),
+            _told(one.with_key_cpu_us),
+        )
     return table
 
 

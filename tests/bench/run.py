@@ -16,11 +16,13 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """One run: its server, its client, and how long and how often to measure."""
+    """One run: its server, its clients, and how long and how often to measure."""
 
     #: Of the server's own database.
     dsn: str
     client: Client
+    #: Writes while the other one reads.
+    writer: Client
     progress: Progress
     tasks: int
     seconds: float

@@ -6,16 +6,19 @@ import subprocess
 import sys
 import threading
 import xml.etree.ElementTree as ET
+from collections import defaultdict
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from tests.bench import limit, report
+from tests.bench import against, limit, report
 from tests.bench.client import Client, Load, Outcome, request, run
 from tests.bench.figures import Figure, Result, mean_ratio, ratio
+from tests.bench.mixed import RATES
 from tests.bench.shapes import Services, services_of, shapes
 from tests.bench.systems import System, trivial
 from tests.needs import needs_installed
@@ -78,6 +81,82 @@ def test_every_way_of_recording_is_compared_to_copy(finished: tuple[Result, Path
 
 
 @pytest.mark.slow
+def test_writes_leave_some_questions_alone_and_change_others(
+    finished: tuple[Result, Path, str],
+) -> None:
+    mixed = finished[0].mixed or []
+
+    different = {one.questions: one.different for one in mixed}
+    for days in ("without days", "with days"):
+        assert 0 < different[f"not affected, {days}"] < different[f"all, {days}"]
+    for rate in RATES:
+        assert 4 == len([one for one in mixed if one.writes_due == rate])
+    assert all((one.writes_per_second is None) == (one.writes_due == 0) for one in mixed)
+    assert all(one.per_second.median > 0 for one in mixed)
+
+
+@pytest.mark.slow
+def test_single_requests_are_compared_to_plain_tables(finished: tuple[Result, Path, str]) -> None:
+    single = finished[0].single or []
+
+    ways = [(one.way, one.connections) for one in single]
+    assert [
+        (way, number) for way in ("POST", "POST and two PATCHes") for number in (1, 4, 16, 64)
+    ] == ways
+    assert all(one.to_pgbench.median > 0 for one in single)
+
+
+@pytest.mark.slow
+def test_every_question_is_asked_with_and_without_a_key(
+    finished: tuple[Result, Path, str],
+) -> None:
+    keys = finished[0].keys or []
+
+    assert 4 == len(keys)
+    assert all(one.with_to_without.median > 0 for one in keys)
+
+
+@pytest.mark.slow
+def test_two_checkouts_are_compared(tmp_path: Path) -> None:
+    """Here, both have the same code."""
+    checkouts = tmp_path / "other", tmp_path / "this"
+    for checkout in checkouts:
+        checkout.mkdir()
+        for name in ("audit", "migrations", "sql", "tests", ".venv"):
+            (checkout / name).symlink_to(ROOT / name)
+
+    compared = against.measure(*checkouts, ["repeated"], tasks=TASKS, seconds=0.05, rounds=1)
+
+    assert "repeated, page_per_second" in {one.name for one in compared}
+    assert all(one.this_to_other.median > 0 for one in compared)
+
+
+def test_figures_of_two_checkouts_are_found_by_name() -> None:
+    figure = Figure.of([4]).model_dump()
+    ways = [
+        {"way": "POST", "connections": number, "per_second": figure, "to_copy": figure}
+        for number in (1, 4)
+    ]
+
+    found = dict(against.medians({"a": {"total": 3, "rate": figure}, "ways": ways}, "part"))
+
+    assert found == {
+        "part, a, rate": 4,
+        "part, ways, POST, 1, per_second": 4,
+        "part, ways, POST, 4, per_second": 4,
+    }
+
+
+def test_only_what_both_checkouts_found_in_every_round_is_compared() -> None:
+    ours = {"a": [2.0, 6.0], "new": [1.0, 1.0], "b": [1.0, 1.0]}
+    theirs = {"a": [1.0, 2.0], "old": [1.0, 1.0], "b": [1.0]}
+
+    (compared,) = against.compare(theirs, ours)
+
+    assert ("a", [2, 3]) == (compared.name, compared.this_to_other.rounds)
+
+
+@pytest.mark.slow
 def test_plot_is_drawn(finished: tuple[Result, Path, str]) -> None:
     _, folder, _ = finished
 
@@ -126,12 +205,15 @@ def test_client_keeps_to_its_rate(least: System) -> None:
 
 
 class Sized(BaseHTTPRequestHandler):
-    """Answers /n with n bytes, and /304 with that status."""
+    """Answers /n with n bytes, and /304 with that status. Each connection has an instance."""
 
     protocol_version = "HTTP/1.1"
+    #: What each connection asked for, in order.
+    asked: ClassVar[defaultdict[int, list[int]]] = defaultdict(list)
 
     def do_GET(self) -> None:
         size = int(self.path[1:])
+        self.asked[self.client_address[1]].append(size)
         self.send_response(304 if size == 304 else 200)
         if size != 304:
             self.send_header("content-length", str(size))
@@ -159,6 +241,18 @@ def test_client_reads_bodies_of_any_size_and_none(sized: int) -> None:
     outcome = run(Load("127.0.0.1", sized, messages, 1, 10, once=True))
 
     assert {200: 4, 304: 2} == outcome.statuses
+
+
+def test_client_sends_what_belongs_together_in_order_over_one_connection(sized: int) -> None:
+    Sized.asked.clear()
+    messages = [request(f"/{size}", "127.0.0.1") for size in range(120)]
+
+    outcome = run(Load("127.0.0.1", sized, messages, 8, 10, once=True, in_order=3))
+
+    assert {200: 120} == outcome.statuses
+    for asked in Sized.asked.values():
+        for first, second, third in zip(*[iter(asked)] * 3, strict=True):
+            assert (0, first + 1, first + 2) == (first % 3, second, third)
 
 
 def test_client_refuses_answers_that_are_not_expected(sized: int) -> None:
