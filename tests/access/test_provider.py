@@ -193,7 +193,7 @@ async def test_a_valid_token_is_decoded_once_until_it_expires(
     assert decoded == [given] * 4
 
 
-async def test_what_a_database_cannot_store_is_replaced_in_a_name(make: Made) -> None:
+async def test_text_that_postgresql_cannot_store_is_replaced_in_a_name(make: Made) -> None:
     assert (await make().check(token(sub="a\ud800\0b"))).name == "a??b"
 
 

@@ -183,7 +183,7 @@ def test_a_schema_that_is_not_current_is_reported_in_one_line(
     assert fails_with(result, 78, "0001_tasks", "audit migrate")
 
 
-def test_a_reader_that_has_enough_is_no_error() -> None:
+def test_a_reader_that_closes_the_pipe_early_is_no_error() -> None:
     with start("demo", "--print", "--tasks", "5000") as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -319,7 +319,7 @@ def test_a_bad_line_is_named_and_the_batches_before_it_stay(
     ],
     ids=["first line", "later line", "no id", "null id", "in an array", "too deep", "last comma"],
 )
-def test_what_is_not_a_task_with_an_id_is_refused(dsn: str, text: str, part: str) -> None:
+def test_a_value_that_is_not_a_task_with_an_id_is_refused(dsn: str, text: str, part: str) -> None:
     assert fails_with(audit("record", "-", "--dsn", dsn, given=text), 65, "-: ", part)
 
 
@@ -355,7 +355,7 @@ def test_a_terminal_shows_a_bar(dsn: str, history: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_what_was_interrupted_is_completed_by_a_second_run(
+def test_an_interrupted_run_is_completed_by_a_second_run(
     dsn: str, history: Path, number: signal.Signals
 ) -> None:
     tasks = history.read_text()

@@ -241,7 +241,7 @@ def test_a_server_stops_when_its_users_are_done(tmp_path: Path) -> None:
     assert [[(1,)]] == users
 
 
-def test_the_file_of_a_killed_process_leads_nobody_astray(tmp_path: Path) -> None:
+def test_the_server_file_of_a_killed_process_is_ignored(tmp_path: Path) -> None:
     owner = own(tmp_path / "data")
     said(owner)
     kill(owner)
@@ -251,7 +251,7 @@ def test_the_file_of_a_killed_process_leads_nobody_astray(tmp_path: Path) -> Non
         assert [(1,)] == execute(dsn, "SELECT 1")
 
 
-def test_a_process_that_never_shares_its_server_is_given_up(
+def test_a_command_gives_up_waiting_for_a_server_that_is_never_shared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedded, "_START_SECONDS", 0.3)

@@ -54,7 +54,7 @@ def test_a_key_is_made_listed_and_revoked(dsn: str) -> None:
         (("x", "--scope", "read", "--project-id", "ours"), "--project-id"),
     ],
 )
-def test_a_key_that_cannot_be_is_refused(dsn: str, arguments: tuple[str, ...], part: str) -> None:
+def test_an_invalid_key_option_is_refused(dsn: str, arguments: tuple[str, ...], part: str) -> None:
     code, printed, message = audit(*CREATE, *arguments, AUDIT_DSN=dsn)
 
     assert (code, printed) == (2, "")
@@ -69,7 +69,7 @@ def test_an_unknown_key_is_not_revoked(dsn: str) -> None:
     )
 
 
-def test_without_keys_it_serves_on_loopback_addresses_alone(dsn: str) -> None:
+def test_without_keys_the_service_only_uses_loopback_addresses(dsn: str) -> None:
     code, _, stderr = audit("serve", "--host", "0.0.0.0", "--port", "0", AUDIT_DSN=dsn)
 
     assert code == 78
@@ -79,7 +79,9 @@ def test_without_keys_it_serves_on_loopback_addresses_alone(dsn: str) -> None:
         assert urllib.request.urlopen(f"{url}/api/v1/audit/query", timeout=20).status == 200
 
 
-def test_with_a_key_it_serves_anywhere_and_asks_for_it(dsn: str, tmp_path: Path) -> None:
+def test_with_a_key_the_service_uses_any_address_and_requires_the_key(
+    dsn: str, tmp_path: Path
+) -> None:
     key = audit(*CREATE, "one", "--scope", "record", AUDIT_DSN=dsn)[1].strip()
     file = tmp_path / "tasks.ndjson"
     file.write_text(json.dumps(task()))
@@ -105,7 +107,7 @@ def test_with_a_key_it_serves_anywhere_and_asks_for_it(dsn: str, tmp_path: Path)
         },
     ],
 )
-def test_an_issuer_needs_an_audience_and_keys_that_come_safely(
+def test_an_issuer_needs_an_audience_and_keys_from_https_or_a_file(
     variables: dict[str, str],
 ) -> None:
     code, _, stderr = audit("serve", **variables)

@@ -109,7 +109,7 @@ def test_the_state_of_migrations_is_json_for_programs(dsn: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", ["migrate --json", "counts --rebuild --json"])
-def test_json_of_what_prints_no_table_is_refused(arguments: str, dsn: str) -> None:
+def test_json_is_refused_by_commands_that_print_no_table(arguments: str, dsn: str) -> None:
     code, out, stderr = audit(*arguments.split(), AUDIT_DSN=dsn)
 
     assert (2, "") == (code, out)

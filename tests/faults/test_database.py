@@ -98,7 +98,7 @@ def one_worker(dsn: str) -> tuple[str, ...]:
 
 
 @pytest.mark.faults
-async def test_no_connection_is_left_for_us(tmp_path: Path, figure: Figure) -> None:
+async def test_postgresql_has_no_connection_left(tmp_path: Path, figure: Figure) -> None:
     with embedded.running(tmp_path, options={"max_connections": "12"}) as dsn:
         migrate.apply(dsn)
         async with running(*one_worker(dsn)) as (_, url), Load(url) as load:
@@ -200,7 +200,9 @@ async def test_a_full_disk_refuses_records_and_answers_questions(
 
 @pytest.mark.faults
 @pytest.mark.parametrize("skew", ["+1d", "-1d"])
-async def test_another_clock_changes_no_answer(dsn: str, skew: str, figure: Figure) -> None:
+async def test_the_clock_of_the_service_changes_no_answer(
+    dsn: str, skew: str, figure: Figure
+) -> None:
     history = [task(created_at=ago(hours=hours), status=status)
                for hours in range(1, 24 * 10, 5) for status in ("failed", "completed")]  # fmt: skip
     paths = [f"/{route}{mark}days={days}&limit=1000" for days in (1, 2, 7, 8)

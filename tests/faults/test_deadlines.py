@@ -235,7 +235,7 @@ async def test_a_client_that_does_not_read_is_cut_off(dsn: str, figure: Figure) 
     assert len(read) < 0.9 * size
 
 
-async def test_connections_over_the_limit_are_told_so(dsn: str) -> None:
+async def test_connections_over_the_limit_get_503(dsn: str) -> None:
     asking = b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
     def crowd(url: str) -> list[bytes]:

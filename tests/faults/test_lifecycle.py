@@ -59,7 +59,7 @@ async def test_a_restart_loses_no_request(dsn: str, figure: Figure, workers: int
     assert 0 == ended_with
 
 
-async def test_a_worker_told_to_end_loses_no_request(dsn: str, figure: Figure) -> None:
+async def test_a_worker_stopped_by_sigterm_loses_no_request(dsn: str, figure: Figure) -> None:
     with serving("--dsn", dsn, "--workers", "2") as (process, url, _):
         await asyncio.to_thread(get, f"{url}/readyz")
         async with Load(url) as load:
@@ -95,7 +95,7 @@ async def test_a_killed_worker_loses_only_its_own_requests(dsn: str, figure: Fig
 
 
 @pytest.mark.faults
-async def test_workers_that_cannot_live_are_not_started_all_the_time(dsn: str) -> None:
+async def test_workers_that_end_at_once_are_restarted_once_a_second(dsn: str) -> None:
     with serving("--dsn", dsn, "--workers", "1") as (process, url, _):
         await asyncio.to_thread(get, f"{url}/readyz")
         seen: set[int] = set()
@@ -111,7 +111,7 @@ async def test_workers_that_cannot_live_are_not_started_all_the_time(dsn: str) -
 
 
 @pytest.mark.faults
-async def test_workers_stay_where_new_ones_cannot_serve(dsn: str) -> None:
+async def test_old_workers_stay_if_new_ones_cannot_serve(dsn: str) -> None:
     name = execute(dsn, "SELECT current_database()")[0][0]
     with serving("--dsn", dsn, "--workers", "2") as (process, url, _):
         await asyncio.to_thread(get, f"{url}/readyz")
@@ -128,7 +128,7 @@ async def test_workers_stay_where_new_ones_cannot_serve(dsn: str) -> None:
 
 
 @pytest.mark.faults
-async def test_the_end_of_the_service_cuts_no_answer_short(dsn: str, figure: Figure) -> None:
+async def test_a_stop_of_the_service_finishes_open_requests(dsn: str, figure: Figure) -> None:
     with serving("--dsn", dsn, "--workers", "2") as (process, url, _):
         await asyncio.to_thread(get, f"{url}/readyz")
         async with Load(url) as load:

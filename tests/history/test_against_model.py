@@ -15,6 +15,7 @@ from audit.history.query import AuditQuery
 from audit.history.service import AuditService
 from audit.history.states import State
 from tests.conftest import EMPTY, ago
+from tests.history.conftest import SPLIT_ABOVE
 
 CLOCK = ago().replace(microsecond=0)
 SERVICES = ["a", "b", "c/d", "é"]
@@ -118,10 +119,7 @@ async def start_anew(service: AuditService, history: list[dict[str, Any]], folde
     service.reading.pager = Pager(portion=3)
     async with service.database.pool.acquire() as connection, connection.transaction():
         await connection.execute("; ".join(EMPTY))
-        await connection.execute(
-            "CREATE OR REPLACE FUNCTION most_in_whole_bucket() RETURNS bigint"
-            " LANGUAGE sql IMMUTABLE RETURN 2"
-        )
+        await connection.execute(SPLIT_ABOVE.format(2))
     for part in (history[:folded], history[folded:]):
         if part:
             await service.record(part)
@@ -216,7 +214,7 @@ steps = st.one_of(
     st.lists(filters, min_size=3, max_size=3),
     st.lists(steps, min_size=8, max_size=40),
 )
-async def test_what_is_remembered_never_shows(
+async def test_repeated_requests_equal_the_model_while_tasks_change(
     service: AuditService, questions: list[dict[str, Any]], steps: list[tuple[str, Any]]
 ) -> None:
     """The same three questions again and again, while tasks come, change and are folded."""

@@ -53,7 +53,9 @@ async def test_a_repeated_request_is_answered_without_a_query_while_nothing_chan
     assert 2 == computed.pages
 
 
-async def test_a_window_of_days_moves_each_second(client: Client, computed: Computed) -> None:
+async def test_a_query_with_days_is_computed_again_each_second(
+    client: Client, computed: Computed
+) -> None:
     """In each of the next hundred seconds, one task leaves the window."""
     begun = ago(days=1)
     await record(client, *(task(created_at=begun + timedelta(seconds=n)) for n in range(1, 101)))

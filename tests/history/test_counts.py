@@ -19,6 +19,7 @@ from audit.history.service import AuditService
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from tests.conftest import ago, execute, task
+from tests.history.conftest import SPLIT_ABOVE
 from tests.plans import names_of
 
 STATES = ("pending", "approved", "executing", "completed", "failed", "rejected")
@@ -38,20 +39,12 @@ def some(n: int, **members: Any) -> list[dict[str, Any]]:
     ]
 
 
-def split_above(dsn: str, tasks: int) -> None:
-    execute(
-        dsn,
-        "CREATE OR REPLACE FUNCTION most_in_whole_bucket() RETURNS bigint"
-        f" LANGUAGE sql IMMUTABLE RETURN {tasks}",
-    )
-
-
 @pytest.fixture
 def dsn(dsn: str) -> Any:
     """With buckets that are split early."""
-    split_above(dsn, 10)
+    execute(dsn, SPLIT_ABOVE.format(10))
     yield dsn
-    split_above(dsn, 500)
+    execute(dsn, SPLIT_ABOVE.format(500))
 
 
 QUESTIONS: list[dict[str, Any]] = [
@@ -109,7 +102,9 @@ async def test_changes_of_state_services_and_intent_are_counted(service: AuditSe
     assert await service.upkeep.check_counts() == []
 
 
-async def test_what_is_rolled_back_is_not_counted(service: AuditService, dsn: str) -> None:
+async def test_changes_that_are_rolled_back_are_not_counted(
+    service: AuditService, dsn: str
+) -> None:
     with psycopg.connect(dsn) as connection:
         connection.execute(
             "INSERT INTO tasks (task_id, request_text) VALUES (gen_random_uuid(), 'x')"

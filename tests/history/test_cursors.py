@@ -27,7 +27,7 @@ FORGED: list[tuple[str, TaskQuery, dict[str, Any], datetime | None]] = [
 
 
 @pytest.mark.parametrize(("route", "query", "filters", "clock"), FORGED)
-async def test_a_cursor_has_a_clock_exactly_where_its_filters_need_one(
+async def test_a_cursor_has_a_clock_only_if_its_filters_use_days(
     client: Client,
     service: AuditService,
     route: str,

@@ -28,22 +28,22 @@ def times(history: list[dict[str, Any]]) -> list[datetime]:
 
 
 @pytest.mark.parametrize(("tasks", "days"), [(1, 1), (7, 3650), (999, 1), (12_345, 31)])
-def test_it_has_exactly_as_many_tasks_as_asked_for(tasks: int, days: int) -> None:
+def test_a_history_has_the_requested_number_of_tasks(tasks: int, days: int) -> None:
     assert tasks == sum(1 for _ in demo.generate(tasks, days=days, until=UNTIL))
 
 
-def test_it_runs_from_the_oldest_to_the_newest(history: list[dict[str, Any]]) -> None:
+def test_tasks_are_in_the_order_of_their_creation(history: list[dict[str, Any]]) -> None:
     assert sorted(times(history)) == times(history)
 
 
-def test_it_lies_within_its_days(history: list[dict[str, Any]]) -> None:
+def test_tasks_are_created_within_the_requested_days(history: list[dict[str, Any]]) -> None:
     first, *_, last = times(history)
 
     assert UNTIL - timedelta(days=DAYS) <= first < UNTIL - timedelta(days=DAYS - 1)
     assert UNTIL - timedelta(hours=1) < last < UNTIL
 
 
-def test_nothing_in_it_happens_after_its_end(history: list[dict[str, Any]]) -> None:
+def test_no_time_of_a_task_is_after_the_end(history: list[dict[str, Any]]) -> None:
     ends = [
         task[name] for task in history for name in ("approved_at", "completed_at") if name in task
     ]

@@ -67,7 +67,7 @@ async def test_a_fold_in_portions_is_exact(dsn: str, cells: int) -> None:
         assert await service.get_task_count(service="service-0-7-1") == 1
 
 
-async def test_a_fold_that_runs_out_of_time_gets_on_with_smaller_portions(dsn: str) -> None:
+async def test_a_fold_that_times_out_continues_in_smaller_portions(dsn: str) -> None:
     """A trigger makes each count slow, as a busy disk would."""
     async with serving(dsn, statement_timeout_seconds=0.5) as service:
         await service.record(new_services(0, tasks=20))
@@ -94,7 +94,7 @@ async def test_a_fold_that_runs_out_of_time_gets_on_with_smaller_portions(dsn: s
     assert execute(dsn, "SELECT count(*) FROM task_counts WHERE grain = 'year'") == [(601,)]
 
 
-async def test_a_split_that_would_take_too_long_is_left_to_later_folds(
+async def test_a_split_that_would_take_too_long_is_postponed_to_later_folds(
     service: AuditService, dsn: str
 ) -> None:
     await service.record([task(created_at=ago(hours=n)) for n in range(700)])
@@ -168,7 +168,7 @@ async def test_the_longest_names_and_intents_are_folded_and_rebuilt(
         (psycopg.IsolationLevel.READ_COMMITTED, INSERT),
     ],
 )
-async def test_counts_are_folded_in_a_transaction_of_their_own_alone(
+async def test_a_fold_is_refused_in_a_transaction_with_other_statements(
     dsn: str, function: str, isolation: psycopg.IsolationLevel, before: str
 ) -> None:
     with psycopg.connect(dsn) as connection:
@@ -194,7 +194,7 @@ async def test_a_fold_whose_transaction_is_older_than_the_last_fold_is_exact(
     assert await service.upkeep.check_counts() == []
 
 
-async def test_a_rebuild_that_waits_for_a_fold_counts_what_was_folded(dsn: str) -> None:
+async def test_a_rebuild_that_waited_for_a_fold_is_exact(dsn: str) -> None:
     """The rebuild takes its snapshot after the lock that it has waited for."""
     async with serving(dsn) as service:
         await service.record([task() for _ in range(20)])
@@ -213,7 +213,7 @@ async def test_a_rebuild_that_waits_for_a_fold_counts_what_was_folded(dsn: str) 
         await rebuilding.close()
 
 
-async def test_the_space_of_folded_deltas_is_given_back(dsn: str) -> None:
+async def test_folded_deltas_take_no_space_on_disk(dsn: str) -> None:
     """Also where the last fold leaves dead rows in so few pages that VACUUM would pass them by."""
     execute(
         dsn,

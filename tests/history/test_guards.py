@@ -84,9 +84,7 @@ UPDATES = {
 
 @pytest.mark.parametrize("role", ["owner", "clerk"])
 @pytest.mark.parametrize("case", UPDATES)
-def test_update_is_refused_unless_it_moves_on(
-    guarded: dict[str, str], role: str, case: str
-) -> None:
+def test_a_task_only_moves_to_a_later_state(guarded: dict[str, str], role: str, case: str) -> None:
     change, task_id, state = UPDATES[case]
     where = f"WHERE task_id = '{task_id}'"
 
@@ -111,13 +109,15 @@ REMOVALS = [
 
 @pytest.mark.parametrize("role", ["owner", "clerk"])
 @pytest.mark.parametrize("statement", REMOVALS)
-def test_nothing_is_ever_removed(guarded: dict[str, str], role: str, statement: str) -> None:
+def test_tasks_and_keys_cannot_be_deleted_or_truncated(
+    guarded: dict[str, str], role: str, statement: str
+) -> None:
     partition = partition_of(guarded["owner"], DONE_ID)
 
     assert refusal(guarded[role], statement.format(partition=partition)) == REMOVAL
 
 
-def test_an_upsert_does_not_get_around_the_guards(guarded: dict[str, str]) -> None:
+def test_an_upsert_cannot_bypass_the_guards(guarded: dict[str, str]) -> None:
     upsert = (
         "INSERT INTO tasks (task_id, created_at, request_text)"
         " SELECT task_id, created_at, 'x' FROM tasks WHERE task_id = '{}'"
@@ -149,7 +149,7 @@ def test_an_ordinary_role_cannot_switch_the_guards_off(
     assert refusal(guarded["clerk"], statement.format(partition=partition)) == "42501"
 
 
-def test_the_guards_do_not_look_where_a_role_tells_them_to(guarded: dict[str, str]) -> None:
+def test_the_guards_ignore_the_search_path_of_a_role(guarded: dict[str, str]) -> None:
     execute(guarded["owner"], "CREATE SCHEMA AUTHORIZATION clerk")
     execute(
         guarded["clerk"],
@@ -166,7 +166,7 @@ def test_the_guards_do_not_look_where_a_role_tells_them_to(guarded: dict[str, st
     assert state == TERMINAL
 
 
-def test_a_temporary_table_does_not_take_the_place_of_the_keys(guarded: dict[str, str]) -> None:
+def test_a_temporary_table_does_not_replace_task_keys(guarded: dict[str, str]) -> None:
     state = refusal(
         guarded["clerk"],
         "CREATE TEMPORARY TABLE task_keys (LIKE public.task_keys);"
@@ -213,7 +213,7 @@ VALUES: dict[str, tuple[str, str, str | None]] = {
 
 
 @pytest.mark.parametrize("case", VALUES)
-def test_sql_cannot_record_what_no_client_could(guarded: dict[str, str], case: str) -> None:
+def test_sql_cannot_record_values_that_the_api_refuses(guarded: dict[str, str], case: str) -> None:
     column, value, state = VALUES[case]
     row = {"task_id": "gen_random_uuid()", "request_text": "'By SQL'", column: value}
 
@@ -270,7 +270,7 @@ async def test_an_id_is_unique_however_it_is_recorded(client: Client, dsn: str) 
         insert(dsn, task_id=sent["task_id"])
 
 
-def test_who_began_with_few_tasks_does_not_read_all_later(fresh: str) -> None:
+def test_a_session_that_began_with_few_tasks_uses_indexes_later(fresh: str) -> None:
     """A plan of a trigger lives as long as its session: made for one task, it serves millions."""
     record = (
         "INSERT INTO tasks (task_id, request_text)"
@@ -312,7 +312,9 @@ def test_the_fields_are_the_columns(dsn: str) -> None:
     assert {*NewTask.model_fields, "recorded_at", "intent"} == {name for (name,) in columns}
 
 
-def test_what_may_change_is_what_the_database_lets_change(guarded: dict[str, str]) -> None:
+def test_the_members_of_a_change_are_those_that_the_database_lets_change(
+    guarded: dict[str, str],
+) -> None:
     columns = {*NewTask.model_fields, "recorded_at"}
     examples: dict[str, str] = {
         "status": "'failed'", "services_touched": "'{x}'", "suggestions": "'[1]'",

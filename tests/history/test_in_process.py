@@ -62,7 +62,7 @@ async def test_open_names_a_database_that_does_not_answer() -> None:
 
 
 @pytest.mark.parametrize("dsn", ["", "nonsense", "mysql://host/audit", None, 5])
-async def test_open_refuses_what_is_no_dsn(dsn: Any) -> None:
+async def test_open_refuses_an_invalid_dsn(dsn: Any) -> None:
     with pytest.raises(Invalid, match=r"^dsn: must"):
         async with AuditService.open(dsn):
             pass
@@ -180,7 +180,7 @@ async def ask(service: AuditService, route: str, given: dict[str, Any]) -> TaskP
 
 
 @pytest.mark.parametrize(("route", "given", "field"), WRONG)
-async def test_what_http_refuses_is_refused_with_the_same_text(
+async def test_python_and_http_refuse_values_with_the_same_text(
     service: AuditService, client: Client, route: str, given: dict[str, Any], field: str
 ) -> None:
     response = await client.get(f"{API}/{route}", params=given)
@@ -234,7 +234,7 @@ async def test_none_means_not_given(service: AuditService) -> None:
 
 
 @pytest.mark.parametrize("name", ["limit", "offset", "cursor", "total"])
-async def test_a_count_has_no_pages(service: AuditService, name: str) -> None:
+async def test_get_task_count_accepts_no_page_parameters(service: AuditService, name: str) -> None:
     with pytest.raises(Invalid, match=f"{name}: a count has no pages"):
         await service.get_task_count(**{name: 1})  # type: ignore[arg-type]
 
@@ -250,7 +250,7 @@ async def test_default_of_days_is_a_week_unless_another_time_is_given(
 
 
 @pytest.mark.parametrize("task_id", ["nonsense", "", 5, None, b"x", [], [uuid4()], object()])
-async def test_an_id_that_is_none_is_named(service: AuditService, task_id: Any) -> None:
+async def test_an_invalid_task_id_is_named(service: AuditService, task_id: Any) -> None:
     for call in (service.get_task(task_id), service.update(task_id, {"status": "failed"})):
         with pytest.raises(Invalid) as refused:
             await call
@@ -270,7 +270,9 @@ NO_CHANGES: list[Any] = [5, None, "x", [], [1], {5: 1}, {"colour": "red"}, {"out
 
 
 @pytest.mark.parametrize("tasks", NO_TASKS)
-async def test_what_is_no_list_of_tasks_is_invalid(service: AuditService, tasks: Any) -> None:
+async def test_an_argument_that_is_not_a_list_of_tasks_is_invalid(
+    service: AuditService, tasks: Any
+) -> None:
     with pytest.raises(Invalid):
         await service.record(tasks)
 
@@ -278,7 +280,9 @@ async def test_what_is_no_list_of_tasks_is_invalid(service: AuditService, tasks:
 
 
 @pytest.mark.parametrize("change", NO_CHANGES)
-async def test_what_is_no_change_is_invalid(service: AuditService, change: Any) -> None:
+async def test_an_argument_that_is_not_a_change_is_invalid(
+    service: AuditService, change: Any
+) -> None:
     (task_id,) = (await service.record([task(status="pending")])).task_ids
 
     with pytest.raises(Invalid):
@@ -288,7 +292,7 @@ async def test_what_is_no_change_is_invalid(service: AuditService, change: Any) 
 NOTHING: list[Any] = ["", [], (), None]
 
 
-async def test_a_service_has_to_be_named(service: AuditService) -> None:
+async def test_get_by_service_requires_a_service(service: AuditService) -> None:
     for nothing in NOTHING:
         with pytest.raises(Invalid, match="service_name"):
             await service.get_by_service(nothing)

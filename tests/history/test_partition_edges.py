@@ -64,7 +64,7 @@ def test_a_partition_is_as_wide_as_asked(
 
 
 @pytest.mark.parametrize("timezone", ["America/New_York", "Pacific/Kiritimati"])
-def test_edges_are_of_utc_wherever_the_session_is(fresh: str, timezone: str) -> None:
+def test_partition_bounds_are_in_utc_in_any_time_zone(fresh: str, timezone: str) -> None:
     execute(
         fresh.replace("?", f"?options=-ctimezone%3D{timezone.replace('/', '%2F')}&"),
         "SELECT make_task_partition('2010-03-01T00:00:00Z', 'month')",
@@ -78,7 +78,7 @@ def test_edges_are_of_utc_wherever_the_session_is(fresh: str, timezone: str) -> 
     assert expected == partitions(fresh, 2010)
 
 
-def test_edges_are_half_open(fresh: str) -> None:
+def test_partition_bounds_are_half_open(fresh: str) -> None:
     make(fresh, "2010-03-17T00:00:00Z", "day")
     make(fresh, "2010-03-18T00:00:00Z", "day")
 
@@ -90,7 +90,7 @@ def test_edges_are_half_open(fresh: str) -> None:
     assert ["tasks_20100317", "tasks_20100317", "tasks_20100318"] == [name for _, name in rows]
 
 
-def test_another_width_fills_the_gaps(fresh: str) -> None:
+def test_partitions_of_another_width_fill_the_gaps(fresh: str) -> None:
     make(fresh, "2010-03-10T12:00:00Z", "day")
     make(fresh, "2010-03-11T12:00:00Z", "week")
     make(fresh, "2010-03-20T12:00:00Z", "month")
@@ -107,7 +107,7 @@ def test_another_width_fills_the_gaps(fresh: str) -> None:
     assert expected == partitions(fresh, 2010)
 
 
-def test_many_may_make_partitions_at_once(fresh: str) -> None:
+def test_several_sessions_can_create_partitions_at_once(fresh: str) -> None:
     together = threading.Barrier(8)
 
     def make_some(number: int) -> None:
@@ -161,7 +161,7 @@ def test_a_new_partition_has_the_indexes_of_the_others(fresh: str) -> None:
     assert missing == 0
 
 
-def test_making_a_partition_keeps_no_reader_or_writer_waiting(fresh: str) -> None:
+def test_the_creation_of_a_partition_blocks_no_reader_or_writer(fresh: str) -> None:
     old = insert(fresh)
     with psycopg.connect(fresh) as making:
         making.execute("SELECT make_task_partition('2010-03-17', 'month')")
@@ -175,7 +175,7 @@ def test_making_a_partition_keeps_no_reader_or_writer_waiting(fresh: str) -> Non
         )
 
 
-def test_no_reader_or_writer_keeps_one_who_makes_a_partition_waiting(fresh: str) -> None:
+def test_readers_and_writers_do_not_block_the_creation_of_a_partition(fresh: str) -> None:
     with psycopg.connect(fresh) as using:
         using.execute("INSERT INTO tasks (task_id, request_text) VALUES (gen_random_uuid(), 'x')")
         using.execute("SELECT count(*) FROM tasks")
@@ -185,7 +185,7 @@ def test_no_reader_or_writer_keeps_one_who_makes_a_partition_waiting(fresh: str)
         )
 
 
-async def test_two_that_need_the_same_partition_wait_for_one_another(fresh: str) -> None:
+async def test_two_requests_that_need_the_same_partition_wait_for_each_other(fresh: str) -> None:
     made = "SELECT make_task_partition('2010-03-17', 'month')"
     with psycopg.connect(fresh) as first:
         first.execute(made)

@@ -57,7 +57,7 @@ async def test_a_batch_over_many_days_is_recorded_though_each_statement_has_litt
     assert count(fresh) == before + 300
 
 
-async def test_a_request_that_is_cut_off_keeps_the_partitions_it_made(fresh: str) -> None:
+async def test_partitions_made_by_a_request_that_timed_out_stay(fresh: str) -> None:
     start = datetime(2015, 1, 1, tzinfo=UTC)
     tasks = [task(created_at=start + timedelta(days=n)) for n in range(200)]
     before = count(fresh)
@@ -139,7 +139,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield dsn
 
 
-def test_the_server_has_no_room_for_locks_on_all_partitions(crowded: str) -> None:
+def test_the_test_server_cannot_lock_all_partitions_at_once(crowded: str) -> None:
     with pytest.raises(psycopg.errors.OutOfMemory):
         execute(crowded, "SELECT count(*) FROM tasks WHERE created_by = 'ada'")
 
@@ -160,7 +160,7 @@ async def test_tasks_are_recorded_whatever_the_number_of_partitions(crowded: str
             pass
 
 
-def test_a_lone_key_is_refused_whatever_its_month(crowded: str) -> None:
+def test_a_key_without_a_task_is_refused_in_any_month(crowded: str) -> None:
     for age in ("0 days", "150 days"):
         with pytest.raises(psycopg.DatabaseError) as refused:
             execute(

@@ -220,7 +220,7 @@ UNCOUNTED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("shape", UNCOUNTED)
-async def test_an_uncounted_filter_reads_its_matches_once(
+async def test_a_filter_without_counts_reads_its_matches_once(
     service: AuditService, shape: str
 ) -> None:
     asked = UNCOUNTED[shape]
@@ -248,7 +248,7 @@ async def test_containment_is_served_by_the_gin_index(service: AuditService) -> 
     assert all("services_touched @>" in condition for condition in conditions)
 
 
-async def test_a_statement_keeps_its_custom_plans(service: AuditService) -> None:
+async def test_statements_are_planned_for_their_values_each_time(service: AuditService) -> None:
     for _ in range(12):
         await service.audit_query(service="tax-loader")
 

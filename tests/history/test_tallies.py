@@ -45,7 +45,7 @@ TALLY = Tally({day(9): 5, day(7): 30, day(1): 2}, fold=7, server="one", snapshot
         (36, 9, None, day(2), 35),
     ],
 )
-def test_page_is_in_the_days_that_hold_its_tasks(
+def test_a_page_is_located_in_the_days_of_its_tasks(
     offset: int, limit: int, since: datetime | None, until: datetime, skipped: int
 ) -> None:
     location = TALLY.location_of(offset, limit)
@@ -53,17 +53,17 @@ def test_page_is_in_the_days_that_hold_its_tasks(
     assert (since, until, skipped) == (location.since, location.until, location.skipped)
 
 
-def test_page_after_the_last_task_is_nowhere() -> None:
+def test_a_page_after_the_last_task_has_no_days() -> None:
     assert TALLY.location_of(37, 10) == NOWHERE
 
 
-def test_tasks_on_the_day_of_a_cursor_may_all_come_before_the_page() -> None:
+def test_a_page_after_a_cursor_may_begin_on_the_day_of_the_cursor_or_later() -> None:
     assert TALLY.location_after(day(9) + timedelta(hours=1), 10).since == day(7)
     assert TALLY.location_after(day(7) + timedelta(hours=1), 1).since == day(1)
     assert TALLY.location_after(day(7) + timedelta(hours=1), 2).since is None
 
 
-def test_crowded_place_is_walked_and_sparse_place_is_read_whole() -> None:
+def test_days_with_few_tasks_are_read_whole_and_others_in_index_order() -> None:
     crowded = Tally({day(1): 5000, day(0): 5}, fold=1, server="one", snapshot="s")
 
     assert not crowded.location_of(0, 10).is_sparse
@@ -98,7 +98,9 @@ async def test_tally_is_made_again_on_a_server_that_is_behind(
     assert (await service.reading.list_tasks(query)).total == 2
 
 
-async def test_only_what_has_changed_is_read_again(service: AuditService, dsn: str) -> None:
+async def test_only_the_days_that_changed_are_tallied_again(
+    service: AuditService, dsn: str
+) -> None:
     """The day that changed, and the page."""
     made = [
         task(created_by="ada", created_at=ago(days=n % 100, seconds=n)) for n in range(6000)
@@ -123,7 +125,7 @@ async def test_only_what_has_changed_is_read_again(service: AuditService, dsn: s
     assert ["list_tasks"] == await names_of(service, query)
 
 
-async def test_page_that_moves_is_found_again(service: AuditService) -> None:
+async def test_a_page_that_moved_to_other_days_is_found(service: AuditService) -> None:
     old = [task(created_by="ada", created_at=ago(days=30, seconds=n)) for n in range(20)]
     await service.record(old)
     query = AuditQuery(created_by="ada", limit=5, offset=10)
@@ -137,7 +139,7 @@ async def test_page_that_moves_is_found_again(service: AuditService) -> None:
     assert after.total == 28
 
 
-async def test_crawl_goes_on_in_a_process_whose_tally_is_older(service: AuditService) -> None:
+async def test_a_crawl_continues_in_a_process_with_an_older_tally(service: AuditService) -> None:
     other = AuditService(service.database.pool)
     query = AuditQuery(created_by="ada", limit=5)
     await service.record([task(created_by="ada", created_at=ago(days=n)) for n in (100, 101)])
@@ -174,7 +176,7 @@ async def test_tally_that_takes_too_long_is_dropped(service: AuditService, dsn: 
     assert "locate_portion" in await names_of(service, query)
 
 
-async def test_clock_before_the_last_one_finds_what_that_cut_off(service: AuditService) -> None:
+async def test_a_request_with_an_earlier_clock_finds_older_tasks(service: AuditService) -> None:
     """Around midnight, requests may come to the database in another order than their clocks."""
     midnight = ago(days=5).replace(hour=0, minute=0, second=0, microsecond=0)
     around = [task(created_by="ada", created_at=midnight + timedelta(hours=n)) for n in (-2, 1, 3)]
@@ -247,7 +249,7 @@ async def test_day_with_more_tasks_than_a_portion_is_one_portion(service: AuditS
     assert (await service.reading.list_tasks(AuditQuery(created_by="ada"))).total == 20
 
 
-async def test_what_changes_between_two_portions_is_tallied(service: AuditService) -> None:
+async def test_changes_between_two_portions_are_tallied(service: AuditService) -> None:
     """In days that are tallied already, and in those to come; folded or not."""
     await record_months(service)
     service.reading.pager = Pager(portion=7 * TASKS_A_DAY)

@@ -114,7 +114,9 @@ async def test_limits_are_those_of_http(service: AuditService) -> None:
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\ud800"])
-async def test_what_postgresql_cannot_store_is_malformed(service: AuditService, text: str) -> None:
+async def test_text_that_postgresql_cannot_store_is_malformed(
+    service: AuditService, text: str
+) -> None:
     for members in ({"request_text": text}, {"request_text": "a", "outcome": {text: [text]}}):
         with pytest.raises(Malformed):
             await service.record([members])

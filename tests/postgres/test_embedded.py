@@ -205,7 +205,7 @@ def test_a_session_that_outlived_its_server_is_waited_for(data_dir: Path) -> Non
 
 
 @pytest.mark.parametrize("seconds", [0.02, 0.4])
-def test_a_first_start_that_is_killed_at_any_moment_is_made_good(
+def test_a_first_start_that_was_killed_is_completed_by_the_next(
     tmp_path: Path, seconds: float
 ) -> None:
     owner = own(tmp_path / "data")
@@ -265,7 +265,7 @@ def test_a_half_made_cluster_is_made_anew(tmp_path: Path) -> None:
     ["with space", 'größe, "so" 50% & x=1', "/".join(["d" * 60] * 5)],
     ids=["space", "odd", "long"],
 )
-def test_any_path_will_do(data_dir: Path, tmp_path: Path, name: str) -> None:
+def test_any_path_can_be_the_data_directory(data_dir: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     moved = data_dir.rename(tmp_path / name)
     with embedded.running(moved, options=FAST) as dsn:

@@ -46,7 +46,7 @@ def test_the_log_is_rotated_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert 20_000 < (tmp_path / "postgresql.log.1").stat().st_size < 30_000
 
 
-def test_what_a_server_said_before_it_died_stays(tmp_path: Path) -> None:
+def test_the_log_of_a_server_that_died_stays(tmp_path: Path) -> None:
     with embedded.started(tmp_path, options=FAST) as server:
         for pid in servers_on(tmp_path):
             os.kill(pid, signal.SIGKILL)
