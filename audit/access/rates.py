@@ -29,19 +29,20 @@ class Rates:
         self._interval = 1 / per_second if per_second else 0.0
         #: The requests of this many seconds may come at once.
         self._window = max(1.0, self._interval)
-        #: The `RateLimit-Policy` header.
-        self.policy = f'"key";q={math.floor(per_second * self._window)};w={math.ceil(self._window)}'
+        self._policy = (
+            f'"key";q={math.floor(per_second * self._window)};w={math.ceil(self._window)}'
+        )
         self._full_after = math.ceil(self._window)
         self._served_at = memoryview(mmap.mmap(-1, _SLOTS * _BYTES)).cast("d")
 
-    def take(self, number: int | None) -> str | None:
-        """Count a request and return its `RateLimit` header, or None if there is no limit.
+    def take(self, number: int | None) -> dict[str, str]:
+        """Count a request and return the headers that report its limit, if there is one.
 
         Raises:
             TooManyRequests: the request is over the limit.
         """
         if number is None or not self.per_second:
-            return None
+            return {}
         slot = number % _SLOTS
         now = time.monotonic()
         served_at = max(self._served_at[slot], now) + self._interval
@@ -51,8 +52,11 @@ class Rates:
             raise TooManyRequests(
                 f"the rate limit of this key is {self.per_second:g} requests per second",
                 retry_after_seconds=wait,
-                headers={"RateLimit-Policy": self.policy, "RateLimit": f'"key";r=0;t={wait}'},
+                headers=self._headers(0, wait),
             )
         self._served_at[slot] = served_at
         left = max(0, int(left_seconds * self.per_second + _ROUNDING_SECONDS))
-        return f'"key";r={left};t={self._full_after}'
+        return self._headers(left, self._full_after)
+
+    def _headers(self, left: int, seconds: int) -> dict[str, str]:
+        return {"RateLimit-Policy": self._policy, "RateLimit": f'"key";r={left};t={seconds}'}

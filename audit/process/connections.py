@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, cast
 from weakref import WeakSet
 
@@ -120,12 +120,12 @@ class _Connection(web.RequestHandler):
         self._connections.count_refusal(response.status)
         return response
 
-    async def finish_response(
+    def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
+    ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
         if type(resp) is web.HTTPExpectationFailed:
             resp = problems.refuse_expectation(request)
-        return await super().finish_response(request, resp, start_time)
+        return super().finish_response(request, resp, start_time)
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -10,6 +10,8 @@ from typing import Final, TypedDict
 from audit.telemetry.throttle import Throttle
 
 LOGGER: Final = logging.getLogger("audit.requests")
+#: A response with this status or a higher one reports a failure of the service.
+_FAILURE: Final = HTTPStatus.INTERNAL_SERVER_ERROR.value
 #: Requests without a valid API key, or without the scope that they need.
 REFUSALS: Final = frozenset({HTTPStatus.UNAUTHORIZED.value, HTTPStatus.FORBIDDEN.value})
 
@@ -45,7 +47,7 @@ class RequestLog:
 
     def wants(self, status: int, client: str | None = None) -> bool:
         """Return whether to log a request. `client` is needed only for refusals."""
-        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        if status >= _FAILURE:
             return self._throttle.admit("failures")
         if status in REFUSALS:
             repetitions = self._throttle.repetitions(f"{status} {client}")
@@ -59,7 +61,7 @@ class RequestLog:
         status = entry["status"]
         extra: dict[str, object] = {"entry": entry}
         level = logging.INFO
-        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in REFUSALS:
+        if status >= _FAILURE or status in REFUSALS:
             level = logging.WARNING
             extra["left_out"] = self._throttle.take_left_out()
         LOGGER.log(level, "request", extra=extra)

@@ -9,9 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
-from audit.access.identity import Scope
 from audit.access.rates import Rates
 from audit.addresses import networks_of
 from audit.deadlines import Deadline
@@ -26,11 +24,10 @@ from audit.telemetry.tracing import Traces
 from audit.web.buffers import BodyMemory
 from audit.web.cors import cors
 from audit.web.guard import Guard
-from audit.web.limits import in_time, in_turn
-from audit.web.observe import observe, tracing
+from audit.web.observe import Observer, tracing
 from audit.web.openapi import document_json
-from audit.web.problems import problems
-from audit.web.routes import ROUTES, Route
+from audit.web.pipeline import Pipeline
+from audit.web.routes import ROUTES
 from audit.web.state import (
     ANSWERS,
     BODY_MEMORY,
@@ -72,29 +69,20 @@ def create_app(
     render: Callable[[], bytes] = document_json
     app[OPENAPI] = render
     guard = Guard(settings, rates or Rates(settings.rate_per_second))
+    trusted = networks_of(settings.trusted_proxy or "")
+    observer = Observer(app[METRICS], RequestLog(settings.log_sample), trusted)
+    pipeline = Pipeline(guard, observer, app[DEADLINE])
     for route in ROUTES:
         # A parameter in a path matches any text except for a slash.
         path = route.path.replace("}", ":[^/]+}")
-        app.add_routes([web.route(route.method, path, _limited(route, guard))])
+        app.add_routes([web.route(route.method, path, pipeline.protect(route))])
     app.cleanup_ctx.append(_lifespan(guard, dsn, traces))
     if traces:
         app.middlewares.append(tracing(traces))
-    trusted = networks_of(settings.trusted_proxy or "")
-    app.middlewares.append(observe(app[METRICS], RequestLog(settings.log_sample), trusted))
     if settings.cors_origin:
         app.middlewares.append(cors(frozenset(settings.cors_origin.split(","))))
-    app.middlewares.append(problems)
+    app.middlewares.append(pipeline.every_request)
     return app
-
-
-def _limited(route: Route, guard: Guard) -> Handler:
-    """Return the handler of a route behind the guard and the limits."""
-    if route.scope is None:
-        return in_time(route.handler)
-    # Recording limits the time of the body and the time of the write. One limit for both would
-    # send a response while PostgreSQL still writes.
-    limited = route.handler if route.scope is Scope.RECORD else in_time(route.handler)
-    return guard.protect(route.scope, in_turn(limited))
 
 
 def _lifespan(

@@ -1,15 +1,14 @@
-"""The access check in front of the routes: identity, scope and rate limit."""
+"""The access check of a request: identity, scope and rate limit."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler
 
 from audit.access.identity import ANYONE, Identity, Scope, refused
 from audit.access.keys import KEY_PREFIX, Keys, read_keys
@@ -43,29 +42,23 @@ class Guard:
         self._rates = rates
         self._reading = Recurring("reading the keys")
 
-    def protect(self, scope: Scope, handler: Handler) -> Handler:
-        """Return a handler that only accepts requests with the scope."""
+    async def admit(self, request: web.Request, scope: Scope) -> dict[str, str]:
+        """Note the identity of a request, and return the headers about its rate limit.
 
-        async def handle(request: web.Request) -> web.StreamResponse:
-            identity = await self._identity(request.headers.getall(hdrs.AUTHORIZATION, ()))
-            request[IDENTITY] = identity
-            CALLER.set(Caller(identity.number, request.raw_path))
-            identity.require(scope)
-            left = self._rates.take(identity.number)
-            response = await handler(request)
-            if left is not None and not response.prepared:
-                response.headers["RateLimit-Policy"] = self._rates.policy
-                response.headers["RateLimit"] = left
-            return response
+        Raises:
+            Problem: the request has no valid key or token, lacks the scope, or comes too early.
+        """
+        identity = request[IDENTITY] = await self._identity(request)
+        CALLER.set(Caller(identity.number, request.raw_path))
+        identity.require(scope)
+        return self._rates.take(identity.number)
 
-        return handle
-
-    async def _identity(self, given: Sequence[str]) -> Identity:
-        """Return the identity for the Authorization headers of a request."""
+    async def _identity(self, request: web.Request) -> Identity:
         if self._keys is None:
             raise Unavailable("the keys cannot be read", retry_after_seconds=1)
         if self._provider is None and self._keys.are_none:
             return ANYONE
+        given = request.headers.getall(hdrs.AUTHORIZATION, ())
         if not given:
             raise Unauthenticated(
                 "an API key is required: Authorization: Bearer …",

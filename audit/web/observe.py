@@ -1,15 +1,14 @@
-"""The outermost middlewares: metrics, request log and traces."""
+"""What is recorded of each request: metrics, the request log and traces."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterable
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from audit.addresses import Networks, client_address
-from audit.postgres.pool import note_statements
-from audit.telemetry.metrics import CLIENT_LEFT, UNMATCHED, Metrics
+from audit.telemetry.metrics import UNMATCHED, Metrics
 from audit.telemetry.request_log import REFUSALS, RequestLog
 from audit.telemetry.tracing import Traces
 from audit.web.state import IDENTITY, REASON, REQUEST_ID, ROWS
@@ -18,51 +17,49 @@ from audit.web.state import IDENTITY, REASON, REQUEST_ID, ROWS
 _LONGEST_REASON = 200
 
 
-def observe(metrics: Metrics, log: RequestLog, trusted: Networks = ()) -> Middleware:
-    """Return the middleware that counts all requests and logs some.
+class Observer:
+    """Counts all requests, and logs some.
 
     Other parts of the service leave what they know for the log in the request, under REQUEST_ID,
-    IDENTITY, ROWS and REASON. `trusted` are the proxies whose `X-Forwarded-For` names the client.
+    IDENTITY, ROWS and REASON.
     """
 
-    def client_of(request: web.Request) -> str | None:
+    def __init__(self, metrics: Metrics, log: RequestLog, trusted: Networks = ()) -> None:
+        """`trusted` are the proxies whose `X-Forwarded-For` names the client."""
+        self._metrics = metrics
+        self._log = log
+        self._trusted = trusted
+
+    def done(
+        self, request: web.Request, status: int, seconds: float, statements: Iterable[str]
+    ) -> None:
+        """Record that a request was answered with `status`."""
+        route = _route(request)
+        self._metrics.request(route, request.method, status, seconds)
+        is_refused = status in REFUSALS
+        client = self._client(request) if is_refused else None
+        if not self._log.wants(status, client):
+            return
+        reason = request.get(REASON) if is_refused else None
+        self._log.log(
+            {
+                "request_id": request.get(REQUEST_ID),
+                "client": client or self._client(request),
+                "key_name": _key_name(request),
+                "route": route,
+                "method": request.method,
+                "status": status,
+                "duration_ms": round(1000 * seconds, 3),
+                "rows": request.get(ROWS),
+                "statements": sorted(statements),
+                "reason": reason and reason[:_LONGEST_REASON],
+            }
+        )
+
+    def _client(self, request: web.Request) -> str | None:
         # Called only for requests that are logged, because parsing the header takes time.
-        forwarded = request.headers.getall("X-Forwarded-For", ()) if trusted else ()
-        return client_address(request.remote, forwarded, trusted)
-
-    @web.middleware
-    async def observed(request: web.Request, handler: Handler) -> web.StreamResponse:
-        status = CLIENT_LEFT
-        ran = note_statements()
-        started = time.perf_counter()
-        try:
-            response = await handler(request)
-            status = response.status
-        finally:
-            seconds = time.perf_counter() - started
-            route = _route(request)
-            metrics.request(route, request.method, status, seconds)
-            is_refused = status in REFUSALS
-            client = client_of(request) if is_refused else None
-            if log.wants(status, client):
-                reason = request.get(REASON) if is_refused else None
-                log.log(
-                    {
-                        "request_id": request.get(REQUEST_ID),
-                        "client": client or client_of(request),
-                        "key_name": _key_name(request),
-                        "route": route,
-                        "method": request.method,
-                        "status": status,
-                        "duration_ms": round(1000 * seconds, 3),
-                        "rows": request.get(ROWS),
-                        "statements": sorted(ran),
-                        "reason": reason and reason[:_LONGEST_REASON],
-                    }
-                )
-        return response
-
-    return observed
+        forwarded = request.headers.getall("X-Forwarded-For", ()) if self._trusted else ()
+        return client_address(request.remote, forwarded, self._trusted)
 
 
 def tracing(traces: Traces) -> Middleware:

@@ -11,13 +11,12 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
-from aiohttp.typedefs import Handler
 from multidict import istr
 
 from audit import errors
 from audit.errors import Problem
 from audit.web.responses import BytesResponse
-from audit.web.state import ACCEPT_PATCH, DRAINING, REASON, REQUEST_ID
+from audit.web.state import ACCEPT_PATCH, REASON
 
 log = logging.getLogger("audit")
 
@@ -33,32 +32,29 @@ _REQUEST_ID_HEADER: Final = istr("X-Request-ID")
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
-@web.middleware
-async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer every exception of the handler with a problem, and add the id of the request."""
-    request[REQUEST_ID] = request_id = _request_id(request)
-    try:
-        response = await handler(request)
-    except Problem as problem:
-        request[REASON] = problem.detail
-        response = _respond(problem, request_id)
-    except web.HTTPMethodNotAllowed as refused:
-        response = _options(refused, request, request_id)
-    except web.HTTPException as refused:
-        is_unknown = refused.status == HTTPStatus.NOT_FOUND
-        detail = f"there is no route {request.path}" if is_unknown else None
-        response = _respond_plainly(refused.status, request_id, detail)
-    except Exception:
-        log.exception("request %s failed: %s %s", request_id, request.method, request.path)
-        response = _respond(
-            Problem(f"unexpected error; the log has the details under {request_id}"), request_id
-        )
-    if request.app[DRAINING].is_set():
-        response.force_close()
-    return _named(response, request_id)
+def problem_response(
+    request: web.Request, failure: Exception, request_id: str
+) -> web.StreamResponse:
+    """Return the response to a request whose handler has raised `failure`."""
+    match failure:
+        case Problem():
+            request[REASON] = failure.detail
+            return _respond(failure, request_id)
+        case web.HTTPMethodNotAllowed():
+            return _options(failure, request, request_id)
+        case web.HTTPException():
+            is_unknown = failure.status == HTTPStatus.NOT_FOUND
+            detail = f"there is no route {request.path}" if is_unknown else None
+            return _respond_plainly(failure.status, request_id, detail)
+    log.error(
+        *("request %s failed: %s %s", request_id, request.method, request.path), exc_info=failure
+    )
+    return _respond(
+        Problem(f"unexpected error; the log has the details under {request_id}"), request_id
+    )
 
 
-def _named(response: web.StreamResponse, request_id: str) -> web.StreamResponse:
+def add_common_headers(response: web.StreamResponse, request_id: str) -> web.StreamResponse:
     """Add the headers of every response. Without `Server`, aiohttp would add its version."""
     headers = response.headers
     headers[_REQUEST_ID_HEADER] = request_id
@@ -70,11 +66,11 @@ def bytes_of(problem: Problem) -> bytes:
     """Return the bytes of a response with a problem that closes its connection."""
     request_id = _new_id()
     response = _respond(problem, request_id)
-    _named(response, request_id)
+    add_common_headers(response, request_id)
     return response.to_bytes()
 
 
-def _request_id(request: web.BaseRequest) -> str:
+def request_id_of(request: web.BaseRequest) -> str:
     """Return the id that the client sent, if it can be used in a header and a log, or a new id."""
     given = request.headers.get(_REQUEST_ID_HEADER)
     return given if given and _REQUEST_ID.fullmatch(given) else _new_id()
@@ -143,8 +139,9 @@ def refuse_expectation(request: web.BaseRequest) -> web.StreamResponse:
 
     aiohttp refuses it before any middleware runs, with an answer that repeats the header.
     """
-    request_id = _request_id(request)
-    return _named(_respond_plainly(HTTPStatus.EXPECTATION_FAILED, request_id), request_id)
+    request_id = request_id_of(request)
+    response = _respond_plainly(HTTPStatus.EXPECTATION_FAILED, request_id)
+    return add_common_headers(response, request_id)
 
 
 def refuse_unreadable(
@@ -165,7 +162,7 @@ def refuse_unreadable(
         log.error("request %s failed outside of its handler", request_id, exc_info=failure)
         response = _respond_plainly(status, request_id)
     response.force_close()
-    return _named(response, request_id)
+    return add_common_headers(response, request_id)
 
 
 def _of_parser(refused: BaseException | None) -> Problem:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -22,9 +21,8 @@ from audit.history.query import AuditQuery, FailuresQuery, TaskPath, TaskQuery, 
 from audit.settings import Settings
 from audit.web import openapi
 from audit.web.app import create_app
-from audit.web.problems import problems
+from audit.web.problems import problem_response, request_id_of
 from audit.web.routes import ROUTES
-from audit.web.state import DRAINING
 from tests.conftest import Client
 
 API = "/api/v1/audit"
@@ -367,11 +365,11 @@ async def test_example_of_a_problem_is_what_the_service_sends(
     )
     (example,) = (example["value"] for example in content["examples"].values())
 
-    async def fail(_: web.Request) -> web.Response:
-        raise kind(example["detail"], errors=example.get("errors"))
+    async def fail(request: web.Request) -> web.StreamResponse:
+        problem = kind(example["detail"], errors=example.get("errors"))
+        return problem_response(request, problem, request_id_of(request))
 
-    app = web.Application(middlewares=[problems])
-    app[DRAINING] = asyncio.Event()
+    app = web.Application()
     app.router.add_get("/", fail)
     client = await aiohttp_client(app)
     response = await client.get("/", headers={"X-Request-ID": example["instance"]})
