@@ -104,7 +104,7 @@ class Recording:
             Conflict: an id is recorded with other content.
         """
         async with self._database.queues.writing.slot(
-            question=hash(tuple(batch.text for batch in batches))
+            retry_key=hash(tuple(batch.text for batch in batches))
         ):
             deadline = self._deadline()
             for attempt in range(_ATTEMPTS):
@@ -197,7 +197,7 @@ class Recording:
             "actor": author.actor,
             "request_id": author.request_id,
         }
-        async with self._database.queues.writing.slot(question=(task_id, change)):
+        async with self._database.queues.writing.slot(retry_key=(task_id, change)):
             for _ in range(_ATTEMPTS):
                 row = await self._update_once(task_id, values)
                 if row is None:

@@ -140,6 +140,8 @@ async def test_different_questions_wait_and_few_are_refused(history: Path, figur
     async with computing(history) as (_, url):
         for clients in (128, 256, 1000):
             await compare(url, clients, QUEUE_SECONDS, figure)
+        rate = (await closed_loop(url, ENOUGH, different())).per_second
+        await compare(url, int(0.85 * QUEUE_SECONDS * rate), QUEUE_SECONDS, figure)
 
 
 @pytest.mark.faults
@@ -156,7 +158,7 @@ async def test_above_the_limit_throughput_stays_and_clients_that_wait_are_served
         os.sched_setaffinity(0, {min(cores)})
         async with computing(history, "--queue-seconds", "1") as (_, url):
             os.sched_setaffinity(0, {max(cores)})
-            least_share = 0.75 if waits else 0.4
+            least_share = 0.85 if waits else 0.5
             came = await compare(url, 1000, 1, figure, waits=waits, least_share=least_share)
     finally:
         os.sched_setaffinity(0, cores)
@@ -190,12 +192,12 @@ async def compare(
         )
         assert set(came.statuses) <= {200, 503}
         refusals = came.statuses[503]
-        fits_in_the_queue = clients < 0.7 * queue_seconds * came.per_second
+        fits_in_the_queue = clients < 0.9 * queue_seconds * came.per_second
         promises = {
             "throughput": came.per_second > least_share * peak,
             "p99": not waits or came.p99 < queue_seconds + 1,
             "no refusal while there is room": not (fits_in_the_queue and refusals),
-            "few are refused again": not waits or came.refused_again <= 0.1 * refusals + 2,
+            "few are refused again": not waits or came.refused_again <= 0.05 * refusals + 2,
         }
         if all(promises.values()):
             break
