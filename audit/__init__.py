@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         TimedOut,
         Unavailable,
     )
+    from audit.history.events import HistoryPage, MemberChange, TaskEvent, TaskVersion
     from audit.history.recording import Recorded
     from audit.history.service import AuditService
     from audit.history.states import State
@@ -30,13 +31,17 @@ __all__ = [
     "AuditService",
     "open_pool",
     "Settings",
+    "HistoryPage",
+    "MemberChange",
     "NewTask",
     "Recorded",
     "State",
     "Task",
     "TaskDocument",
+    "TaskEvent",
     "TaskPage",
     "TaskSummary",
+    "TaskVersion",
     # What its methods raise.
     "Problem",
     "Invalid",
@@ -64,6 +69,10 @@ _MODULES = {
     "TaskNotFound": "audit.errors",
     "TimedOut": "audit.errors",
     "Unavailable": "audit.errors",
+    "HistoryPage": "audit.history.events",
+    "MemberChange": "audit.history.events",
+    "TaskEvent": "audit.history.events",
+    "TaskVersion": "audit.history.events",
     "NewTask": "audit.history.task",
     "Task": "audit.history.task",
     "TaskDocument": "audit.history.task",

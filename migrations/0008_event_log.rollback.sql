@@ -28,6 +28,7 @@ DROP FUNCTION task_content;
 DROP FUNCTION task_event_count;
 DROP FUNCTION task_log_size;
 DROP TABLE task_log_sizes;
+DROP VIEW task_history;
 DROP TABLE task_events;
 DROP TABLE task_event_queue;
 DROP FUNCTION refuse_event_change;

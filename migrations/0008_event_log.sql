@@ -86,6 +86,17 @@ CREATE INDEX task_events_by_task ON task_events (task_id);
 -- find it in task_events takes half a millisecond if that has 60 partitions.
 CREATE TABLE task_log_sizes (size bigint PRIMARY KEY);
 
+-- All events. event_id orders the events of a task; position is NULL in the queue.
+CREATE VIEW task_history WITH (security_invoker = TRUE) AS
+SELECT
+    position, event_id, at, kind, task_id, status, actor, request_id, db_role, salt, content, was
+FROM task_events
+UNION ALL
+SELECT
+    NULL AS position, event_id, at, kind, task_id, status, actor, request_id, db_role, salt,
+    content, was
+FROM task_event_queue;
+
 -- How many events have a position: 0 to size - 1.
 CREATE FUNCTION task_log_size() RETURNS bigint
 LANGUAGE sql STABLE
@@ -288,8 +299,9 @@ ALTER TABLE task_event_queue ENABLE ALWAYS TRIGGER refuse_change;
 ALTER TABLE task_events ENABLE ALWAYS TRIGGER refuse_change;
 ALTER TABLE task_events ENABLE ALWAYS TRIGGER refuse_truncate;
 
--- Make the partition of task_events for the month that holds a time, if there is none.
-CREATE FUNCTION make_event_partition(held timestamptz) RETURNS void
+-- Make the partition of task_events for the month that holds a time, if there is none; return
+-- whether there was none.
+CREATE FUNCTION make_event_partition(held timestamptz) RETURNS boolean
 LANGUAGE plpgsql
 SET timezone = 'UTC'
 SET search_path FROM CURRENT
@@ -299,7 +311,7 @@ DECLARE
     name text := 'task_events_' || to_char(month, 'YYYYMM');
 BEGIN
     IF to_regclass(quote_ident(name)) IS NOT NULL THEN
-        RETURN;
+        RETURN FALSE;
     END IF;
     EXECUTE format('CREATE TABLE %I (LIKE task_events INCLUDING ALL)', name);
     EXECUTE format(
@@ -312,13 +324,23 @@ BEGIN
         'ALTER TABLE task_events ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
         name, month, month + interval '1 month'
     );
+    RETURN TRUE;
 END
 $$;
+
+DO $$ BEGIN
+    PERFORM make_event_partition(now());
+END $$;
 
 -- Move at most so many events from the queue to the log, and give them the next positions.
 --
 -- sequenced: how many were moved; NULL if another session is at it. is_last: whether none was left.
 -- It takes the lock before its snapshot, so that it sees what the session before has committed.
+--
+-- A reader whose statement was planned before a partition existed would not find the events that
+-- move into it, and with a later snapshot not find them in the queue either. So partitions are made
+-- a week ahead. If one is missing all the same, this only makes it, and the next call moves.
+--
 -- Raises invalid_transaction_state if it is not the only work of its transaction.
 CREATE FUNCTION sequence_task_events(most integer, OUT sequenced integer, OUT is_last boolean)
 LANGUAGE plpgsql
@@ -327,27 +349,32 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     taken bigint[];
-    held timestamptz;
     log_size bigint;
+    was_missing boolean;
 BEGIN
     PERFORM require_own_transaction();
     IF NOT pg_try_advisory_xact_lock(hashtext('sequence_task_events')) THEN
         RETURN;
     END IF;
+    PERFORM make_event_partition(now() + interval '7 days');
     taken := ARRAY(SELECT event_id FROM task_event_queue ORDER BY event_id LIMIT most);
     sequenced := cardinality(taken);
     is_last := sequenced < most;
     IF sequenced = 0 THEN
         RETURN;
     END IF;
-    FOR held IN
-        SELECT min(at)
+    SELECT bool_or(make_event_partition(held)) INTO was_missing
+    FROM (
+        SELECT min(at) AS held
         FROM task_event_queue
         WHERE event_id = ANY(taken)
         GROUP BY date_trunc('month', at, 'UTC')
-    LOOP
-        PERFORM make_event_partition(held);
-    END LOOP;
+    ) AS months;
+    IF was_missing THEN
+        sequenced := 0;
+        is_last := FALSE;
+        RETURN;
+    END IF;
     log_size := task_log_size();
     PERFORM set_config('audit.is_sequencing', 'on', TRUE);
     WITH moved AS (
@@ -392,7 +419,7 @@ AS $$
 DECLARE
     everything text := 'tasks, task_keys, task_counts, task_count_splits, task_count_deltas, '
         'task_day_changes, task_partitions, task_event_queue, task_events, task_log_sizes, '
-        'access_keys, _yoyo_migration';
+        'task_history, access_keys, _yoyo_migration';
     others text := ', _yoyo_log, _yoyo_version, yoyo_lock';
     owner_name name;
     surplus text;

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from audit.access.identity import Insecure
-from audit.commands import counts, demo, keys, migrate, openapi, record, serve
+from audit.commands import counts, demo, history, keys, log, migrate, openapi, record, serve
 from audit.commands.output import discard_output, note, prepare_streams, print_line
 from audit.commands.signals import StopSignals
 from audit.errors import Problem, TimedOut, Unavailable
@@ -47,9 +47,11 @@ app.command()(serve.serve)
 app.command()(migrate.migrate)
 app.command()(record.record)
 app.command()(demo.demo)
+app.command()(history.history)
 app.command()(counts.counts)
 app.command()(openapi.openapi)
 app.add_typer(keys.app, name="keys")
+app.add_typer(log.app, name="log")
 
 
 @app.callback(invoke_without_command=True)

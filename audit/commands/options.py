@@ -92,28 +92,36 @@ Dsn = Annotated[str | None, _option("dsn", "--dsn")]
 DataDir = Annotated[Path | None, _option("data_dir", "--data-dir")]
 Partition = Annotated[settings.Partition | None, _option("partition", "--partition")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Url = Annotated[
-    str | None,
-    typer.Option(
+
+
+def _url_option(purpose: str, otherwise: str) -> Any:
+    return typer.Option(
         "--url",
         envvar="AUDIT_URL",
         show_envvar=False,
         callback=_validate_url,
-        help="URL of the service to record through, such as http://127.0.0.1:8080. Without it, the"
-        " command records in the database. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are used."
+        help=f"URL of the service to {purpose}, such as http://127.0.0.1:8080. Without it, the"
+        f" command {otherwise} the database. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are used."
         " [AUDIT_URL; default: none]",
         show_default=False,
-    ),
-]
-ApiKey = Annotated[
-    str | None,
-    typer.Option(
+    )
+
+
+def _key_option(scope: str) -> Any:
+    return typer.Option(
         "--key",
         envvar="AUDIT_KEY",
         show_envvar=False,
         callback=_validate_key,
-        help="API key of scope record, for --url. Prefer the variable, because other users of the"
+        help=f"API key of scope {scope}, for --url. Prefer the variable, because other users of the"
         " machine can see options. [AUDIT_KEY; default: none]",
         show_default=False,
-    ),
-]
+    )
+
+
+#: To record through a service.
+Url = Annotated[str | None, _url_option("record through", "records in")]
+ApiKey = Annotated[str | None, _key_option("record")]
+#: To read from a service.
+ReadUrl = Annotated[str | None, _url_option("ask", "reads")]
+ReadKey = Annotated[str | None, _key_option("read")]

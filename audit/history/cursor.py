@@ -1,9 +1,12 @@
 """Where a crawl stands, as an opaque token.
 
-A token is URL-safe base64 of: version, microseconds of the window's clock (0: none), microseconds
-of the last task's `created_at`, its id, the total of the first page (-1: none), and a checksum over
-all of it and the filters. The checksum rejects tokens that this service did not make, or made for
-other filters. It is no secret, since a token contains nothing that its bearer may not ask for.
+A token is URL-safe base64 of some bytes and of a checksum over them and what they are bound to,
+such as the filters of a list. The checksum rejects tokens that this service did not make, or made
+for something else. It is no secret, since a token contains nothing that its bearer may not ask for.
+
+The bytes of a list are: version, microseconds of the window's clock (0: none), microseconds of the
+last task's `created_at`, its id, and the total of the first page (-1: none). The bytes of a task's
+history are: version, and the `event_id` of the last event.
 """
 
 from __future__ import annotations
@@ -14,12 +17,14 @@ import hashlib
 import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from audit.errors import Invalid
 
 _VERSION = 1
 _LAYOUT = struct.Struct(">Bqq16sq")
+_EVENT_LAYOUT = struct.Struct(">Bq")
 _CHECKSUM_BYTES = 8
 _NO_TOTAL = -1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -48,7 +53,7 @@ class Cursor:
             self.task_id.bytes,
             _NO_TOTAL if self.total is None else self.total,
         )
-        return base64.urlsafe_b64encode(payload + _checksum(payload, filters)).decode().rstrip("=")
+        return _seal(payload, filters)
 
 
 def decode(token: str, filters: bytes, *, has_clock: bool) -> Cursor:
@@ -60,28 +65,10 @@ def decode(token: str, filters: bytes, *, has_clock: bool) -> Cursor:
     Raises:
         Invalid: the token is none of ours, or was given for other filters.
     """
-    refused = Invalid(
-        "the cursor is not one of this service, or belongs to other filters",
-        errors=[
-            {"field": "cursor", "detail": "must be the next_cursor of a page of the same filters"}
-        ],
-    )
-    try:
-        raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raise refused from None
-    payload, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
-    if (
-        len(payload) != _LAYOUT.size
-        or payload[0] != _VERSION
-        or checksum != _checksum(payload, filters)
-        or base64.urlsafe_b64encode(raw).decode().rstrip("=") != token
-    ):
-        raise refused
-    _, clock, created_at, task_id, total = _LAYOUT.unpack(payload)
+    _, clock, created_at, task_id, total = _unseal(token, _LAYOUT, filters, "filters")
     is_in_range = 0 <= clock < _LAST and 0 <= created_at < _LAST and total >= _NO_TOTAL
     if not is_in_range or has_clock != (clock > 0):
-        raise refused
+        raise _refused("filters")
     return Cursor(
         clock=_EPOCH + clock * _MICROSECOND if clock else None,
         created_at=_EPOCH + created_at * _MICROSECOND,
@@ -90,5 +77,45 @@ def decode(token: str, filters: bytes, *, has_clock: bool) -> Cursor:
     )
 
 
-def _checksum(payload: bytes, filters: bytes) -> bytes:
-    return hashlib.blake2b(payload + filters, digest_size=_CHECKSUM_BYTES).digest()
+def encode_event(event_id: int, task_id: UUID) -> str:
+    """Return the token for the place after an event of a task."""
+    return _seal(_EVENT_LAYOUT.pack(_VERSION, event_id), task_id.bytes)
+
+
+def decode_event(token: str, task_id: UUID) -> int:
+    """Return the event that `encode_event` was given with the same task.
+
+    Raises:
+        Invalid: the token is none of ours, or was given for another task.
+    """
+    _, event_id = _unseal(token, _EVENT_LAYOUT, task_id.bytes, "task")
+    return int(event_id)
+
+
+def _seal(payload: bytes, bound_to: bytes) -> str:
+    sealed = payload + _checksum(payload, bound_to)
+    return base64.urlsafe_b64encode(sealed).decode().rstrip("=")
+
+
+def _unseal(token: str, layout: struct.Struct, bound_to: bytes, what: str) -> tuple[Any, ...]:
+    try:
+        raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise _refused(what) from None
+    payload = raw[:-_CHECKSUM_BYTES]
+    if len(payload) != layout.size or payload[0] != _VERSION or token != _seal(payload, bound_to):
+        raise _refused(what)
+    return layout.unpack(payload)
+
+
+def _refused(what: str) -> Invalid:
+    return Invalid(
+        f"the cursor is not one of this service, or belongs to other {what}",
+        errors=[
+            {"field": "cursor", "detail": f"must be the next_cursor of a page of the same {what}"}
+        ],
+    )
+
+
+def _checksum(payload: bytes, bound_to: bytes) -> bytes:
+    return hashlib.blake2b(payload + bound_to, digest_size=_CHECKSUM_BYTES).digest()

@@ -274,21 +274,33 @@ class _Window:
 
 def replaced(text: str, values: Mapping[str, Any]) -> str:
     """Return the text of a valid JSON object with other values for some of its members."""
-    decoder = json.JSONDecoder(parse_int=len, parse_float=len)  # long numbers need no conversion
     parts = []
     kept = 0
-    at = _after_space(text, 1)
+    for name, at, end in _places(text):
+        if name in values:
+            parts += [text[kept:at], json.dumps(values[name])]
+            kept = end
+    return "".join([*parts, text[kept:]])
+
+
+def members(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the name of each member of a valid JSON object, and the text of its value."""
+    for name, at, end in _places(text):
+        yield name, text[at:end]
+
+
+def _places(text: str) -> Iterator[tuple[str, int, int]]:
+    """Yield where the values of a valid JSON object are, with the names of their members."""
+    decoder = json.JSONDecoder(parse_int=len, parse_float=len)  # long numbers need no conversion
+    at = _after_space(text, _after_space(text, 0) + len("{"))
     while text[at] != "}":
         name, end = decoder.raw_decode(text, at)
         at = _after_space(text, _after_space(text, end) + len(":"))
         _, end = decoder.raw_decode(text, at)
-        if name in values:
-            parts += [text[kept:at], json.dumps(values[name])]
-            kept = end
+        yield name, at, end
         at = _after_space(text, end)
         if text[at] == ",":
             at = _after_space(text, at + 1)
-    return "".join([*parts, text[kept:]])
 
 
 def _after_space(text: str, at: int) -> int:

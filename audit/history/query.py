@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from audit.history.cursor import Cursor, decode
+from audit.history.cursor import Cursor, decode, decode_event
 from audit.history.states import State
 from audit.history.validation import Input, invalid_parameters
 from audit.history.values import (
@@ -37,6 +37,8 @@ MAX_OFFSET: Final = 2**63 - 1
 DEFAULT_FAILURE_DAYS: Final = 7
 #: The parameters that may be given several times.
 _SEVERAL: Final = frozenset({"status", "service", "intent"})
+
+CursorText = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 class NoParams(Input):
@@ -70,6 +72,27 @@ class TaskPath(NoParams):
     task_id: TaskId
 
 
+class HistoryQuery(TaskPath):
+    """The parameters of the route to the events of a task."""
+
+    limit: Annotated[int, whole_number(1, 1000)] = 100
+    """The largest number of events in a page; 100 by default."""
+    cursor: CursorText | None = None
+    """The `next_cursor` of a page of the same task. The response continues after that page."""
+    _after: int = PrivateAttr(default=-1)
+
+    @model_validator(mode="after")
+    def _decode_cursor(self) -> Self:
+        if self.cursor is not None:
+            self._after = decode_event(self.cursor, self.task_id)
+        return self
+
+    @property
+    def after(self) -> int:
+        """The event after which the page begins; -1: at the first event."""
+        return self._after
+
+
 class TaskQuery(NoParams):
     """The parameters that all lists share. Filters combine with AND."""
 
@@ -100,7 +123,7 @@ class TaskQuery(NoParams):
     """The number of matching tasks to skip; 0 by default. Not together with `cursor`."""
     total: Annotated[Literal["exact", "none"], BeforeValidator(_total)] = "exact"
     """`none` leaves `total` null and saves the time for counting; `exact` by default."""
-    cursor: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    cursor: CursorText | None = None
     """The `next_cursor` of a page. The response continues after that page; the filters must be the
     same."""
     _position: Cursor | None = PrivateAttr(default=None)

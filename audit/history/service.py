@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, Unpack
 from uuid import UUID
 
 from audit.errors import Invalid
 from audit.history.asking import Reading
+from audit.history.backfill import Backfill
+from audit.history.events import HistoryPage, TaskEvent, TaskVersion
+from audit.history.log import Log
 from audit.history.parsing import batch_of, change_of
 from audit.history.partitions import Partitions
-from audit.history.query import AuditQuery, FailuresQuery, TaskQuery, parse_arguments
+from audit.history.query import (
+    AuditQuery,
+    FailuresQuery,
+    HistoryQuery,
+    Params,
+    parse_arguments,
+)
 from audit.history.recording import Author, Recorded, Recording
 from audit.history.task import NewTask, TaskDocument, TaskPage, TaskSummary
 from audit.history.upkeep import Upkeep
@@ -26,7 +35,6 @@ from audit.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from audit.postgres.pool import Pool
 
-Query = TypeVar("Query", bound=TaskQuery)
 OneOrMore = str | Sequence[str]
 
 _LONGEST_ACTOR: Final = 255
@@ -87,8 +95,10 @@ class AuditService:
         self._settings = settings
         self.partitions = Partitions(database, settings)
         self.reading = Reading(database, settings)
+        self.log = Log(database, settings)
         self.recording = Recording(database, settings, metrics, self.partitions)
         self.upkeep = Upkeep(database, settings, metrics, self.partitions)
+        self.backfill = Backfill(database, self.upkeep)
 
     @classmethod
     @asynccontextmanager
@@ -204,6 +214,41 @@ class AuditService:
         """
         return await self.reading.get_task(task_id, project_id=project_id)
 
+    async def get_history(
+        self, task_id: UUID | str, limit: int = 100, *, cursor: str | None = None
+    ) -> HistoryPage:
+        """Return a page of the events of a task, oldest first: who changed what, and when.
+
+        Raises:
+            TaskNotFound: no task has this id.
+        """
+        given = {"task_id": task_id, "cursor": cursor}
+        return await self.log.get_history(_query(HistoryQuery, limit=limit, **given))
+
+    async def iterate_history(self, task_id: UUID | str) -> AsyncGenerator[TaskEvent]:
+        """Yield every event of a task, oldest first; like `get_history`."""
+        async for page, _ in self._iterate_history(task_id):
+            for event in page.events:
+                yield event
+
+    async def iterate_versions(self, task_id: UUID | str) -> AsyncGenerator[TaskVersion]:
+        """Yield the task as it was after each of its events, oldest first."""
+        async for page, query in self._iterate_history(task_id, limit=100):
+            for version in await self.log.get_versions(page, query):
+                yield version
+
+    async def _iterate_history(
+        self, task_id: UUID | str, limit: int = 1000
+    ) -> AsyncGenerator[tuple[HistoryPage, HistoryQuery]]:
+        cursor = None
+        while True:
+            query = _query(HistoryQuery, task_id=task_id, limit=limit, cursor=cursor)
+            page = await self.log.get_history(query)
+            yield page, query
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
     async def record(
         self, tasks: Iterable[NewTask | Mapping[str, Any]], *, actor: str | None = None
     ) -> Recorded:
@@ -254,7 +299,7 @@ def _author(actor: str | None) -> Author:
     return Author(actor)
 
 
-def _query(model: type[Query], *, limit: object = 100, **given: object) -> Query:
+def _query(model: type[Params], *, limit: object = 100, **given: object) -> Params:
     """Validate arguments by the rules of a URL. None means "not given", except as a `limit`."""
     given = {name: value for name, value in given.items() if value is not None}
     return parse_arguments(model, {**given, "limit": limit})

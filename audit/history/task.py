@@ -65,13 +65,13 @@ class NewTask(_TaskFields):
     after the sixth are cut."""
 
 
-class _Output(BaseModel):
+class Output(BaseModel):
     """Part of a response. Later versions may add members, which clients must ignore."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
 
-class TaskSummary(_Output):
+class TaskSummary(Output):
     """A task as lists show it."""
 
     task_id: UUID
@@ -98,7 +98,7 @@ class Task(TaskSummary):
     suggestions: list[Any] | None
 
 
-class TaskPageBody(_Output):
+class TaskPageBody(Output):
     """A page of a list, newest first: by `created_at`, then by `task_id`, both descending."""
 
     tasks: list[TaskSummary]
@@ -112,7 +112,7 @@ class TaskPageBody(_Output):
     """null on the last page, and only there."""
 
 
-class RecordedBody(_Output):
+class RecordedBody(Output):
     """The result of recording tasks."""
 
     recorded: int

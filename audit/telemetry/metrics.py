@@ -64,6 +64,18 @@ class Deltas:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class LogSize:
+    """The size of the event log, and of the queue of events that have no position yet."""
+
+    events: int
+    bytes: int
+    queued: int
+    queue_bytes: int
+    queued_seconds: float
+    """The age of the oldest event in the queue; 0 if there is none."""
+
+
 class Seat:
     """The part of the shared memory in which one worker counts."""
 
@@ -169,13 +181,15 @@ class Metrics:
         """Set the time of the last complete fold to now."""
         self._cells[self._folded_at] = time.time()
 
-    def render(self, accept: str, deltas: Deltas | None) -> tuple[bytes, str]:
+    def render(
+        self, accept: str, deltas: Deltas | None, log: LogSize | None = None
+    ) -> tuple[bytes, str]:
         """Return the metrics of all workers as text, and its content type.
 
-        `deltas` is None if the database did not answer.
+        `deltas` and `log` are None if the database did not answer.
         """
         registry = CollectorRegistry()
-        registry.register(_Collected([*self._families(), *_of_database(deltas)]))
+        registry.register(_Collected([*self._families(), *_of_database(deltas), *_of_log(log)]))
         encode, content_type = choose_encoder(accept)
         return encode(registry), content_type
 
@@ -364,6 +378,30 @@ def _of_database(deltas: Deltas | None) -> Iterator[Metric]:
             "Size on disk of these changes, which every total reads.",
             value=deltas.size_bytes,
         )
+
+
+def _of_log(log: LogSize | None) -> Iterator[Metric]:
+    if log is None:
+        return
+    yield CounterMetricFamily(
+        "task_audit_log_events", "Events that have a position in the event log.", value=log.events
+    )
+    yield GaugeMetricFamily(
+        "task_audit_log_bytes", "Size of these events on disk, with indexes.", value=log.bytes
+    )
+    yield GaugeMetricFamily(
+        "task_audit_log_queue_length", "Events that have no position yet.", value=log.queued
+    )
+    yield GaugeMetricFamily(
+        "task_audit_log_queue_bytes",
+        "Size of the queue of these events on disk, which every read of a list reads.",
+        value=log.queue_bytes,
+    )
+    yield GaugeMetricFamily(
+        "task_audit_log_queue_age_seconds",
+        "Age of the oldest event that has no position; 0 if there is none.",
+        value=log.queued_seconds,
+    )
 
 
 _METHOD_AT: Final = {method: i * len(_STATUSES) for i, method in enumerate(_METHODS)}

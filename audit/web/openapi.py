@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from copy import deepcopy
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
@@ -140,6 +141,8 @@ def _query_parameters(route: Route) -> list[dict[str, Any]]:
     properties = _properties(route.query) if route.query else {}
     # `status` is the last field of its model, and the most used parameter.
     for name, schema in sorted(properties.items(), key=lambda item: item[0] != "status"):
+        if f"{{{name}}}" in route.path:
+            continue
         description = schema.pop("description")
         # A URL cannot contain null.
         sent = schema.get("anyOf", [schema])[0]
@@ -176,7 +179,7 @@ def _content(content: Content) -> dict[str, Any]:
     if content.schema is NewTask:
         several = {"type": "array", "minItems": 1, "maxItems": MAX_TASKS_IN_ARRAY}
         schema = {"oneOf": [schema, {**several, "items": schema}]}
-    examples = {name: dict(_EXAMPLES["bodies"][name]) for name in content.examples}
+    examples = {name: deepcopy(_EXAMPLES["bodies"][name]) for name in content.examples}
     if content.media_type == NDJSON:
         for example in examples.values():
             tasks = example["value"] if isinstance(example["value"], list) else [example["value"]]

@@ -11,6 +11,7 @@ from typing import Final
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
+from audit.history.events import HistoryPage
 from audit.history.task import TaskDocument
 from audit.web.buffers import Unread
 
@@ -87,6 +88,18 @@ def task_response(document: TaskDocument) -> BytesResponse:
         hdrs.ETAG: document.etag,
     }
     return BytesResponse(document.json.encode(), headers)
+
+
+def history_response(page: HistoryPage, link: str | None) -> BytesResponse:
+    """Return a response of the events of a task, with its ETag."""
+    headers = {
+        **TASK_HEADERS,
+        hdrs.CONTENT_TYPE: "application/json",
+        hdrs.ETAG: page.etag,
+    }
+    if link:
+        headers[hdrs.LINK] = link
+    return BytesResponse(page.body, headers)
 
 
 def json_response(body: bytes, status: int = 200) -> BytesResponse:

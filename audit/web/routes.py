@@ -16,7 +16,8 @@ from pydantic import BaseModel
 from audit import errors
 from audit.access.identity import Scope
 from audit.errors import Problem
-from audit.history.query import AuditQuery, FailuresQuery, TaskQuery
+from audit.history.events import HistoryBody
+from audit.history.query import AuditQuery, FailuresQuery, HistoryQuery, NoParams
 from audit.history.task import NewTask, RecordedBody, Task, TaskChange, TaskPageBody
 from audit.web.handlers import asking, docs, health, recording
 from audit.web.handlers.recording import JSON, NDJSON
@@ -57,8 +58,8 @@ class Route:
     problems: tuple[type[Problem], ...] = ()
     responses: Mapping[int, Response] = field(default_factory=dict)
     """By status. A route without responses is not part of the OpenAPI document."""
-    query: type[TaskQuery] | None = None
-    """The model of the query parameters."""
+    query: type[NoParams] | None = None
+    """The model of the parameters in the query, and maybe in the path."""
     headers: tuple[str, ...] = ()
     """The names of optional request headers."""
     body: tuple[Content, ...] = ()
@@ -166,6 +167,17 @@ ROUTES: Final = (
             304: Response("The task with the sent ETag is still current", headers=("ETag",)),
         },
         headers=("If-None-Match",),
+    ),
+    Route(
+        "GET", f"{_API}/tasks/{{task_id}}/history", asking.get_history, Scope.READ,
+        (*_READING, *_ONE_TASK),
+        {
+            200: Response(
+                "A page of events", Content(HistoryBody, ("history",)), ("ETag", "Link")
+            ),
+            304: Response("The page with the sent ETag is still current", headers=("ETag",)),
+        },
+        query=HistoryQuery, headers=("If-None-Match",),
     ),
     Route(
         "PATCH", f"{_API}/tasks/{{task_id}}", recording.update, Scope.RECORD,

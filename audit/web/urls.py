@@ -30,10 +30,15 @@ def query_params(request: web.Request) -> dict[str, list[str]]:
     return params
 
 
-def path_and_query_params(request: web.Request, name: str) -> dict[str, list[str]]:
-    """Return the parameters of the URL, with the last segment of the path as the one of `name`."""
+def path_and_query_params(
+    request: web.Request, name: str, *, after: str = ""
+) -> dict[str, list[str]]:
+    """Return the parameters of the URL, with the last segment of the path as the one of `name`.
+
+    If the path ends with `after`, it is the last segment before that.
+    """
     params = query_params(request)
-    params[name] = [_last_segment(request), *params.get(name, [])]
+    params[name] = [_last_segment(request, after), *params.get(name, [])]
     return params
 
 
@@ -62,8 +67,9 @@ def links(request: web.Request, next_cursor: str | None) -> str | None:
     return header if len(header) <= _LONGEST_LINKS else None
 
 
-def _last_segment(request: web.Request) -> str:
+def _last_segment(request: web.Request, after: str = "") -> str:
     path, _, _ = request.raw_path.partition("?")
+    path = path.removesuffix(after)
     return unquote_to_bytes(_checked(path.rpartition("/")[2])).decode()
 
 

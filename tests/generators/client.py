@@ -8,9 +8,16 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from task_audit_client import AuthenticatedClient
-from task_audit_client.api.ask import audit_query, get_by_service, get_failures, get_task
+from task_audit_client.api.ask import (
+    audit_query,
+    get_by_service,
+    get_failures,
+    get_history,
+    get_task,
+)
 from task_audit_client.api.record import record, update
 from task_audit_client.models import (
+    HistoryBody,
     NewTask,
     Problem,
     RecordedBody,
@@ -67,6 +74,12 @@ failures = page_of(
     get_failures.sync(client=client, since=now - timedelta(days=60), service=["python"])
 )
 
+# Who changed it.
+history = get_history.sync(many.task_ids[0], client=client)
+assert isinstance(history, HistoryBody), history
+*_, event = history.events
+status = event.changed["status"]
+
 # A typed 404, and a typed 422.
 missing = get_task.sync(UUID(int=0), client=client)
 assert isinstance(missing, Problem), missing
@@ -81,6 +94,7 @@ print(
             "listed": [len(listed.tasks), listed.total],
             "crawled": crawled,
             "changed": [changed.status, changed.error_message],
+            "history": [event.actor, status.from_, status.to],
             "failures": [task.request_text for task in failures.tasks],
             "missing": [missing.status, missing.type_],
             "refused": [error.field for error in refused.errors],

@@ -61,6 +61,13 @@ const failures = found(
   }),
 );
 
+// Who changed it.
+const history = found(
+  await client.GET("/api/v1/audit/tasks/{task_id}/history", { params: { path: { task_id } } }),
+);
+const event = history.events.at(-1);
+const status = event?.changed["status"];
+
 // A typed 404, and a typed 422.
 const missing = await client.GET("/api/v1/audit/tasks/{task_id}", {
   params: { path: { task_id: "00000000-0000-0000-0000-000000000000" } },
@@ -76,6 +83,7 @@ console.log(
     listed: [listed.tasks.length, listed.total],
     crawled: crawled.map((task) => task.request_text),
     changed: [changed.status, changed.error_message],
+    history: [event?.actor, status?.from, status?.to],
     failures: failures.tasks.map((task) => task.request_text),
     missing: [missing.response.status, notFound?.type],
     refused: refused.error?.errors?.map((error) => error.field),

@@ -176,8 +176,11 @@ def test_the_partition_of_each_month_is_made_when_it_is_needed(dsn: str) -> None
                 [at],
             )
     [(relations,)] = execute(dsn, "SELECT count(*) FROM pg_inherits")
-    execute(dsn, "SET timezone = 'Pacific/Auckland'; SELECT sequence_task_events(10)")
+    sequence = ("SET timezone = 'Pacific/Auckland'", "SELECT * FROM sequence_task_events(10)")
 
+    # A reader whose statement was planned before would miss what moves in the same transaction.
+    assert [(0, False)] == execute(dsn, *sequence)
+    assert [(3, True)] == execute(dsn, *sequence)
     made = execute(dsn, "SELECT tableoid::regclass::text, at FROM task_events ORDER BY at LIMIT 2")
     assert [("task_events_202002", months[0]), ("task_events_202003", months[1])] == made
     assert execute(dsn, "SELECT count(*) FROM pg_inherits") > [(relations,)]

@@ -19,7 +19,7 @@ LAYERS = [{"commands"}, {"process"}, {"web"}, {"history", "access"}, {"postgres"
 GROUND = {"settings", "errors", "deadlines", "once", "addresses", "dsn"}
 #: Where each third-party package is used: in a package, or in one module.
 THIRD_PARTIES = {
-    "aiohttp": {"web", "process", "access.provider", "commands.record_url"},
+    "aiohttp": {"web", "process", "access.provider", "commands.service_url"},
     "aiohttp.web": {"web", "process"},
     "asyncpg": {"postgres", "history", "access.keys"},
     "jwt": {"access.provider"},

@@ -178,7 +178,28 @@ def test_without_a_database_the_other_metrics_stay(dsn: str) -> None:
 
     assert (1, 0) == tuple(value(shown, "task_audit_database_up") for shown in (there, gone))
     missing = {name for name, _ in there} - {name for name, _ in gone}
-    assert {"task_audit_count_deltas", "task_audit_count_deltas_bytes"} == missing
+    assert {"task_audit_count_deltas", "task_audit_count_deltas_bytes"} == {
+        name for name in missing if not name.startswith("task_audit_log_")
+    }
+    assert len(missing) == 7
+
+
+async def test_the_log_and_its_queue_have_sizes_and_an_age(dsn: str, client: Client) -> None:
+    async def measured(*names: str) -> tuple[float, ...]:
+        series = await scrape(client)
+        return tuple(value(series, f"task_audit_log_{name}") for name in names)
+
+    numbers = ("events_total", "queue_length", "queue_age_seconds")
+    empty = await measured(*numbers)
+    await client.post(f"{API}/tasks", json=[task(), task(), task()])
+    queued = await measured(*numbers)
+    execute(dsn, "SELECT sequence_task_events(2)")
+    half = await measured(*numbers)
+
+    assert (0, 0, 0) == empty
+    assert ((0, 3), (2, 1)) == (queued[:2], half[:2])
+    assert 0 < queued[2] < half[2] < 60
+    assert min(await measured("bytes", "queue_bytes")) > 0
 
 
 async def test_deltas_have_a_size_and_a_lag(dsn: str, client: Client) -> None:

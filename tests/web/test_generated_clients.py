@@ -49,6 +49,7 @@ EXPECTED = {
     "listed": [4, 6],
     "crawled": [f"Deploy {number}" for number in range(1, 7)],
     "changed": ["failed", "no space left"],
+    "history": ["generated", "executing", "failed"],
     "failures": ["Deploy 2"],
     "missing": [404, "urn:task-audit:problem:task-not-found"],
     "refused": ["days"],

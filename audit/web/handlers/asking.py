@@ -8,9 +8,16 @@ from aiohttp import hdrs, web
 from multidict import istr
 
 from audit.history.answers import Answer
-from audit.history.query import AuditQuery, FailuresQuery, TaskPath, TaskQuery, parse_query
+from audit.history.query import (
+    AuditQuery,
+    FailuresQuery,
+    HistoryQuery,
+    TaskPath,
+    TaskQuery,
+    parse_query,
+)
 from audit.web.negotiation import accepts_gzip, not_modified, require_match
-from audit.web.responses import TASK_HEADERS, BytesResponse, task_response
+from audit.web.responses import TASK_HEADERS, BytesResponse, history_response, task_response
 from audit.web.state import ANSWERS, IDENTITY, ROWS, SERVICE
 from audit.web.urls import links, path_and_query_params, query_params
 
@@ -123,3 +130,20 @@ async def get_task(request: web.Request) -> BytesResponse:
         return unchanged
     request[ROWS] = 1
     return task_response(document)
+
+
+async def get_history(request: web.Request) -> BytesResponse:
+    """List the events of a task: who changed what, and when.
+
+    Oldest first, including every write that was confirmed before the request. A task that was
+    recorded before the service kept a log has no events until it is changed or imported.
+    """
+    query = parse_query(HistoryQuery, path_and_query_params(request, "task_id", after="/history"))
+    page = await request.app[SERVICE].log.get_history(
+        query, project_id=request[IDENTITY].project_id
+    )
+    require_match(request, page.etag)
+    if unchanged := not_modified(request, page.etag, TASK_HEADERS):
+        return unchanged
+    request[ROWS] = page.rows
+    return history_response(page, links(request, page.next_cursor))

@@ -41,7 +41,9 @@ async def metrics(request: web.Request) -> BytesResponse:
 
     The format is OpenMetrics if `Accept` asks for it.
     """
-    deltas = await request.app[SERVICE].upkeep.measure_deltas(_MEASURE_SECONDS)
+    service = request.app[SERVICE]
+    deltas = await service.upkeep.measure_deltas(_MEASURE_SECONDS)
+    log = await service.log.measure(_MEASURE_SECONDS) if deltas else None
     accept = request.headers.get("Accept", "")
-    body, content_type = request.app[METRICS].render(accept, deltas)
+    body, content_type = request.app[METRICS].render(accept, deltas, log)
     return BytesResponse(body, {"Content-Type": content_type})

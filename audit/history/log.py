@@ -1,0 +1,77 @@
+"""Reads the event log: the history of a task, and the size of the log. Knows no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+import asyncpg
+
+from audit.errors import Problem, TaskNotFound
+from audit.history.cursor import encode_event
+from audit.history.events import HistoryPage, TaskVersion
+from audit.history.query import HistoryQuery
+from audit.postgres import statements
+from audit.postgres.database import Database
+from audit.postgres.pool import fetch_row
+from audit.settings import Settings
+from audit.telemetry.metrics import LogSize
+
+
+class Log:
+    """The events of tasks: those in the log, and those that still wait in its queue."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database = database
+        self._max_page_bytes = settings.max_page_bytes
+
+    async def get_history(
+        self, query: HistoryQuery, *, project_id: UUID | None = None
+    ) -> HistoryPage:
+        """Return a page of the events of a task, from one snapshot.
+
+        With a `project_id`, the task must be of this project.
+
+        Raises:
+            TaskNotFound: no task has this id.
+        """
+        values = statements.GET_HISTORY.values(
+            {
+                "task_id": query.task_id,
+                "project_id": project_id,
+                "after": query.after,
+                "limit": query.limit,
+                "max_bytes": self._max_page_bytes,
+            }
+        )
+        async with self._database.reading() as connection:
+            row = await connection.fetchrow(statements.GET_HISTORY, *values)
+        if row is None:
+            raise TaskNotFound(f"no task has the id {query.task_id}")
+        return HistoryPage(
+            task_id=query.task_id,
+            events_json=row["events"],
+            next_cursor=encode_event(row["last_id"], query.task_id) if row["has_more"] else None,
+            rows=row["shown"],
+        )
+
+    async def get_versions(self, page: HistoryPage, query: HistoryQuery) -> list[TaskVersion]:
+        """Return the task as it was after each event of a page that `query` has got."""
+        values = statements.GET_VERSIONS.values(
+            {"task_id": query.task_id, "after": query.after, "limit": page.rows}
+        )
+        async with self._database.reading() as connection:
+            rows = await connection.fetch(statements.GET_VERSIONS, *values)
+        return [
+            TaskVersion(event, row["document"])
+            for event, row in zip(page.events, rows, strict=True)
+        ]
+
+    async def measure(self, timeout_seconds: float) -> LogSize | None:
+        """Return the size of the log; None if the database does not answer in time."""
+        try:
+            async with asyncio.timeout(timeout_seconds), self._database.connection() as connection:
+                row = await fetch_row(connection, statements.MEASURE_LOG)
+        except (TimeoutError, Problem, asyncpg.PostgresError):
+            return None
+        return LogSize(**row)
