@@ -184,7 +184,7 @@ class Settings(BaseSettings):
     max_expansion: int = Field(default=100, ge=1)
     """How many times larger a compressed body may become. 1 MiB is always allowed."""
     max_lines_per_request: int = Field(default=200_000, ge=1)
-    """Limit of the lines in an NDJSON body, with blank lines."""
+    """Limit of the lines in an NDJSON body, including blank lines."""
     max_tasks_per_request: int = Field(default=100_000, ge=1)
     """Limit of the tasks in an NDJSON body. A JSON array may contain at most 1,000."""
     max_task_bytes: int = Field(default=1024 * 1024, ge=1024, le=256 * 1024 * 1024)

@@ -29,8 +29,8 @@ def migrate(
         typer.Option(
             "--grant-to",
             metavar="ROLE",
-            help="Then grant this role the rights to serve, and revoke its other rights. Give it"
-            " at each migration. Repeatable.",
+            help="After migrating, grant this role the rights to serve, and revoke its others. Give"
+            " it at each migration. Repeatable.",
         ),
     ] = None,
     grant_read_to: Annotated[
@@ -38,8 +38,8 @@ def migrate(
         typer.Option(
             "--grant-read-to",
             metavar="ROLE",
-            help="Then grant this role the rights to read, and revoke its other rights. Give it at"
-            " each migration. Repeatable.",
+            help="After migrating, grant this role the rights to read, and revoke its others. Give"
+            " it at each migration. Repeatable.",
         ),
     ] = None,
     as_json: Json = False,
