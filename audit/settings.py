@@ -170,7 +170,7 @@ class Settings(BaseSettings):
     """How long all statements of a POST or PATCH may run. Then PostgreSQL rolls them back, and the
     request gets 504."""
     answers_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
-    """Memory of each worker for cached responses, in bytes. 0 means no cache and no ETags."""
+    """Memory of each worker for cached responses, in bytes. 0 means no cache."""
     max_connections: int = Field(default=2000, ge=1)
     """Client connections of each worker. Connections over the limit get 503."""
     max_unread_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)

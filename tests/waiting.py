@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 
+from audit.history.changes import Changes
 from audit.history.freshness import Freshness
 from audit.web.state import POOL, SERVICE
 from tests.conftest import Client
@@ -33,16 +35,17 @@ def wait_until(condition: Callable[[], object], seconds: float = SECONDS) -> Non
 
 async def quiet(client: Client) -> None:
     """Wait until the service has nothing left to write in the background."""
-    freshness = Freshness(client.app[SERVICE].reading.read_versions)
+    service = client.app[SERVICE]
+    freshness = Freshness(partial(service.reading.read_versions, Changes()))
     busy = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         " AND state <> 'idle' AND pid <> pg_backend_pid()"
     )
     async with asyncio.timeout(60):
         while True:
-            before = await freshness.current()
-            folded = await client.app[SERVICE].upkeep.fold_counts()
+            before = (await freshness.current()).number
+            folded = await service.upkeep.fold_counts() + await service.upkeep.sequence_events()
             others = await client.app[POOL].fetchval(busy)
             await asyncio.sleep(0.05)
-            if not folded and not others and before.text == (await freshness.current()).text:
+            if not folded and not others and before == (await freshness.current()).number:
                 return

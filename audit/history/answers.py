@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from audit.history.asking import Reading
+from audit.history.changes import ChangeFilter, Changes
 from audit.history.freshness import Freshness, Version
 from audit.history.query import TaskQuery
 from audit.once import Once
+from audit.telemetry.metrics import Metrics
 
 #: The memory of an entry besides its key and bodies: mostly the validated query.
 _OVERHEAD_BYTES: Final = 3072
@@ -20,15 +25,25 @@ _OVERHEAD_BYTES: Final = 3072
 _BYTES_PER_CHARACTER: Final = 7
 _GZIP: Final = zlib.MAX_WBITS | 16
 _FASTEST: Final = 1
-#: A longer body is compressed in a thread, so that it does not block the event loop.
+#: A longer body is compressed or digested in a thread, so that it does not block the event loop.
 _LONG_BYTES: Final = 256 * 1024
+_ETAG_DIGITS: Final = 24
+_SECOND: Final = timedelta(seconds=1)
+_FOREVER: Final = datetime.max.replace(tzinfo=UTC)
+
+Result = TypeVar("Result")
 
 
 class Answer:
     """The page that answers a query, as JSON."""
 
-    def __init__(self, body: bytes, rows: int, total: int | None, next_cursor: str | None) -> None:
+    def __init__(
+        self, body: bytes, etag: str, rows: int, total: int | None, next_cursor: str | None
+    ) -> None:
         self.body = body
+        self.etag = etag
+        """A digest of the body, so every worker makes the same one. It is weak because it stands
+        for the plain and the compressed body."""
         self.rows = rows
         self.total = total
         self.next_cursor = next_cursor
@@ -40,26 +55,37 @@ class Answer:
 
 
 class _Entry:
-    """What the cache knows about a request: its query, and its answer in one version."""
+    """What the cache knows about a request: its query, and maybe its answer."""
 
-    def __init__(self, query: TaskQuery, version: str | None = None) -> None:
+    def __init__(self, query: TaskQuery, version: Version | None = None) -> None:
         self.query = query
         self.version = version
+        """The version before the answer was computed; None if there is no answer."""
         self.answer: Answer | None = None
         self.computing: Once[Answer] = Once()
         self.counted_bytes = 0
+        if version:
+            self.changes = ChangeFilter(query, version.clock)
+            self.checked_to = version.number
+            """No change up to this one affects the answer."""
+            self.valid_until = version.clock + _SECOND if query.moves_with_clock else _FOREVER
+            """No task leaves the window before the database's clock shows this time."""
+            self.extending: Once[None] = Once()
 
 
 class Answers:
     """Computes the answers to queries, and caches the most recently used ones.
 
     A request is identified by its key: everything that its response depends on besides the tasks.
+    `audit.history.freshness` explains when a cached answer is sent again.
     """
 
-    def __init__(self, reading: Reading, max_bytes: int) -> None:
+    def __init__(self, reading: Reading, max_bytes: int, metrics: Metrics | None = None) -> None:
         """`max_bytes` limits the memory of the cache. With 0, nothing is cached or shared."""
         self._reading = reading
-        self._freshness = Freshness(reading.read_versions)
+        self._metrics = metrics or Metrics()
+        self._changes = Changes(self._metrics)
+        self._freshness = Freshness(partial(reading.read_versions, self._changes))
         self._max_bytes = max_bytes
         #: By key; the most recently used one is the last.
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
@@ -79,21 +105,23 @@ class Answers:
             self._put(key, _Entry(query))
         return query
 
-    async def current_version(self, query: TaskQuery) -> Version | None:
-        """Return the version that an answer to `query` may have now; None if nothing is cached."""
-        if not self._max_bytes:
-            return None
-        version = await self._freshness.current()
-        return version.of_this_second if query.moves_with_clock else version
+    async def current_version(self) -> Version | None:
+        """Return the version that an answer may have now; None if nothing is cached."""
+        return await self._freshness.current() if self._max_bytes else None
 
     async def under(self, version: Version | None, key: str, query: TaskQuery) -> Answer:
         """Return the answer in a version: from the cache, or computed once for all who wait."""
         if version is None:
             return await self._compute(query)
         entry = self._entries.get(key)
-        if entry is None or entry.version != version.text:
-            entry = _Entry(query, version.text)
+        if entry and entry.answer and version.clock >= entry.valid_until:
+            if self._is_unaffected(entry, version):
+                await entry.extending.result(partial(self._extend, entry, version))
+            entry = self._entries.get(key)
+        if entry is None or not self._is_current(entry, version):
+            entry = _Entry(query, version)
             self._put(key, entry)
+        self._metrics.answered(is_cached=entry.answer is not None)
         if entry.answer is None:
             compute = partial(self._compute, query, version)
             entry.answer = await entry.computing.result(compute)
@@ -103,18 +131,45 @@ class Answers:
     async def gzip(self, key: str, answer: Answer) -> bytes:
         """Return the compressed body of an answer: cached, or compressed once for all who wait."""
         if answer.gzip_body is None:
-            answer.gzip_body = await answer.compressing.result(partial(_compress, answer.body))
+            answer.gzip_body = await answer.compressing.result(
+                partial(_in_thread_if_long, _compress, answer.body)
+            )
             entry = self._entries.get(key)
             if entry and entry.answer is answer:
                 self._count(key, entry)
         return answer.gzip_body
+
+    def _is_current(self, entry: _Entry, version: Version) -> bool:
+        return self._is_unaffected(entry, version) and version.clock < entry.valid_until
+
+    def _is_unaffected(self, entry: _Entry, version: Version) -> bool:
+        """Return whether no change up to a version affects the answer of an entry."""
+        if entry.version is None:
+            return False
+        if entry.checked_to < version.number:
+            if self._changes.affect(entry.changes, entry.checked_to):
+                return False
+            entry.checked_to = version.number
+        return True
+
+    async def _extend(self, entry: _Entry, version: Version) -> None:
+        """Keep an answer until the next task leaves its window."""
+        assert entry.version  # noqa: S101 - the entry has an answer
+        until = await self._reading.next_departure(
+            entry.query, clock=entry.version.clock, server=version.server
+        )
+        # A task may have left and been changed before this was read. The next version tells.
+        if self._is_unaffected(entry, await self._freshness.current()):
+            entry.valid_until = until
 
     async def _compute(self, query: TaskQuery, version: Version | None = None) -> Answer:
         if version is None:
             page = await self._reading.list_tasks(query)
         else:
             page = await self._reading.list_tasks(query, clock=version.clock, server=version.server)
-        return Answer(page.to_json(), page.rows, page.total, page.next_cursor)
+        body = page.to_json()
+        etag = await _in_thread_if_long(_etag, body)
+        return Answer(body, etag, page.rows, page.total, page.next_cursor)
 
     def _put(self, key: str, entry: _Entry) -> None:
         self._drop(key)
@@ -148,7 +203,15 @@ def _size(key: str, entry: _Entry) -> int:
     return size
 
 
-async def _compress(body: bytes) -> bytes:
+async def _in_thread_if_long(transform: Callable[[bytes], Result], body: bytes) -> Result:
     if len(body) > _LONG_BYTES:
-        return await asyncio.to_thread(zlib.compress, body, _FASTEST, _GZIP)
+        return await asyncio.to_thread(transform, body)
+    return transform(body)
+
+
+def _compress(body: bytes) -> bytes:
     return zlib.compress(body, _FASTEST, _GZIP)
+
+
+def _etag(body: bytes) -> str:
+    return f'W/"{hashlib.sha256(body).hexdigest()[:_ETAG_DIGITS]}"'

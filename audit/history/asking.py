@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from audit.errors import TaskNotFound, Unavailable
+from audit.history.changes import Changes
 from audit.history.cursor import Cursor
 from audit.history.freshness import Version
 from audit.history.location import PageRequest
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from audit.postgres.pool import Connection
 
 _ATTEMPTS = 5
-_MICROSECOND = timedelta(microseconds=1)
+#: How much of a window is searched for the next task that leaves it.
+_SEARCHED = timedelta(days=1)
 
 
 class Reading:
@@ -75,25 +77,43 @@ class Reading:
         """Return the page, and the clock that its `days` count back from."""
         for attempt in range(_ATTEMPTS):
             async with self._database.reading(again=attempt > 0) as connection:
-                if server and server_of(connection) != server:
-                    raise Unavailable(
-                        "the service has moved to another database server", retry_after_seconds=1
-                    )
+                _require_server(connection, server)
                 clock = await _clock(connection, query, clock)
-                since = window_start(clock, query.span) if clock and query.span else query.since
-                request = PageRequest(query, since, limit, self._max_page_bytes)
+                request = PageRequest(query, query.window_start(clock), limit, self._max_page_bytes)
                 page = await self.pager.find(connection, request)
             if page is not None:
                 return page, clock
             await self.pager.tally(self._database.tallying, request)
         raise Unavailable(NOT_COUNTED, retry_after_seconds=1)
 
-    async def read_versions(self) -> AsyncGenerator[Version, None]:
+    async def next_departure(self, query: TaskQuery, *, clock: datetime, server: str) -> datetime:
+        """Return when the next task leaves the window of `query`, if that ends at `clock` now.
+
+        It may be earlier, but not later. The window must be one that moves with the clock.
+
+        Raises:
+            Unavailable: also if the connection pool has moved away from `server`.
+        """
+        since = query.window_start(clock)
+        assert since is not None  # noqa: S101 - the window moves
+        assert query.span is not None  # noqa: S101
+        async with self._database.reading() as connection:
+            _require_server(connection, server)
+            request = PageRequest(query, since, limit=0)
+            row = await fetch_row(
+                connection,
+                statements.READ_DEPARTURE,
+                **request.filter_values(),
+                search_until=since + _SEARCHED,
+            )
+        departing: datetime = row["departing"]
+        return departing + query.span
+
+    async def read_versions(self, changes: Changes) -> AsyncGenerator[Version, None]:
         """Yield the current version without end, each time read anew, on one connection."""
         async with self._database.connection() as connection:
             while True:
-                row = await fetch_row(connection, statements.READ_TOKEN)
-                yield Version(row["token"], row["clock"], server_of(connection))
+                yield await changes.read(connection)
 
     async def get_task(
         self, task_id: UUID | str, *, project_id: UUID | None = None
@@ -111,15 +131,16 @@ class Reading:
         return TaskDocument(row["document"], row["etag"])
 
 
+def _require_server(connection: Connection, server: str | None) -> None:
+    """Raise Unavailable if the connection is on another server than this one."""
+    if server and server_of(connection) != server:
+        raise Unavailable("the service has moved to another database server", retry_after_seconds=1)
+
+
 async def _clock(
     connection: Connection, query: TaskQuery, clock: datetime | None
 ) -> datetime | None:
     """Return the clock that `days` count back from; None if the query has no such window."""
     if query.span is None:
         return None
-    return clock or (await fetch_row(connection, statements.READ_TOKEN))["clock"]
-
-
-def window_start(clock: datetime, span: timedelta) -> datetime:
-    """Return the first time that is later than `span` before `clock`."""
-    return clock - span + _MICROSECOND
+    return clock or (await fetch_row(connection, statements.READ_SNAPSHOT))["clock"]

@@ -1,71 +1,60 @@
-"""Versions of the history. A cached response is sent only while its version is current.
+"""Versions of the history. A cached response is sent only if it is what the query returns now.
 
-No response is older than the request that it answers. The service knows this without running the
-query again:
+No response is older than the request that it answers, in any worker, whoever wrote the data. The
+service knows this without running the query again:
 
-1. A *version* (`sql/counts/read_token.sql`) is the set of transactions that have ended. The set
-   only grows. If two versions are equal, no transaction ended in between, and every statement that
-   ran in between saw the same rows. A window that moves with the clock also depends on the second.
-2. A request uses a version that was read by a statement sent after the request arrived. So the
-   version includes every write that was confirmed before the request, by any process or program.
-3. A response is cached under a version that was read *before* the response was computed. So the
-   response may be newer than its version, but never older. If it is newer, a transaction has ended
-   since, no later version is equal, and the response is not sent again. If a later version is
-   equal, the response is what the query would return now.
-4. The response is computed on the server that its version was read on. If the connection pool moves
+1. Whatever changes tasks adds an event for each changed task to the event log, in the same
+   transaction. So two snapshots of one server that see the same events see the same tasks.
+2. A request uses a *version* of the history, which is read by a statement that is sent after the
+   request arrived. So the version includes every write that was confirmed before the request, by
+   any process or program.
+3. Reading a version also reads the changes since the version before: the events that the earlier
+   statement did not see (`audit/history/changes.py`). The number of visible events proves that none
+   is missed. If one is, if there are too many to read, or if the server is another one, all changes
+   are forgotten, and no response that was computed before is sent again.
+4. A response is cached under a version that was read *before* the response was computed. So the
+   response may be newer than its version, but never older.
+5. A later request gets this response only if no change since then may affect it. A change may do so
+   if its task matched the filters of the query before or after. If there is none, the lists have
+   the same tasks with the same content in both versions, and so does the response. Changes that the
+   response already contains are checked too. That may drop a response that is current, but never
+   keeps one that is not.
+6. A window that moves with the clock also changes when a task leaves it. The service reads when the
+   next one does (`sql/history/read_departure.sql`), and then another version. If no change up to
+   that version may affect the response, the tasks in the window were the same all the time, so none
+   of them leaves earlier. After that time the response is computed again.
+7. A response is computed on the server that its version was read on. If the connection pool moves
    to another server in between, the request fails, and nothing is cached.
 
-So a request may get any response that is cached, or is being computed, under its own version. A
-client that holds a response with the ETag of that version holds the current response.
+A client that holds a response has the current one if its ETag is equal, since the ETag is a digest
+of the body.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property, lru_cache
-from importlib.metadata import version as version_of
 from typing import Final
 
-_RELEASE: Final = version_of("task-audit")
 #: How often a request passes through the event loop between its socket and `current`.
 _TURNS_TO_HERE: Final = 3
 #: Versions read on one connection before it is given back, so that queries can have it.
 _READS_IN_A_ROW: Final = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Version:
-    """A state of the history. Two states with the same `text` have the same tasks."""
+    """A state of the history."""
 
-    text: str
+    number: int
+    """The number of changes that this process knows of. It grows when tasks may have changed."""
     clock: datetime
     """The database's clock, rounded down to a second."""
     server: str = ""
     """The database server it was read on."""
-
-    @cached_property
-    def of_this_second(self) -> Version:
-        """The version of a window that moves with the clock: another one each second."""
-        return Version(f"{self.text} {self.clock.timestamp()}", self.clock, self.server)
-
-    def etag(self, key: str) -> str:
-        """Return the ETag of the response to the request `key` in this version.
-
-        It does not depend on the body, so every worker makes the same one, before the response is
-        computed. It is weak because it stands for the plain and the compressed body.
-        """
-        return _etag(self.text, key)
-
-
-@lru_cache(maxsize=128)
-def _etag(version: str, key: str) -> str:
-    text = f"{_RELEASE}\n{version}\n{key}".encode("utf-8", "surrogateescape")
-    return f'W/"{hashlib.blake2b(text, digest_size=12).hexdigest()}"'
 
 
 class Freshness:

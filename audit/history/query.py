@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from uuid import UUID
@@ -37,6 +37,7 @@ MAX_OFFSET: Final = 2**63 - 1
 DEFAULT_FAILURE_DAYS: Final = 7
 #: The parameters that may be given several times.
 _SEVERAL: Final = frozenset({"status", "service", "intent"})
+_MICROSECOND: Final = timedelta(microseconds=1)
 
 CursorText = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
@@ -160,6 +161,10 @@ class TaskQuery(NoParams):
     def span(self) -> timedelta | None:
         """How far the window reaches back from now; None if it does not move with the clock."""
         return self.last if self.days is None else timedelta(days=self.days)
+
+    def window_start(self, clock: datetime | None) -> datetime | None:
+        """Return the time of the first task to match, if `days` count back from `clock`."""
+        return clock - self.span + _MICROSECOND if clock and self.span else self.since
 
     @property
     def moves_with_clock(self) -> bool:

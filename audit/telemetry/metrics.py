@@ -128,6 +128,7 @@ class Metrics:
             for lane, length in lengths.items()
         }
         self._recorded, self._duplicate = self._take(1), self._take(1)
+        self._cached, self._computed, self._resets = (self._take(1) for _ in range(3))
         names = (*statements, TRANSACTION)
         self._statements = {name: self._take(1 + _HISTOGRAM_CELLS) for name in names}
         self._requests = {
@@ -176,6 +177,14 @@ class Metrics:
         """Count new and duplicate tasks of a request."""
         self._cells[self._recorded] += recorded
         self._cells[self._duplicate] += duplicates
+
+    def answered(self, *, is_cached: bool) -> None:
+        """Count the answer to a list request."""
+        self._cells[self._cached if is_cached else self._computed] += 1
+
+    def cache_reset(self) -> None:
+        """Count that no cached answer is valid any more."""
+        self._cells[self._resets] += 1
 
     def folded(self) -> None:
         """Set the time of the last complete fold to now."""
@@ -248,6 +257,20 @@ class Metrics:
         tasks.add_metric(("recorded",), total[self._recorded])
         tasks.add_metric(("duplicate",), total[self._duplicate])
         yield tasks
+
+        answers = CounterMetricFamily(
+            "task_audit_answers",
+            "Answers to list requests, by where they came from.",
+            labels=("source",),
+        )
+        answers.add_metric(("cache",), total[self._cached])
+        answers.add_metric(("database",), total[self._computed])
+        yield answers
+        yield CounterMetricFamily(
+            "task_audit_cache_resets",
+            "How often a worker could not tell what had changed, and dropped all cached answers.",
+            value=total[self._resets],
+        )
 
         yield GaugeMetricFamily(
             "task_audit_pool_connections",

@@ -103,7 +103,7 @@ def _lifespan(
                 open_pool(settings, dsn, metrics, traces) as app[POOL],
             ):
                 app[SERVICE] = AuditService(app[POOL], settings, metrics=metrics)
-                app[ANSWERS] = Answers(app[SERVICE].reading, settings.answers_bytes)
+                app[ANSWERS] = Answers(app[SERVICE].reading, settings.answers_bytes, metrics)
                 async with app[SERVICE].upkeep.running():
                     yield
         if traces:

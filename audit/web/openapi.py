@@ -47,8 +47,8 @@ A task is recorded once and moves forwards through its states. Once it is `compl
 together. To read the next page, send the same filters with the `next_cursor` of this page as
 `cursor`. On the last page, `next_cursor` is `null`. `limit` may change from page to page.
 
-**Caching.** Send the `ETag` of a response as `If-None-Match`. As long as nothing has changed, the
-response is 304 and costs next to nothing. No response is ever older than its request.
+**Caching.** Send the `ETag` of a response as `If-None-Match`. As long as the response is the
+same, you get 304 without a body. No response is ever older than its request.
 
 **Errors.** Every response with status 400 or higher is `application/problem+json` (RFC 9457), also
 for unknown routes (404) and methods (405, with `Allow`). A parameter or member that is unknown, out

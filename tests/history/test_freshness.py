@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -20,6 +21,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from audit.errors import Unavailable
+from audit.history.changes import Changes
 from audit.history.freshness import Freshness, Version
 from audit.history.service import AuditService
 from audit.postgres import embedded, migrate
@@ -31,6 +33,7 @@ from tests.processes import serving
 from tests.waiting import until
 
 NOW = datetime(2026, 11, 23, 8, tzinfo=UTC)
+INSERT = "INSERT INTO tasks (task_id, request_text) VALUES (gen_random_uuid(), 'by SQL')"
 
 
 class Histories:
@@ -180,13 +183,13 @@ async def test_a_request_does_not_use_a_version_whose_statement_was_sent_before(
     await asyncio.sleep(0.01)
 
     assert 1 == len(sent)
-    sent[0].set_result(Version("one", NOW))
-    assert "one" == (await first).text
+    sent[0].set_result(Version(1, NOW))
+    assert 1 == (await first).number
     await until(lambda: len(sent) == 2)
     assert not any(task.done() for task in later)
     later[0].cancel()
-    sent[1].set_result(Version("two", NOW))
-    assert ["two", "two"] == [(await task).text for task in later[1:]]
+    sent[1].set_result(Version(2, NOW))
+    assert [2, 2] == [(await task).number for task in later[1:]]
 
 
 async def test_a_failed_statement_fails_the_requests_that_wait_for_it_and_no_others() -> None:
@@ -201,12 +204,12 @@ async def test_a_failed_statement_fails_the_requests_that_wait_for_it_and_no_oth
     results = await asyncio.gather(*early, return_exceptions=True)
     assert [asyncio.CancelledError, Unavailable, Unavailable] == [type(one) for one in results]
     await until(lambda: len(sent) == 2)
-    sent[1].set_result(Version("two", NOW))
-    assert "two" == (await later).text
+    sent[1].set_result(Version(2, NOW))
+    assert 2 == (await later).number
     after = asyncio.create_task(freshness.current())
     await until(lambda: len(sent) == 3)
-    sent[2].set_result(Version("three", NOW))
-    assert "three" == (await after).text
+    sent[2].set_result(Version(3, NOW))
+    assert 3 == (await after).number
 
 
 async def test_clients_that_ask_again_at_once_share_the_next_statement() -> None:
@@ -217,7 +220,7 @@ async def test_clients_that_ask_again_at_once_share_the_next_statement() -> None
         while True:
             reads += 1
             await asyncio.sleep(0)
-            yield Version(str(reads), NOW)
+            yield Version(reads, NOW)
 
     async def ask(freshness: Freshness, client: int) -> None:
         for _ in range(10):
@@ -236,7 +239,7 @@ async def test_clients_that_ask_again_at_once_share_the_next_statement() -> None
 async def test_queries_get_the_connection_although_versions_are_read_all_the_time(dsn: str) -> None:
     async with open_pool(Settings(pool_size=1), dsn) as pool:
         service = AuditService(pool)
-        freshness = Freshness(service.reading.read_versions)
+        freshness = Freshness(partial(service.reading.read_versions, Changes()))
         asked = [asyncio.create_task(_keep_asking(freshness)) for _ in range(4)]
         pages = [await service.audit_query() for _ in range(20)]
         for one in asked:
@@ -250,57 +253,75 @@ async def _keep_asking(freshness: Freshness) -> None:
         await freshness.current()
 
 
-async def _version(dsn: str) -> Version:
+async def _read(changes: Changes, dsn: str) -> Version:
+    """Read a version with a connection of its own."""
     async with (
         open_pool(Settings(pool_size=1), dsn) as pool,
-        aclosing(AuditService(pool).reading.read_versions()) as versions,
+        aclosing(AuditService(pool).reading.read_versions(changes)) as versions,
     ):
         return await anext(versions)
 
 
-async def test_version_changes_when_a_transaction_ends_and_not_when_one_begins(dsn: str) -> None:
-    writing = "SELECT pg_current_xact_id()"
+async def test_version_changes_when_a_task_is_committed_and_at_no_other_time(dsn: str) -> None:
+    changes = Changes()
+
+    async def number() -> int:
+        return (await _read(changes, dsn)).number
+
     with psycopg.connect(dsn) as one, psycopg.connect(dsn) as other:
-        before = await _version(dsn)
-        one.execute(writing)
-        other.execute(writing)
-        begun = await _version(dsn)
+        before = await number()
+        one.execute(INSERT)
+        other.execute(INSERT)
+        begun = await number()
         other.commit()
-        half = await _version(dsn)
+        half = await number()
         one.rollback()
-        done = await _version(dsn)
+        rolled_back = await number()
+        one.execute("CREATE TABLE another ()")
+        one.execute("DROP TABLE another")
+        one.commit()
+        execute(dsn, "SELECT sequence_task_events(1000)")
+        unrelated = await number()
+        one.execute("UPDATE tasks SET error_message = 'late'")
+        one.commit()
+        done = await number()
 
-    assert before.text == begun.text
-    assert 3 == len({before.text, half.text, done.text})
-    assert done.text == (await _version(dsn)).text
-    assert timedelta(0) <= datetime.now(UTC) - done.clock < timedelta(seconds=10)
+    assert [before] * 4 == [begun, half - 1, rolled_back - 1, unrelated - 1]
+    assert done == unrelated + 1
 
 
-async def test_version_changes_with_a_restart_and_a_recovery(tmp_path: Path) -> None:
+async def test_version_has_the_time_of_the_database_in_whole_seconds(dsn: str) -> None:
+    clock = (await _read(Changes(), dsn)).clock
+
+    assert clock.microsecond == 0
+    assert timedelta(0) <= datetime.now(UTC) - clock < timedelta(seconds=10)
+
+
+async def test_everything_counts_as_changed_after_a_restart_and_after_a_recovery(
+    tmp_path: Path,
+) -> None:
+    changes = Changes()
     started = "SELECT pg_postmaster_start_time()"
     with embedded.running(tmp_path / "data", bin_dir=POSTGRES, options=FAST) as dsn:
         migrate.apply(dsn)
-        first = await _version(dsn)
+        first = await _read(changes, dsn)
     with embedded.running(tmp_path / "data", bin_dir=POSTGRES, options=FAST) as dsn:
         started_at = execute(dsn, started)
-        before = await _version(dsn)
+        restarted = await _read(changes, dsn)
+        again = await _read(changes, dsn)
         with psycopg.connect(dsn, autocommit=True) as connection:
             # So that the server recovers, and is not started anew.
             os.kill(connection.info.backend_pid, signal.SIGKILL)
-        after = await _after_recovery(dsn)
-        again = execute(dsn, started)
+        recovered = await _after_recovery(changes, dsn)
+        assert started_at == execute(dsn, started)
 
-    # Whatever the number of the transaction that was the last: the snapshot is the third from the
-    # end, before the database and its table.
-    assert first.text.split()[:2] != before.text.split()[:2]
-    assert before.text.split()[:-3] != after.text.split()[:-3]
-    assert started_at == again
+    assert first.number < restarted.number == again.number < recovered.number
 
 
-async def _after_recovery(dsn: str) -> Version:
+async def _after_recovery(changes: Changes, dsn: str) -> Version:
     async with asyncio.timeout(60):
         while True:
             try:
-                return await _version(dsn)
+                return await _read(changes, dsn)
             except Unavailable:
                 await asyncio.sleep(0.05)

@@ -18,6 +18,7 @@ from aiohttp import ClientResponse, web
 
 from audit.dsn import parse
 from audit.errors import Unavailable
+from audit.history.changes import Changes
 from audit.history.query import AuditQuery
 from audit.history.service import AuditService
 from audit.postgres import embedded, migrate
@@ -243,7 +244,7 @@ async def test_a_connection_is_usable_after_a_failed_begin(two: Two) -> None:
 async def test_a_version_is_refused_on_another_server(two: Two) -> None:
     async with open_pool(Settings(pool_size=2), two.dsn()) as pool:
         service = AuditService(pool)
-        async with contextlib.aclosing(service.reading.read_versions()) as versions:
+        async with contextlib.aclosing(service.reading.read_versions(Changes())) as versions:
             version = await anext(versions)
         await service.reading.list_tasks(AuditQuery(limit=1), server=version.server)
         async with open_pool(Settings(pool_size=1), two.standby.dsn) as other:

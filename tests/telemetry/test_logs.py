@@ -71,7 +71,7 @@ def test_a_request_is_one_object_of_json(dsn: str) -> None:
     ran = [set(line.pop("statements")) for line in logged]
     assert [{**common, **one} for one in expected] == logged
     assert {"record_tasks", "transaction"} <= ran[0]
-    assert {"read_token", "list_tasks"} <= ran[1]
+    assert {"read_changes", "list_tasks"} <= ran[1]
     assert [set(), set()] == ran[2:]
     assert secret not in json.dumps(logged)
 
@@ -84,7 +84,7 @@ def test_a_request_is_one_line_of_text(dsn: str) -> None:
 
     assert re.fullmatch(
         r"[0-9-]{10}T[0-9:.]{12}Z INFO GET /api/v1/audit/query 200 [0-9.]+ ms rows=0"
-        r" statements=list_tasks,locate_page,read_token client=127\.0\.0\.1 request=a-1",
+        r" statements=list_tasks,locate_page,read_changes client=127\.0\.0\.1 request=a-1",
         line,
     )
 

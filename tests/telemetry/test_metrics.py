@@ -104,7 +104,7 @@ async def test_statements_are_counted_by_file(client: Client) -> None:
         counted = f"{STATEMENTS}_count"
         return value(after, counted, statement=name) - value(before, counted, statement=name)
 
-    assert (1, 1, 1) == (ran("list_tasks"), ran("read_token"), ran("get_task"))
+    assert (1, 1, 1) == (ran("list_tasks"), ran("read_changes"), ran("get_task"))
     assert 0 < value(after, f"{STATEMENTS}_sum", statement="list_tasks") < 60
     assert 1 <= value(before, f"{STATEMENTS}_count", statement="list_keys")
 
@@ -122,7 +122,7 @@ async def test_failed_statements_are_counted(
 
     failed = value(series, "task_audit_statement_failures_total", statement="list_tasks")
     assert statuses.count(504) == failed > 0
-    assert 0 == value(series, "task_audit_statement_failures_total", statement="read_token")
+    assert 0 == value(series, "task_audit_statement_failures_total", statement="read_changes")
 
 
 async def test_tasks_are_counted_by_result(client: Client) -> None:

@@ -63,7 +63,7 @@ def test_a_request_and_its_statements_are_spans_of_the_trace_of_the_caller(dsn: 
         "http.response.status_code": 200,
     } == attributes(server)
     statements = [span for span in spans if span is not server]
-    assert {"read_token", "list_tasks"} <= {span.name for span in statements}
+    assert {"read_changes", "list_tasks"} <= {span.name for span in statements}
     assert {server.span_id} == {span.parent_span_id for span in statements}
     assert "zebra" not in str(got)
     names = {one.value.string_value for one in got[0].resource_spans[0].resource.attributes}

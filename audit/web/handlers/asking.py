@@ -62,15 +62,14 @@ async def _list(
     answers = request.app[ANSWERS]
     key = _cache_key(request)
     query = answers.known_query(key) or answers.remember(key, _parse(request, model, in_path))
-    version = await answers.current_version(query)
-    etag = version.etag(key) if version else None
-    if etag and (unchanged := not_modified(request, etag, _HEADERS)):
-        return unchanged
+    version = await answers.current_version()
     answer = await answers.under(version, key, query)
+    if unchanged := not_modified(request, answer.etag, _HEADERS):
+        return unchanged
     gzip_body = None
     if len(answer.body) > _SHORT_BYTES and accepts_gzip(request):
         gzip_body = await answers.gzip(key, answer)
-    return _page_response(request, answer, etag, gzip_body)
+    return _page_response(request, answer, gzip_body)
 
 
 def _cache_key(request: web.Request) -> str:
@@ -95,12 +94,10 @@ def _parse(request: web.Request, model: type[TaskQuery], in_path: str | None) ->
     return query
 
 
-def _page_response(
-    request: web.Request, answer: Answer, etag: str | None, gzip_body: bytes | None
-) -> BytesResponse:
+def _page_response(request: web.Request, answer: Answer, gzip_body: bytes | None) -> BytesResponse:
     request[ROWS] = answer.rows
     if answer.headers is None:
-        answer.headers = _page_headers(request, answer, etag)
+        answer.headers = _page_headers(request, answer)
     headers = answer.headers.copy()
     if gzip_body is None:
         return BytesResponse(answer.body, headers)
@@ -108,10 +105,12 @@ def _page_response(
     return BytesResponse(gzip_body, headers)
 
 
-def _page_headers(request: web.Request, answer: Answer, etag: str | None) -> dict[str, str]:
-    headers: dict[str, str] = {**_HEADERS, hdrs.CONTENT_TYPE: "application/json"}
-    if etag:
-        headers[hdrs.ETAG] = etag
+def _page_headers(request: web.Request, answer: Answer) -> dict[str, str]:
+    headers: dict[str, str] = {
+        **_HEADERS,
+        hdrs.CONTENT_TYPE: "application/json",
+        hdrs.ETAG: answer.etag,
+    }
     if answer.total is not None:
         headers[_TOTAL_COUNT] = str(answer.total)
     if link := links(request, answer.next_cursor):
