@@ -55,39 +55,25 @@ __all__ = [
     "TimedOut",
 ]
 
-#: The modules of these names. They are imported when they are used, which takes some tenths of a
-#: second: the command `audit` handles Ctrl-C before.
-_MODULES = {
-    "open_pool": "audit.postgres.pool",
-    "Conflict": "audit.errors",
-    "FieldError": "audit.errors",
-    "Forbidden": "audit.errors",
-    "Invalid": "audit.errors",
-    "Malformed": "audit.errors",
-    "PreconditionFailed": "audit.errors",
-    "Problem": "audit.errors",
-    "TaskNotFound": "audit.errors",
-    "TimedOut": "audit.errors",
-    "Unavailable": "audit.errors",
-    "HistoryPage": "audit.history.events",
-    "MemberChange": "audit.history.events",
-    "TaskEvent": "audit.history.events",
-    "TaskVersion": "audit.history.events",
-    "NewTask": "audit.history.task",
-    "Task": "audit.history.task",
-    "TaskDocument": "audit.history.task",
-    "TaskPage": "audit.history.task",
-    "TaskSummary": "audit.history.task",
-    "AuditService": "audit.history.service",
-    "Recorded": "audit.history.recording",
-    "Settings": "audit.settings",
-    "State": "audit.history.states",
-}
+#: The modules that define these names. They are imported when a name is used, which takes some
+#: tenths of a second: the command `audit` handles Ctrl-C before.
+_MODULES = (
+    "audit.errors",
+    "audit.settings",
+    "audit.history.states",
+    "audit.postgres.pool",
+    "audit.history.task",
+    "audit.history.events",
+    "audit.history.recording",
+    "audit.history.service",
+)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'audit' has no attribute {name!r}")
     from importlib import import_module  # noqa: PLC0415 - as above
 
-    return getattr(import_module(_MODULES[name]), name)
+    if name in __all__:
+        for module in map(import_module, _MODULES):
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module 'audit' has no attribute {name!r}")

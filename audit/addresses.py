@@ -1,4 +1,4 @@
-"""Addresses of clients, where reverse proxies stand before the service."""
+"""The address of a client, also behind reverse proxies."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def networks_of(text: str) -> Networks:
 def client_address(peer: str | None, forwarded: Iterable[str], trusted: Networks) -> str | None:
     """Return the address of the client that sent a request; None if it is not known.
 
-    `peer` is the other end of the connection, `forwarded` the values of X-Forwarded-For in their
-    order. A trusted proxy has appended the address that it was called from. So the client is the
-    last address that no trusted proxy has; what stands before it can be made up. Where the header
-    ends or is not an address, the client is the last proxy.
+    `peer` is the other end of the connection, and `forwarded` has the values of X-Forwarded-For in
+    their order. A trusted proxy appends the address of its own client. So the client is the last
+    address that is not a trusted proxy; any client can invent the addresses before it. If there is
+    no such address, or a part is not an address, the first trusted proxy is returned.
     """
     address = _address(peer or "")
     if address is None:
@@ -47,7 +47,7 @@ def client_address(peer: str | None, forwarded: Iterable[str], trusted: Networks
 
 
 def _address(text: str) -> Address | None:
-    """Return the address of `1.2.3.4`, `1.2.3.4:80`, `::1` or `[::1]:80`; None if it is none."""
+    """Parse `1.2.3.4`, `1.2.3.4:80`, `::1` or `[::1]:80`; None if the text is not an address."""
     text = text.strip()
     if text.startswith("["):
         text = text[1:].partition("]")[0]
@@ -57,7 +57,7 @@ def _address(text: str) -> Address | None:
         address = ip_address(text)
     except ValueError:
         return None
-    # A socket that takes both families shows IPv4 addresses so.
+    # A socket that accepts IPv4 and IPv6 shows IPv4 addresses as ::ffff:1.2.3.4.
     return getattr(address, "ipv4_mapped", None) or address
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+from audit.web.state import METRICS
 from tests.conftest import Client, task
 
 API = "/api/v1/audit"
@@ -34,6 +35,12 @@ FULL_TASK: dict[str, Any] = {
     "error_message": "line 1\nline 2",
     "suggestions": [None, 1, "two", {"three": 3}, [4]],
 }
+
+
+def metric(client: Client, series: str) -> float:
+    """The value of a series in the metrics of the service."""
+    text, _ = client.app[METRICS].render("", None)
+    return float(text.decode().partition(f"\n{series} ")[2].partition("\n")[0])
 
 
 async def send(

@@ -1,4 +1,4 @@
-"""`audit demo`: records or prints a made-up history."""
+"""`audit demo`: records or prints a generated history."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Where a crawl stands, as an opaque token.
+"""Cursors: the position of a client in a list or a history, as an opaque token.
 
-A token is URL-safe base64 of some bytes and of a checksum over them and what they are bound to,
-such as the filters of a list. The checksum rejects tokens that this service did not make, or made
-for something else. It is no secret, since a token contains nothing that its bearer may not ask for.
+A token is URL-safe base64 of some bytes and a checksum. The checksum covers the bytes and what they
+are bound to, such as the filters of a list. So a token that this service did not make, or made for
+other filters, is refused. The checksum needs no secret, because a token gives access to nothing.
 
 The bytes of a list are: version, microseconds of the window's clock (0: none), microseconds of the
 last task's `created_at`, its id, and the total of the first page (-1: none). The bytes of a task's
@@ -29,23 +29,23 @@ _CHECKSUM_BYTES = 8
 _NO_TOTAL = -1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-#: No task is of a later time; one that someone made up could be of any.
+#: No task has a later time, but a forged token could.
 _LAST = (datetime(3000, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The place after one task, in one window of time."""
+    """The position after a task of a list."""
 
     clock: datetime | None
-    """What `days` count back from; None without them."""
+    """The time that `days` or `last` counts back from; None without them."""
     created_at: datetime
     task_id: UUID
     total: int | None
-    """Of the first page; None: it was not asked for."""
+    """The total of the first page; None if that page has no total."""
 
     def encode(self, filters: bytes) -> str:
-        """Return the token; `filters` are what it is bound to."""
+        """Return the token, bound to the digest of the filters."""
         payload = _LAYOUT.pack(
             _VERSION,
             (self.clock - _EPOCH) // _MICROSECOND if self.clock else 0,
@@ -57,13 +57,13 @@ class Cursor:
 
 
 def decode(token: str, filters: bytes, *, has_clock: bool) -> Cursor:
-    """Return what `encode` was given with the same filters.
+    """Return the cursor of a token that `encode` made with the same filters.
 
-    `has_clock` says whether the filters count back from a clock. A token for them must carry one,
-    or its pages would have different windows; a token for others must not.
+    `has_clock` says whether the filters have `days` or `last`. If so, the token must contain a
+    clock, or else its pages would have different windows. If not, it must not contain one.
 
     Raises:
-        Invalid: the token is none of ours, or was given for other filters.
+        Invalid: this service did not make the token, or made it for other filters.
     """
     _, clock, created_at, task_id, total = _unseal(token, _LAYOUT, filters, "filters")
     is_in_range = 0 <= clock < _LAST and 0 <= created_at < _LAST and total >= _NO_TOTAL
@@ -78,15 +78,15 @@ def decode(token: str, filters: bytes, *, has_clock: bool) -> Cursor:
 
 
 def encode_event(event_id: int, task_id: UUID) -> str:
-    """Return the token for the place after an event of a task."""
+    """Return the token for the position after an event of a task."""
     return _seal(_EVENT_LAYOUT.pack(_VERSION, event_id), task_id.bytes)
 
 
 def decode_event(token: str, task_id: UUID) -> int:
-    """Return the event that `encode_event` was given with the same task.
+    """Return the id of the event in a token that `encode_event` made for the same task.
 
     Raises:
-        Invalid: the token is none of ours, or was given for another task.
+        Invalid: this service did not make the token, or made it for another task.
     """
     _, event_id = _unseal(token, _EVENT_LAYOUT, task_id.bytes, "task")
     return int(event_id)

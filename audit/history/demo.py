@@ -1,4 +1,4 @@
-"""A made-up but lifelike history of tasks, to try the service and to measure it."""
+"""Generates a realistic history of tasks, to try the service and to measure it."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ _BURST_HOURS = 3
 def generate(tasks: int, *, days: int, until: datetime, seed: int = 1) -> Iterator[dict[str, Any]]:
     """Yield `tasks` tasks of the `days` days before `until`, oldest first.
 
-    The members are those of `POST /api/v1/audit/tasks`, ready for JSON. Services follow a
-    Zipf-like skew; hours and weekdays have their rhythm; about every nine days one service fails
-    for some hours; only tasks of the last six hours are still open. The same arguments give the
-    same tasks. Memory does not grow with `tasks`.
+    The members are those of `POST /api/v1/audit/tasks`, ready for JSON. The frequencies of the
+    services are similar to Zipf's law, and the number of tasks depends on the hour and the weekday.
+    About every nine days, one service fails for some hours. Only tasks of the last six hours are
+    still open. The same arguments give the same tasks. Memory does not grow with `tasks`.
     """
     rng = random.Random(seed)  # noqa: S311 - repeatable on purpose
     start = until - timedelta(days=days)
@@ -87,7 +87,7 @@ def _weight(start: datetime, hour: int) -> int:
 
 
 def _bursts(rng: random.Random, days: int) -> dict[int, str]:
-    """Which service fails in which hour, counted from the start."""
+    """Return the service that fails in an hour, by the number of the hour from the start."""
     failing = {}
     for day in range(0, days, _BURST_EVERY_DAYS):
         first = (day + rng.randrange(_BURST_EVERY_DAYS)) * 24 + rng.randrange(8, 18)

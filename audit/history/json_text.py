@@ -125,7 +125,7 @@ class Reader:
     def _next(
         self, window: _Window, position: int | None, name: Callable[[int | None, int], str]
     ) -> Element:
-        """Read the element at which the window stands."""
+        """Read the element that begins at the position of the window."""
         label = name(position, window.line)
         while True:
             problem = None

@@ -135,12 +135,7 @@ class Metrics:
             route: self._take(_HISTOGRAM_CELLS + len(_METHODS) * len(_STATUSES))
             for route in dict.fromkeys((*routes, UNMATCHED))
         }
-        # A killed worker may have left its gauges at any value.
-        self._cells[self._pool] = 0
-        self.waiting.clear()
-        self.in_use.clear()
-        for length in lengths.values():
-            length.clear()
+        self._seat.vacated()  # a killed worker may have left its gauges at any value
         if not self._cells[self._folded_at]:
             self.folded()
 
@@ -326,16 +321,6 @@ class Queue:
         self.at = at
         self._cells = cells
 
-    @property
-    def length(self) -> float:
-        """The number of waiting requests of this worker."""
-        return self._cells[self.waiting.at]
-
-    @property
-    def refusals(self) -> float:
-        """The number of refused requests of this worker."""
-        return self._cells[self.at + _HISTOGRAM_CELLS]
-
     def waited(self, seconds: float) -> None:
         """Count a request that got a slot."""
         _observe(self._cells, self.at, seconds)
@@ -362,9 +347,6 @@ class _Gauge:
 
     def __exit__(self, *_: object) -> None:
         self._cells[self.at] -= 1
-
-    def clear(self) -> None:
-        self._cells[self.at] = 0
 
 
 class _Collected(Collector):

@@ -1,1 +1,1 @@
-"""The HTTP side: routes, what stands before them, and how they respond."""
+"""HTTP: the routes, the checks before them, and the responses."""

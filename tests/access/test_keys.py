@@ -19,7 +19,7 @@ from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from audit.web.app import create_app
 from audit.web.routes import ROUTES, Route
-from audit.web.state import METRICS
+from tests.api import metric
 from tests.conftest import Client, ago, execute, task
 from tests.waiting import until
 
@@ -69,9 +69,7 @@ async def soon(client: Client, path: str, key: str | None, status: int) -> None:
 
 def key_reads(client: Client) -> float:
     """How often the service has read the keys."""
-    text, _ = client.app[METRICS].render("", None)
-    name = b'task_audit_statement_duration_seconds_count{statement="list_keys"} '
-    return float(text.partition(name)[2].partition(b"\n")[0])
+    return metric(client, 'task_audit_statement_duration_seconds_count{statement="list_keys"}')
 
 
 async def keys_read_again(client: Client) -> None:

@@ -18,7 +18,7 @@ from audit.access.keys import create_key
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from audit.web.app import create_app
-from audit.web.state import METRICS
+from tests.api import metric
 from tests.conftest import Client, execute, task
 from tests.waiting import quiet, until
 
@@ -49,7 +49,7 @@ async def get(client: Client, path: str, key: str | None = None) -> tuple[int, d
 
 
 def waiting(client: Client, queue: str) -> float:
-    return client.app[METRICS].queues[queue].length
+    return metric(client, f'task_audit_queue_length{{queue="{queue}"}}')
 
 
 def recorded(dsn: str) -> int:
@@ -101,7 +101,7 @@ async def test_a_request_that_would_wait_too_long_is_told_when_to_come_back(dsn:
             assert (await client.get("/healthz")).status == 200
         assert (await first)[0] == 404
         assert (await get(client, paths[2]))[0] == 404
-        assert client.app[METRICS].queues["reading"].refusals == 2
+        assert metric(client, 'task_audit_queue_refused_total{queue="reading"}') == 2
 
 
 async def test_a_key_with_many_requests_does_not_delay_another_key(dsn: str) -> None:
