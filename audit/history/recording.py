@@ -6,9 +6,9 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, astuple, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -23,6 +23,7 @@ from audit.errors import (
     TimedOut,
     Unavailable,
 )
+from audit.history.grouping import Groups
 from audit.history.parsing import TaskBatch
 from audit.history.partitions import Partitions
 from audit.history.query import task_id_of
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 5
 _LISTED_CONFLICTS = 10
+#: The JSON text of a task or change that shares a statement with those of other requests.
+_SMALL_CHARACTERS = 16 * 1024
+#: How long a statement for several requests waits for another transaction. It is longer than most
+#: commits take. The requests are then served one by one, so only one of them has to wait.
+_LOCK_WAIT = "50ms"
 _FORBIDDEN_CHANGE = {
     "TA001": "the task is in a terminal state and can no longer change",
     "TA002": "a task moves forwards only: pending, approved, executing, then a terminal state",
@@ -82,6 +88,29 @@ class Author:
 UNKNOWN_AUTHOR = Author()
 
 
+@dataclass(frozen=True)
+class _Change:
+    """A change to a task that a request asks for, and its conditions."""
+
+    task_id: UUID
+    change: str
+    project_id: UUID | None
+    match: Sequence[str] | None
+    none_match: Sequence[str] | None
+    author: Author
+
+    def to_json(self) -> str:
+        """Return it as the statement for several changes takes it."""
+        members = {
+            "task_id": str(self.task_id),
+            "project_id": None if self.project_id is None else str(self.project_id),
+            "match": self.match,
+            "none_match": self.none_match,
+            **asdict(self.author),
+        }
+        return f'{json.dumps(members)[:-1]}, "change": {self.change}}}'
+
+
 class Recording:
     """Writes validated tasks and changes to the database."""
 
@@ -92,6 +121,9 @@ class Recording:
         self._settings = settings
         self._metrics = metrics
         self._partitions = partitions
+        queues = database.queues
+        self._small_records = Groups(queues.recording_groups, self._record_group)
+        self._changes = Groups(queues.changing_groups, self._change_group)
 
     async def record_batches(
         self, batches: Sequence[TaskBatch], author: Author = UNKNOWN_AUTHOR
@@ -103,9 +135,13 @@ class Recording:
         Raises:
             Conflict: an id is recorded with other content.
         """
-        async with self._database.queues.writing.slot(
-            retry_key=hash(tuple(batch.text for batch in batches))
-        ):
+        retry_key = hash(tuple(batch.text for batch in batches))
+        is_small = _is_small(batches)
+        if is_small:
+            recorded = await self._small_records.result((batches[0], author), retry_key=retry_key)
+            if recorded is not None:
+                return recorded
+        async with self._database.queues.writing.slot(again=is_small, retry_key=retry_key):
             deadline = self._deadline()
             for attempt in range(_ATTEMPTS):
                 try:
@@ -142,6 +178,8 @@ class Recording:
                         tasks=batch.text,
                         actor=author.actor,
                         request_id=author.request_id,
+                        authors=None,
+                        lock_wait=None,
                     )
                     if row["too_late"]:
                         raise self._too_late(json.loads(row["too_late"]), batch)
@@ -156,6 +194,30 @@ class Recording:
         duplicates = len(task_ids) - recorded
         self._metrics.recorded(recorded, duplicates)
         return Recorded(recorded, duplicates, task_ids)
+
+    async def _record_group(
+        self, group: Sequence[tuple[TaskBatch, Author]]
+    ) -> list[Recorded | None]:
+        """Record the tasks of requests of one task each, in a statement that commits.
+
+        A task that is not new, or too late, is left to its request.
+        """
+        (_, first), *others = group
+        async with self._statement() as connection:
+            row = await fetch_row(
+                connection,
+                statements.RECORD_TASKS,
+                tasks=f"[{','.join(batch.text[1:-1] for batch, _ in group)}]",
+                actor=first.actor,
+                request_id=first.request_id,
+                authors=json.dumps([astuple(author) for _, author in group]) if others else None,
+                lock_wait=_LOCK_WAIT,
+            )
+        self._metrics.recorded(row["recorded"], 0)
+        return [
+            Recorded(1, 0, [task_id]) if is_new else None
+            for task_id, is_new in zip(json.loads(row["task_ids"]), row["are_new"], strict=True)
+        ]
 
     def _too_late(self, positions: Sequence[int], batch: TaskBatch) -> Problem:
         errors = ErrorList(self._settings)
@@ -188,18 +250,16 @@ class Recording:
             Conflict: the task is terminal, or the change goes backwards or is not allowed.
         """
         task_id = task_id_of(task_id)
-        values = {
-            "task_id": task_id,
-            "change": change,
-            "project_id": project_id,
-            "match": match,
-            "none_match": none_match,
-            "actor": author.actor,
-            "request_id": author.request_id,
-        }
-        async with self._database.queues.writing.slot(retry_key=(task_id, change)):
+        asked = _Change(task_id, change, project_id, match, none_match, author)
+        retry_key = (task_id, change)
+        is_small = len(change) <= _SMALL_CHARACTERS
+        if is_small:
+            document = await self._changes.result(asked, retry_key=retry_key)
+            if document is not None:
+                return document
+        async with self._database.queues.writing.slot(again=is_small, retry_key=retry_key):
             for _ in range(_ATTEMPTS):
-                row = await self._update_once(task_id, values)
+                row = await self._change(asked)
                 if row is None:
                     raise TaskNotFound(f"no task has the id {task_id}")
                 if not row["is_matched"]:
@@ -211,10 +271,46 @@ class Recording:
                     return TaskDocument(row["document"], row["etag"])
         raise Unavailable("others change the same task at this moment", retry_after_seconds=1)
 
-    async def _update_once(
-        self, task_id: UUID, values: Mapping[str, object]
-    ) -> asyncpg.Record | None:
-        """Run the statement that changes a task, within the time limit of a write."""
+    async def _change(self, asked: _Change, lock_wait: str | None = None) -> asyncpg.Record | None:
+        """Run the statement that makes one change."""
+        statement = statements.UPDATE_TASK
+        values = {**vars(asked), **asdict(asked.author), "lock_wait": lock_wait}
+        try:
+            async with self._statement() as connection:
+                return await connection.fetchrow(statement, *statement.values(values))
+        except asyncpg.PostgresError as refused:
+            if refused.sqlstate not in _FORBIDDEN_CHANGE:
+                raise
+            raise Conflict(f"{asked.task_id}: {_FORBIDDEN_CHANGE[refused.sqlstate]}") from refused
+
+    async def _change_group(self, group: Sequence[_Change]) -> list[TaskDocument | None]:
+        """Make the changes of several requests, in a statement that commits.
+
+        A change that is not possible, that would change nothing, or that another transaction is in
+        the way of is left to its request. So is the second change of a task.
+        """
+        if len(group) == 1:  # the statement for one task is cheaper
+            row = await self._change(group[0], _LOCK_WAIT)
+            is_made = row and row["is_matched"] and row["is_done"]
+            return [TaskDocument(row["document"], row["etag"]) if row and is_made else None]
+        first_of_each = {asked.task_id: asked for asked in reversed(group)}
+        statement = statements.UPDATE_TASKS
+        values = {
+            "changes": f"[{','.join(asked.to_json() for asked in first_of_each.values())}]",
+            "task_ids": list(first_of_each),
+            "lock_wait": _LOCK_WAIT,
+        }
+        async with self._statement() as connection:
+            rows = await connection.fetch(statement, *statement.values(values))
+        documents = {row["task_id"]: TaskDocument(row["document"], row["etag"]) for row in rows}
+        return [
+            documents.get(asked.task_id) if first_of_each[asked.task_id] is asked else None
+            for asked in group
+        ]
+
+    @asynccontextmanager
+    async def _statement(self) -> AsyncIterator[Connection]:
+        """Take a connection for one statement, which commits within the time limit of a write."""
         is_sent = False
         try:
             async with self._database.connection() as connection, AsyncExitStack() as stack:
@@ -222,20 +318,14 @@ class Recording:
                     await stack.enter_async_context(connection.transaction())
                     await self._limit_next(connection, self._deadline())
                 is_sent = True
-                return await connection.fetchrow(
-                    statements.UPDATE_TASK, *statements.UPDATE_TASK.values(values)
-                )
+                yield connection
         except (TimedOut, Unavailable) as failure:
             problem = self._meaning(failure, is_sent=is_sent)
             raise problem from failure.__cause__
-        except asyncpg.PostgresError as refused:
-            if refused.sqlstate not in _FORBIDDEN_CHANGE:
-                raise
-            raise Conflict(f"{task_id}: {_FORBIDDEN_CHANGE[refused.sqlstate]}") from refused
 
     def is_queued(self, task: asyncio.Task[Any]) -> bool:
         """Return whether a task that records or updates still waits for its turn to begin."""
-        return self._database.queues.writing.holds_back(task)
+        return self._database.queues.writes_hold_back(task)
 
     def _deadline(self) -> float:
         return time.monotonic() + self._settings.write_timeout_seconds
@@ -270,6 +360,11 @@ class Recording:
             )
         failure.detail += "; nothing is recorded"
         return failure
+
+
+def _is_small(batches: Sequence[TaskBatch]) -> bool:
+    """Return whether a request is one small task, which can be recorded with those of others."""
+    return len(batches) == 1 and len(batches[0]) == 1 and len(batches[0].text) <= _SMALL_CHARACTERS
 
 
 async def _refuse_conflicts(connection: Connection, row: asyncpg.Record) -> None:

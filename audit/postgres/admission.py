@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Collection, Hashable
+from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
@@ -49,6 +49,8 @@ _LENIENCE: Final = 0.5
 #: Throughput is measured over this time, or over this number of pieces of work if they took longer.
 _REMEMBERED_SECONDS: Final = 2.0
 _REMEMBERED: Final = 32
+#: A statement for so many takes some milliseconds.
+_MOST_IN_GROUP: Final = 64
 
 
 class Admission:
@@ -63,15 +65,23 @@ class Admission:
     ) -> None:
         tallying = max(1, connections // 8)
         # Writes that commit at the same time share one flush to disk.
-        writing = min(connections, max(2, connections // 3))
-        # A pool of fewer than seven is too small to divide, so there the kinds of work share some.
-        reading = min(connections, max(2, connections - tallying - writing - 2))
+        writing = min(connections, max(2, connections // 3 - 2))
+        # A pool of fewer than nine is too small to divide, so there the kinds of work share some.
+        reading = min(connections, max(2, connections - tallying - writing - 4))
         queues = metrics.queues if metrics else {}
         #: Questions that take milliseconds, and single tasks.
         self.reading = Lane(reading, queue_seconds, queues.get("reading"))
         #: Portions of tallies, each of which takes up to a second.
         self.tallying = Lane(tallying, queue_seconds, queues.get("tallying"))
         self.writing = Lane(writing, queue_seconds, queues.get("writing"))
+        #: Small writes. Each group has one connection, of those for writing.
+        self.recording_groups = GroupLane(_MOST_IN_GROUP, queue_seconds, queues.get("writing"))
+        self.changing_groups = GroupLane(_MOST_IN_GROUP, queue_seconds, queues.get("writing"))
+
+    def writes_hold_back(self, task: asyncio.Task[Any]) -> bool:
+        """Return whether a task that writes still waits for its slot."""
+        lanes = (self.writing, self.recording_groups, self.changing_groups)
+        return any(lane.holds_back(task) for lane in lanes)
 
 
 class Lane:
@@ -104,7 +114,7 @@ class Lane:
         Raises:
             Unavailable: no slot can be had within `queue_seconds`.
         """
-        if len(self._running) < self.slots:
+        if self._free_slots():
             work: object = object()
             self._running[work] = time.monotonic()
             if self._metrics:
@@ -163,7 +173,8 @@ class Lane:
 
     def _admit_next(self) -> None:
         """Give free slots to the callers whose turn it is."""
-        while self._waiting and len(self._running) < self.slots:
+        free = self._free_slots()
+        while self._waiting and free:
             key, futures = next(iter(self._waiting.items()))
             future = futures.popleft()
             if futures:
@@ -174,6 +185,10 @@ class Lane:
                 # The slot is taken from now on, not from when the task gets to run.
                 self._running[future] = time.monotonic()
                 future.set_result(None)
+                free -= 1
+
+    def _free_slots(self) -> int:
+        return self.slots - len(self._running)
 
     def _leave(self, key: Hashable, future: asyncio.Future[None]) -> None:
         """Take a cancelled request out of the queue, unless `_admit_next` has done so."""
@@ -211,27 +226,40 @@ class Lane:
             if key != caller.key
         )
         now = time.monotonic()
-        ages = [now - began for began in self._running.values()]
-        return _seconds_until_free(ages, (own + others) * self._durations.mean())
+        ages = sorted(now - began for began in self._running.values())
+        return self._seconds_until_free(ages, own + others)
+
+    def _seconds_until_free(self, ages: Sequence[float], queued: int) -> float:
+        """Return the seconds until one of the slots is free and the queue before it is empty.
+
+        `ages` are the seconds for which the work in each slot has been running, in ascending order.
+        It is expected to go on for as long again. So the durations of earlier work matter only to a
+        request that has others before it, and after an outage a short queue is open at once.
+        `queued` is the number of requests in the queue.
+        """
+        work = queued * self._durations.mean()
+        wait = 0.0
+        for slots, age in enumerate(ages, 1):
+            # A slot that is not free within the wait does none of the work.
+            if slots > 1 and age > wait:
+                break
+            work += age
+            wait = work / slots
+        return wait
 
 
-def _seconds_until_free(ages: Collection[float], queued: float) -> float:
-    """Return the seconds until one of the slots is free and the queue before it is empty.
+class GroupLane(Lane):
+    """A lane for requests that are served together, by one statement.
 
-    `ages` are the seconds for which the work in each slot has been running. It is expected to go
-    on for as long again. So the durations of earlier work matter only to a request that has others
-    before it, and after an outage a short queue is open at once. `queued` are the seconds of work
-    in the queue.
+    When all requests of a group are done, those that wait form the next group, up to `slots` of
+    them. No request waits for others to arrive. If none is running, the next one begins at once.
     """
-    work = queued
-    wait = 0.0
-    for slots, age in enumerate(sorted(ages), 1):
-        # A slot that is not free within the wait does none of the work.
-        if slots > 1 and age > wait:
-            break
-        work += age
-        wait = work / slots
-    return wait
+
+    def _free_slots(self) -> int:
+        return 0 if self._running else self.slots
+
+    def _seconds_until_free(self, ages: Sequence[float], queued: int) -> float:
+        return queued // self.slots * self._durations.mean() + max(ages, default=0.0)
 
 
 class _Durations:

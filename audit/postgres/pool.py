@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -46,6 +46,13 @@ def note_statements() -> set[str]:
     names: set[str] = set()
     _statements_run.set(names)
     return names
+
+
+def add_statements(names: Iterable[str]) -> None:
+    """Note statements that were run in another context, on behalf of this one."""
+    noted = _statements_run.get()
+    if noted is not None:
+        noted.update(names)
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,23 @@
 -- record_tasks: record a batch, skipping the ids that are recorded already; one row.
--- :tasks: an array of objects whose members are named like the columns; absent: NULL. :actor,
--- :request_id: who records, for the event log; NULL: not known.
--- task_ids: text, a JSON array, in the order sent; ids that were not sent are made here.
--- recorded: how many were new. too_late: text, a JSON array of the positions (from 0) of those
--- whose created_at is over 24 h ahead of the clock; they are not recorded.
--- known_ids, known_digests: the ids that were not new, or not the first of that id in the batch,
--- with the digests of what was sent: what find_conflicts takes. A task that another transaction
--- is just recording is waited for.
+--
+-- :tasks is a JSON array of objects with members named like the columns. :actor and :request_id are
+-- for the event log; if the tasks are of several requests, :authors is a JSON array with an array of
+-- these two for each task. :lock_wait limits how long to wait for other transactions.
+--
+-- task_ids: a JSON array, in the order sent; ids that were not sent are made here. are_new: in the
+-- same order. recorded: how many are new. too_late: a JSON array of the positions (from 0) of those
+-- whose created_at is over 24 h ahead of the clock; they are not recorded. known_ids and
+-- known_digests, for find_conflicts: those that are not new, or not the first of that id.
 -- Keys are claimed in the order of ids, so that two batches cannot wait for each other; rows go
 -- in by time, so that a page of tasks lies on few blocks.
 WITH author AS MATERIALIZED (
     -- The triggers of the event log read these settings at the end of the statement.
     SELECT
         set_config('audit.actor', COALESCE(:actor::text, ''), TRUE) AS actor,
-        set_config('audit.request_id', COALESCE(:request_id::text, ''), TRUE) AS request_id
+        set_config('audit.request_id', COALESCE(:request_id::text, ''), TRUE) AS request_id,
+        CASE
+            WHEN :lock_wait::text IS NOT NULL THEN set_config('lock_timeout', :lock_wait, TRUE)
+        END AS lock_wait
 ),
 
 sent AS MATERIALIZED (
@@ -82,10 +86,22 @@ first_of_each AS (
     ORDER BY task_id ASC, position ASC
 ),
 
+authors AS MATERIALIZED (
+    SELECT
+        set_config(
+            'audit.authors',
+            json_object_agg(task_id, (:authors::json) -> (position - 1)::integer)::text,
+            TRUE
+        ) AS authors
+    FROM first_of_each
+    WHERE :authors::json IS NOT NULL
+),
+
 claimed AS (
     INSERT INTO task_keys (task_id, created_at, digest)
     SELECT task_id, created_at, digest
     FROM first_of_each
+    CROSS JOIN authors
     ON CONFLICT (task_id) DO NOTHING
     RETURNING task_id
 ),
@@ -112,6 +128,7 @@ SELECT
     json_agg(sent.position - 1 ORDER BY sent.position) FILTER (
         WHERE sent.created_at > now() + interval '24 hours'
     )::text AS too_late,
+    array_agg(claimed.task_id IS NOT NULL ORDER BY sent.position) AS are_new,
     array_agg(sent.task_id) FILTER (WHERE claimed.task_id IS NULL) AS known_ids,
     array_agg(sent.digest) FILTER (WHERE claimed.task_id IS NULL) AS known_digests
 FROM sent

@@ -1,18 +1,22 @@
 -- update_task: change an open task if a condition holds; no row where the id is not recorded.
 --
--- :change: its members are named like columns; null: set to NULL; absent: leave as it is.
--- :project_id: the task must be of it; NULL: any. :match: the task must have one of these entity
--- tags, '*' is any; NULL: no condition. :none_match: the task must have none of these.
--- :actor, :request_id: who changes the task, for the event log; NULL: not known.
--- document: text, every column of the task as it is now. etag: text, its entity tag.
--- is_done: the task is what the change says; nothing is written if it was so before.
--- is_matched: the condition holds. If it holds and is_done is false, another transaction changed
--- the task at the same time: the statement has to run again.
+-- :change is a JSON object with members named like columns; null: set to NULL; absent: leave as it
+-- is. The task must be of :project_id and must have one of the entity tags :match, and none of
+-- :none_match. '*' is any tag; NULL: no condition. :actor and :request_id are for the event log.
+-- :lock_wait limits how long to wait for other transactions.
+--
+-- document: every column of the task as it is now. etag: its entity tag. is_done: the task is what
+-- the change says; nothing is written if it was so before. is_matched: the condition holds. If it
+-- holds and is_done is false, another transaction changed the task at the same time: the statement
+-- has to run again.
 WITH author AS MATERIALIZED (
     -- The triggers of the event log read these settings at the end of the statement.
     SELECT
         set_config('audit.actor', COALESCE(:actor::text, ''), TRUE) AS actor,
-        set_config('audit.request_id', COALESCE(:request_id::text, ''), TRUE) AS request_id
+        set_config('audit.request_id', COALESCE(:request_id::text, ''), TRUE) AS request_id,
+        CASE
+            WHEN :lock_wait::text IS NOT NULL THEN set_config('lock_timeout', :lock_wait, TRUE)
+        END AS lock_wait
 ),
 
 changed AS (

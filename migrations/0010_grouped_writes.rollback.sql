@@ -1,0 +1,1 @@
+DROP FUNCTION created_at_of_all;
