@@ -59,6 +59,7 @@ class Deadline:
             raise
         finally:
             del self._running[run]
+            del work  # a future refers to its exception, which refers to this frame
             if run.is_exceeded:
                 task.uncancel()
 

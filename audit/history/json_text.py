@@ -138,14 +138,14 @@ class Reader:
             except json.JSONDecodeError as broken:
                 is_string = broken.msg.startswith("Unterminated string")
                 read_to = len(window.text) if is_string else broken.pos
-                problem = _not_json(broken.msg, label, window.offset + broken.pos - window.at)
+                problem = (broken.msg, label, window.offset + broken.pos - window.at)
             is_large = len(window.text) - window.at > self._task_bytes
             if is_large and read_to > len(window.text) - _LONGEST_TOKEN:
                 raise self._too_large(label, window.drained() if position is None else None)
             if is_large or not window.grow():
                 if problem is None:
                     break
-                raise problem
+                raise _not_json(*problem)
         text = window.text[window.at : end]
         window.at = end
         self._check_size(text, label)

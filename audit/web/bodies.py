@@ -80,6 +80,9 @@ async def decode_and_parse(
         raise TimedOut(f"the body was not parsed within {exceeded.seconds:g} seconds") from None
     finally:
         abandoned.set()
+        # An exception of the thread refers to this frame, and the future to the exception. Without
+        # this, the body of a refused request stays in memory until the next garbage collection.
+        del parsing
 
 
 def _without_gc(parse: Callable[[Iterator[bytes]], _Result], pieces: Iterator[bytes]) -> _Result:

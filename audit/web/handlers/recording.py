@@ -122,6 +122,8 @@ async def _complete(request: web.Request, write: Coroutine[Any, Any, _Result]) -
         if request.app[SERVICE].recording.is_queued(task):
             task.cancel()
         raise
+    finally:
+        del task  # its exception refers to this frame, and so to the tasks to record
 
 
 def _ignore(task: asyncio.Task[Any]) -> None:

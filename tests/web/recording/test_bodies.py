@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -265,3 +267,22 @@ async def test_times_too_far_ahead_are_counted_and_the_first_are_listed(client: 
 
     assert (422, 20) == (status, len(problem["errors"]))
     assert "(and 29 more; the first 20 are listed)" in problem["detail"]
+
+
+@pytest.mark.parametrize("last", [b'{"status": "lost"}]', b'{"status": ]'])
+async def test_memory_of_a_refused_body_is_free_at_once(client: Client, last: bytes) -> None:
+    unknown = json.dumps({"intent": "x" * 50_000}).encode()
+    body = b"[" + b", ".join([*[unknown] * 40, last])
+    await send(client, body, JSON)
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            status, _ = await send(client, body, JSON)
+            assert status in (400, 422)
+        held, _ = tracemalloc.get_traced_memory()
+        assert held < 2 * len(body)
+    finally:
+        tracemalloc.stop()
+        gc.enable()
