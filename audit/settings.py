@@ -28,7 +28,10 @@ log = logging.getLogger("audit")
 _PREFIX: Final = "AUDIT_"
 #: Kubernetes sets AUDIT_PORT to this for every container beside a Service named `audit`.
 _SERVICE_LINK: Final = re.compile(r"(?:tcp|udp|sctp)://\S+:[0-9]+")
+#: How similar the name of an unknown variable must be to that of a setting to be logged.
 _ALIKE: Final = 0.8
+#: An origin in the form that browsers send.
+_ORIGIN: Final = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.ASCII)
 Partition = Literal["month", "week", "day"]
 LogFormat = Literal["text", "json"]
 #: `off` and `local` are missing, because an acknowledged task must survive a crash.
@@ -102,9 +105,6 @@ def _default_pool_size(given: dict[str, Any]) -> int:
     """Divide the connections among the workers and one more, which runs during a restart."""
     workers: int = given.get("workers", 1)
     return max(4, min(_MAX_DEFAULT_POOL, _DEFAULT_CONNECTIONS // (workers + 1) - 1))
-
-
-_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.ASCII)
 
 
 class Settings(BaseSettings):

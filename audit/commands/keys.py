@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
@@ -126,8 +125,8 @@ def _validity(key: Key) -> str:
         return f"revoked {key.revoked_at:%Y-%m-%d}"
     if key.expires_at is None:
         return "valid"
-    is_valid = key.good_until > time.monotonic()
-    return f"{'valid until' if is_valid else 'expired'} {key.expires_at:%Y-%m-%d %H:%M}"
+    state = "expired" if key.has_expired() else "valid until"
+    return f"{state} {key.expires_at:%Y-%m-%d %H:%M}"
 
 
 def _expiry(given: str) -> timedelta | datetime | None:

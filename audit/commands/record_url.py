@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Final
 
 from audit.commands.service_url import Failed, Service, service_at
 from audit.errors import Invalid, Unavailable
+from audit.history.json_text import Reader
 from audit.history.parsing import TaskBatch
 from audit.history.recording import Recorded
 from audit.history.task import RecordedBody
+from audit.settings import Settings
 
 log = logging.getLogger("audit")
 
 _ATTEMPTS: Final = 8
 _MAX_WAIT_SECONDS: Final = 30
-#: Numbers stay text, because Python converts only a limited number of digits.
-_decoder: Final = json.JSONDecoder(parse_int=str, parse_float=str)
-_SEPARATORS: Final = re.compile(r"[ \t\r\n,]*")
+#: For tasks that have been validated already.
+_NO_LIMITS: Final = Settings.model_construct(
+    max_task_bytes=sys.maxsize, max_number_digits=sys.maxsize, max_nesting=sys.maxsize
+)
 
 
 class _TooLarge(Exception):
@@ -58,7 +60,7 @@ class _Client:
                         f" large for {self._url} or a proxy before it (413)"
                     ) from None
                 self._too_large = min(self._too_large, len(body))
-        tasks = list(_elements(body.decode()))
+        tasks = [task.text for task in Reader(_NO_LIMITS).elements([body.decode()])]
         middle = len(tasks) // 2
         first = await self._send(_array(tasks[:middle]), labels[:middle])
         second = await self._send(_array(tasks[middle:]), labels[middle:])
@@ -103,20 +105,6 @@ class _Client:
             raise Unavailable(f"{self._url} is not a task-audit service") from None
         ids = [str(task_id) for task_id in answer.task_ids]
         return Recorded(answer.recorded, answer.duplicates, ids)
-
-
-def _elements(text: str) -> Iterator[str]:
-    """Yield the text of each element of a JSON array."""
-    position = _after_separators(text, text.index("[") + 1)
-    while text[position] != "]":
-        _, end = _decoder.raw_decode(text, position)
-        yield text[position:end]
-        position = _after_separators(text, end)
-
-
-def _after_separators(text: str, position: int) -> int:
-    found = _SEPARATORS.match(text, position)
-    return found.end() if found else position
 
 
 def _array(elements: Sequence[str]) -> bytes:
