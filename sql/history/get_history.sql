@@ -15,14 +15,20 @@ WITH task AS MATERIALIZED (
         AND (:project_id::uuid IS NULL OR project_id = :project_id)
 ),
 
+-- Planning takes the longest part of the time, and grows with each mention of the partitioned log.
+event AS MATERIALIZED (
+    SELECT *
+    FROM task_history
+    WHERE task_id = :task_id AND event_id > :after::bigint AND EXISTS (SELECT FROM task)
+),
+
 -- task_document writes the replaced values as clients get them. Rows are made one by one, as far as
 -- they are read.
 fetched AS MATERIALIZED (
     SELECT *, task_document(jsonb_populate_record(NULL::tasks, was))::json AS replaced
     FROM (
         SELECT *
-        FROM task_history
-        WHERE task_id = :task_id AND event_id > :after::bigint AND EXISTS (SELECT FROM task)
+        FROM event
         ORDER BY event_id
         LIMIT :limit::int
     ) AS following
@@ -66,9 +72,9 @@ later AS MATERIALIZED (
         task_document(jsonb_populate_record(NULL::tasks, was))::json -> member AS before
     FROM (
         SELECT DISTINCT ON (member) member, was
-        FROM task_history
+        FROM event
         CROSS JOIN LATERAL jsonb_object_keys(was) AS member
-        WHERE task_id = :task_id AND event_id > (SELECT max(shown.event_id) FROM shown)
+        WHERE event_id > (SELECT max(shown.event_id) FROM shown)
         ORDER BY member ASC, event_id ASC
     ) AS first_of_each
 ),
@@ -117,10 +123,6 @@ SELECT
     '[' || COALESCE(page.events, '') || ']' AS events,
     page.shown,
     page.last_id,
-    (
-        SELECT count(*) > 0
-        FROM task_history
-        WHERE task_id = :task_id AND event_id > page.last_id
-    ) AS has_more
+    page.shown < (SELECT count(*) FROM event) AS has_more
 FROM task
 CROSS JOIN page

@@ -16,7 +16,7 @@ from audit.settings import Settings
 from audit.web.app import create_app
 from tests.api import TASKS, fields, patch, recorded
 from tests.commandline import audit
-from tests.conftest import SERVING, Client, as_role, execute
+from tests.conftest import SERVING, Client, as_role, execute, task
 
 SEQUENCE = "SELECT sequence_task_events(1000)"
 
@@ -75,6 +75,17 @@ async def test_each_change_names_the_members_that_it_replaced(client: Client) ->
             "suggestions": {"from": None, "to": [1.5]},
         },
     ] == [event["changed"] for event in events]
+
+
+async def test_an_event_names_its_request(client: Client) -> None:
+    one = task(status="pending")
+    sent = await client.post(TASKS, json=one, headers={"X-Request-ID": "deploy-7"})
+    changed = await client.patch(f"{TASKS}/{one['task_id']}", json={"status": "failed"})
+
+    events = (await history(client, one["task_id"]))["events"]
+
+    ids = [answer.headers["X-Request-ID"] for answer in (sent, changed)]
+    assert ["deploy-7", ids[1]] == ids == [event["request_id"] for event in events]
 
 
 async def test_a_change_that_is_already_made_adds_no_event(client: Client) -> None:
@@ -331,6 +342,10 @@ async def test_a_key_of_a_project_sees_the_history_of_its_tasks_only(
         sent = {"task_id": task_id, "request_text": "x", "project_id": of}
         assert (await client.post(TASKS, json=sent, headers=wide)).status == 201
 
+    (event,) = (await (await client.get(f"{TASKS}/{ids[0]}/history", headers=bound)).json())[
+        "events"
+    ]
+    assert ("all", SERVING) == (event["actor"], event["role"])
     statuses = [
         [(await client.get(f"{TASKS}/{one}/history", headers=who)).status for one in ids]
         for who in (wide, bound)
