@@ -9,15 +9,10 @@ BEGIN
 END
 $$;
 
--- What roles were granted on tables stays, so that a service goes on.
-DROP FUNCTION grant_serving;
-DROP FUNCTION grant_reading;
-ALTER FUNCTION grant_reading_before_log RENAME TO grant_reading;
-ALTER FUNCTION grant_serving_before_log RENAME TO grant_serving;
-
 DROP TRIGGER queue_changed ON tasks;
 DROP TRIGGER queue_recorded ON tasks;
 DROP FUNCTION sequence_task_events;
+DROP FUNCTION append_task_log_mark;
 DROP FUNCTION make_event_partition;
 DROP FUNCTION queue_changed_tasks;
 DROP FUNCTION queue_recorded_tasks;
@@ -27,9 +22,11 @@ DROP FUNCTION time_as_json;
 DROP FUNCTION task_content;
 DROP FUNCTION task_event_count;
 DROP FUNCTION task_log_size;
-DROP TABLE task_log_sizes;
 DROP VIEW task_history;
+DROP VIEW task_log_state;
+DROP TABLE task_log_marks;
 DROP TABLE task_events;
 DROP TABLE task_event_queue;
+DROP FUNCTION assign_transaction_id;
 DROP FUNCTION refuse_event_change;
 DROP TYPE task_event_kind;

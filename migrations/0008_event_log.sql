@@ -81,11 +81,6 @@ CREATE TABLE task_events (
 CREATE INDEX task_events_by_position ON task_events (position);
 CREATE INDEX task_events_by_task ON task_events (task_id);
 
--- How many events task_events has: the greatest row. Each sequencing adds a row and deletes the one
--- before, so the greatest is found at once even while a dump keeps all rows that were deleted. To
--- find it in task_events takes half a millisecond if that has 60 partitions.
-CREATE TABLE task_log_sizes (size bigint PRIMARY KEY);
-
 -- All events. event_id orders the events of a task; position is NULL in the queue.
 CREATE VIEW task_history WITH (security_invoker = TRUE) AS
 SELECT
@@ -97,18 +92,61 @@ SELECT
     content, was
 FROM task_event_queue;
 
+-- What the sequencer remembers. Each step appends a row, numbered without gaps. Only the newest row
+-- is valid. If one row were updated instead, and a dump or a replication slot kept PostgreSQL from
+-- removing its old versions, every reader would walk through them.
+CREATE TABLE task_log_marks (
+    mark bigint PRIMARY KEY,
+    -- How many events have a position: 0 to size - 1.
+    size bigint NOT NULL,
+    -- No event in the queue has a lower event_id, now or later. Readers pass over what dead rows
+    -- there are before it.
+    queue_floor bigint NOT NULL,
+    -- What the floor is going to be, less one, when each transaction before next_floor_xid has
+    -- ended; see sequence_task_events.
+    next_floor bigint,
+    next_floor_xid xid8,
+    -- task_counts contains the events before this position. The others are not older than
+    -- uncounted_since, which leads to their partitions.
+    counted bigint NOT NULL,
+    uncounted_since timestamptz NOT NULL
+);
+
+INSERT INTO task_log_marks (mark, size, queue_floor, counted, uncounted_since)
+VALUES (0, 0, 0, 0, 'infinity');
+
+-- The newest row of task_log_marks.
+CREATE VIEW task_log_state AS
+SELECT mark, size, queue_floor, next_floor, next_floor_xid, counted, uncounted_since
+FROM task_log_marks
+ORDER BY mark DESC
+LIMIT 1;
+
 -- How many events have a position: 0 to size - 1.
 CREATE FUNCTION task_log_size() RETURNS bigint
 LANGUAGE sql STABLE
-RETURN COALESCE((SELECT max(size) FROM task_log_sizes), 0);
+RETURN (SELECT task_log_state.size FROM task_log_state);
 
 -- How many events there are, with a position or not.
 --
 -- Each new or changed task adds an event in the same transaction, and no event is removed. So two
 -- snapshots with the same number of events of the same server have the same tasks.
+--
+-- Without statistics the planner takes the floor for the middle of the queue, and would read all of
+-- it, with its dead rows.
 CREATE FUNCTION task_event_count() RETURNS bigint
-LANGUAGE sql STABLE
-RETURN task_log_size() + (SELECT count(*) FROM task_event_queue);
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    state task_log_state;
+BEGIN
+    SELECT * INTO STRICT state FROM task_log_state;
+    RETURN state.size + (SELECT count(*) FROM task_event_queue WHERE event_id >= state.queue_floor);
+END
+$$;
 
 -- The digest of what a task is, which only those can check who have the salt and the document.
 CREATE FUNCTION task_content(salt uuid, document text) RETURNS bytea
@@ -188,6 +226,7 @@ CREATE FUNCTION queue_recorded_tasks() RETURNS trigger
 LANGUAGE plpgsql
 SECURITY DEFINER
 SET search_path FROM CURRENT
+SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     author jsonb := jsonb_build_array(audit_setting('audit.actor'), audit_setting('audit.request_id'));
@@ -228,6 +267,7 @@ LANGUAGE plpgsql
 SECURITY DEFINER
 SET search_path FROM CURRENT
 SET enable_nestloop = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     author jsonb := jsonb_build_array(audit_setting('audit.actor'), audit_setting('audit.request_id'));
@@ -332,182 +372,141 @@ DO $$ BEGIN
     PERFORM make_event_partition(now());
 END $$;
 
+-- Give the transaction an id before the first event gets one; sequence_task_events relies on it.
+CREATE FUNCTION assign_transaction_id() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_current_xact_id();
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER assign_transaction_id BEFORE INSERT ON task_event_queue
+FOR EACH STATEMENT EXECUTE FUNCTION assign_transaction_id();
+
+ALTER TABLE task_event_queue ENABLE ALWAYS TRIGGER assign_transaction_id;
+
+-- Append a row to task_log_marks. The caller holds the lock of the sequencer.
+CREATE FUNCTION append_task_log_mark(state task_log_state) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    INSERT INTO task_log_marks (
+        mark, size, queue_floor, next_floor, next_floor_xid, counted, uncounted_since
+    )
+    VALUES (
+        state.mark + 1, state.size, state.queue_floor, state.next_floor, state.next_floor_xid,
+        state.counted, state.uncounted_since
+    );
+    DELETE FROM task_log_marks WHERE mark = state.mark - 100;
+END
+$$;
+
 -- Move at most so many events from the queue to the log, and give them the next positions.
 --
 -- sequenced: how many were moved; NULL if another session is at it. is_last: whether none was left.
 -- It takes the lock before its snapshot, so that it sees what the session before has committed.
+-- Raises invalid_transaction_state if it is not the only work of its transaction.
 --
 -- A reader whose statement was planned before a partition existed would not find the events that
 -- move into it, and with a later snapshot not find them in the queue either. So partitions are made
 -- a week ahead. If one is missing all the same, this only makes it, and the next call moves.
 --
--- Raises invalid_transaction_state if it is not the only work of its transaction.
+-- The floor of the queue rises in three calls. The first one notes the last event_id that was given
+-- out, a later one its own transaction id: whoever got an event_id up to then has a lower one. When
+-- all transactions before that id had ended before a call began to look, and the call has moved all
+-- events that it saw, no event up to the noted one is left. An id of another server, in a history
+-- that was restored, is noted anew.
 CREATE FUNCTION sequence_task_events(most integer, OUT sequenced integer, OUT is_last boolean)
 LANGUAGE plpgsql
 SECURITY DEFINER
 SET search_path FROM CURRENT
+SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
+    state task_log_state;
+    former task_log_state;
+    before pg_snapshot;
     taken bigint[];
-    log_size bigint;
+    oldest timestamptz;
     was_missing boolean;
 BEGIN
     PERFORM require_own_transaction();
     IF NOT pg_try_advisory_xact_lock(hashtext('sequence_task_events')) THEN
         RETURN;
     END IF;
+    before := pg_current_snapshot();
     PERFORM make_event_partition(now() + interval '7 days');
-    taken := ARRAY(SELECT event_id FROM task_event_queue ORDER BY event_id LIMIT most);
+    SELECT * INTO STRICT state FROM task_log_state;
+    former := state;
+
+    taken := ARRAY(
+        SELECT event_id
+        FROM task_event_queue
+        WHERE event_id >= state.queue_floor
+        ORDER BY event_id
+        LIMIT most
+    );
     sequenced := cardinality(taken);
     is_last := sequenced < most;
-    IF sequenced = 0 THEN
-        RETURN;
-    END IF;
-    SELECT bool_or(make_event_partition(held)) INTO was_missing
-    FROM (
-        SELECT min(at) AS held
-        FROM task_event_queue
-        WHERE event_id = ANY(taken)
-        GROUP BY date_trunc('month', at, 'UTC')
-    ) AS months;
-    IF was_missing THEN
-        sequenced := 0;
-        is_last := FALSE;
-        RETURN;
-    END IF;
-    log_size := task_log_size();
-    PERFORM set_config('audit.is_sequencing', 'on', TRUE);
-    WITH moved AS (
-        DELETE FROM task_event_queue WHERE event_id = ANY(taken) RETURNING *
-    )
+    IF sequenced > 0 THEN
+        SELECT min(held), bool_or(make_event_partition(held)) INTO oldest, was_missing
+        FROM (
+            SELECT min(at) AS held
+            FROM task_event_queue
+            WHERE event_id = ANY(taken)
+            GROUP BY date_trunc('month', at, 'UTC')
+        ) AS months;
+        IF was_missing THEN
+            sequenced := 0;
+            is_last := FALSE;
+            RETURN;
+        END IF;
+        PERFORM set_config('audit.is_sequencing', 'on', TRUE);
+        WITH moved AS (
+            DELETE FROM task_event_queue WHERE event_id = ANY(taken) RETURNING *
+        )
 
-    INSERT INTO task_events (
-        position, event_id, at, kind, task_id, created_at, project_id, created_by,
-        status, services_touched, intent, before_status, before_services, before_intent,
-        actor, request_id, db_role, salt, content, was
-    )
-    SELECT
-        log_size + row_number() OVER (ORDER BY event_id) - 1,
-        event_id, at, kind, task_id, created_at, project_id, created_by,
-        status, services_touched, intent, before_status, before_services, before_intent,
-        actor, request_id, db_role, salt, content, was
-    FROM moved
-    ORDER BY event_id;
-    INSERT INTO task_log_sizes (size) VALUES (log_size + sequenced);
-    DELETE FROM task_log_sizes WHERE size = log_size;
-    PERFORM set_config('audit.is_sequencing', '', TRUE);
+        INSERT INTO task_events (
+            position, event_id, at, kind, task_id, created_at, project_id, created_by,
+            status, services_touched, intent, before_status, before_services, before_intent,
+            actor, request_id, db_role, salt, content, was
+        )
+        SELECT
+            state.size + row_number() OVER (ORDER BY event_id) - 1,
+            event_id, at, kind, task_id, created_at, project_id, created_by,
+            status, services_touched, intent, before_status, before_services, before_intent,
+            actor, request_id, db_role, salt, content, was
+        FROM moved
+        ORDER BY event_id;
+        PERFORM set_config('audit.is_sequencing', '', TRUE);
+        state.size := state.size + sequenced;
+        state.uncounted_since := least(state.uncounted_since, oldest);
+    END IF;
+
+    IF state.next_floor IS NULL THEN
+        state.next_floor := NULLIF(
+            greatest(
+                pg_sequence_last_value('task_event_queue_event_id_seq'), state.queue_floor - 1
+            ),
+            state.queue_floor - 1
+        );
+    ELSIF state.next_floor_xid IS NULL OR state.next_floor_xid >= pg_snapshot_xmax(before) THEN
+        state.next_floor_xid := pg_current_xact_id();
+    ELSIF is_last AND pg_snapshot_xmin(before) >= state.next_floor_xid THEN
+        state.queue_floor := state.next_floor + 1;
+        state.next_floor := NULL;
+        state.next_floor_xid := NULL;
+    END IF;
+    IF state IS DISTINCT FROM former THEN
+        PERFORM append_task_log_mark(state);
+    END IF;
 END
 $$;
 
 REVOKE ALL ON FUNCTION
-sequence_task_events, make_event_partition,
+sequence_task_events, make_event_partition, append_task_log_mark, assign_transaction_id,
 queue_recorded_tasks, queue_changed_tasks, refuse_event_change
 FROM PUBLIC; -- noqa: CP02
-
--- The rollback gives these their names again.
-ALTER FUNCTION grant_reading RENAME TO grant_reading_before_log;
-ALTER FUNCTION grant_serving RENAME TO grant_serving_before_log;
-
--- Let a role read everything, and do nothing else.
---
--- Raises undefined_object if there is no such role, and insufficient_privilege if grants would not
--- bind it: it owns the history, or has rights to it that were not granted here.
-CREATE FUNCTION grant_reading(grantee name) RETURNS void
-LANGUAGE plpgsql
-SET search_path FROM CURRENT
-AS $$
-DECLARE
-    everything text := 'tasks, task_keys, task_counts, task_count_splits, task_count_deltas, '
-        'task_day_changes, task_partitions, task_event_queue, task_events, task_log_sizes, '
-        'task_history, access_keys, _yoyo_migration';
-    others text := ', _yoyo_log, _yoyo_version, yoyo_lock';
-    owner_name name;
-    surplus text;
-BEGIN
-    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = grantee) THEN
-        RAISE EXCEPTION 'there is no role %', quote_ident(grantee)
-            USING ERRCODE = 'undefined_object';
-    END IF;
-    SELECT pg_get_userbyid(relowner) INTO owner_name
-    FROM pg_class
-    WHERE oid = 'tasks'::regclass;
-    IF pg_has_role(grantee, owner_name, 'MEMBER') THEN
-        RAISE EXCEPTION 'grants do not bind the role %: it is a superuser, or acts for the owner %',
-            quote_ident(grantee), quote_ident(owner_name)
-            USING ERRCODE = 'insufficient_privilege';
-    END IF;
-    IF has_schema_privilege(grantee, current_schema(), 'CREATE') THEN
-        RAISE EXCEPTION 'the role % may create in the schema: REVOKE CREATE ON SCHEMA % FROM PUBLIC',
-            quote_ident(grantee), quote_ident(current_schema())
-            USING ERRCODE = 'insufficient_privilege';
-    END IF;
-
-    SELECT others || COALESCE(string_agg(', ' || relid::regclass, ''), '') INTO others
-    FROM unnest('{tasks,task_events}'::regclass[]) AS partitioned
-    CROSS JOIN pg_partition_tree(partitioned)
-    WHERE level > 0;
-    EXECUTE format('REVOKE ALL ON %s%s FROM %I', everything, others, grantee);
-    EXECUTE format('ALTER DEFAULT PRIVILEGES FOR ROLE %I REVOKE ALL ON TABLES FROM %I',
-        owner_name, grantee);
-    EXECUTE format('ALTER DEFAULT PRIVILEGES FOR ROLE %I IN SCHEMA %I REVOKE ALL ON TABLES FROM %I',
-        owner_name, current_schema(), grantee);
-    EXECUTE format(
-        'REVOKE ALL ON FUNCTION make_task_partition, make_task_partitions, fold_task_counts, '
-        'move_task_count_deltas, split_task_counts, rebuild_task_counts, keep_task_keys, '
-        'refuse_lone_keys, note_new_tasks, note_changed_tasks, sequence_task_events, '
-        'make_event_partition, queue_recorded_tasks, queue_changed_tasks FROM %I', grantee
-    );
-
-    -- What is left comes from PUBLIC, or from a role that this one is a member of.
-    SELECT string_agg(DISTINCT privilege || ' on ' || relation, ', ') INTO surplus
-    FROM unnest(string_to_array(everything || others, ', ')) AS relation
-    CROSS JOIN unnest('{INSERT,UPDATE,REFERENCES,DELETE,TRUNCATE,TRIGGER}'::text[]) AS privilege
-    WHERE has_table_privilege(grantee, relation, privilege)
-        OR CASE
-            WHEN privilege IN ('INSERT', 'UPDATE', 'REFERENCES')
-                THEN has_any_column_privilege(grantee, relation, privilege)
-        END;
-    IF surplus IS NOT NULL THEN
-        RAISE EXCEPTION 'the role % has, by PUBLIC or as a member of another role: %',
-            quote_ident(grantee), surplus
-            USING ERRCODE = 'insufficient_privilege';
-    END IF;
-
-    IF NOT has_database_privilege(grantee, current_database(), 'CONNECT') THEN
-        EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), grantee);
-    END IF;
-    IF NOT has_schema_privilege(grantee, current_schema(), 'USAGE') THEN
-        EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', current_schema(), grantee);
-    END IF;
-    EXECUTE format('GRANT SELECT ON %s TO %I', everything, grantee);
-END
-$$;
-
--- Let a role do what the service does: read, record what a client sends, change what may change,
--- make partitions, fold counts and sequence events. Raises as grant_reading does.
-CREATE FUNCTION grant_serving(grantee name) RETURNS void
-LANGUAGE plpgsql
-SET search_path FROM CURRENT
-AS $$
-BEGIN
-    PERFORM grant_reading(grantee);
-    EXECUTE format(
-        'GRANT INSERT (task_id, project_id, created_at, approved_at, completed_at, status, '
-        'request_text, created_by, services_touched, outcome, estimated_resources, '
-        'actual_resources, external_ai_used, error_message, suggestions), '
-        'UPDATE (status, approved_at, completed_at, services_touched, outcome, '
-        'estimated_resources, actual_resources, external_ai_used, error_message, suggestions) '
-        'ON tasks TO %I', grantee
-    );
-    EXECUTE format('GRANT INSERT (task_id, created_at, digest) ON task_keys TO %I', grantee);
-    EXECUTE format(
-        'GRANT EXECUTE ON FUNCTION make_task_partition, make_task_partitions, fold_task_counts, '
-        'sequence_task_events TO %I', grantee
-    );
-    IF current_setting('server_version_num')::int >= 170000 THEN
-        EXECUTE format('GRANT MAINTAIN ON task_count_deltas, task_event_queue TO %I', grantee);
-    END IF;
-END
-$$;
-
-REVOKE ALL ON FUNCTION grant_reading, grant_serving FROM PUBLIC; -- noqa: CP02

@@ -22,15 +22,19 @@ CREATE FUNCTION read_task_changes(
 )
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
+SET enable_seqscan = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
+    state task_log_state;
     events json[] := '{}';
 BEGIN
-    SELECT COALESCE(max(size), 0) INTO log_size FROM task_log_sizes;
+    SELECT * INTO STRICT state FROM task_log_state;
+    log_size := state.size;
     SELECT count(*), COALESCE(max(event_id), 0)
     INTO queued, newest_queued
-    FROM task_event_queue;
+    FROM task_event_queue
+    WHERE event_id >= state.queue_floor;
     -- Most events that have got a position since were seen in the queue, so allow more of them.
     IF known_size IS NULL OR log_size - known_size > 10 * most THEN
         RETURN;
@@ -43,7 +47,9 @@ BEGIN
                     status, services_touched, intent, before_status, before_services, before_intent
                 )
             FROM task_event_queue
-            WHERE event_id > seen_to OR event_id = ANY(gaps)
+            WHERE
+                event_id >= state.queue_floor
+                AND (event_id > seen_to OR event_id = ANY(gaps))
             LIMIT most + 1
         );
     END IF;

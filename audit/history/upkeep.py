@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -22,10 +22,9 @@ from audit.telemetry.metrics import Deltas, Metrics
 from audit.telemetry.throttle import Recurring
 
 _PARTITIONS_EVERY_SECONDS: Final = 3600
-_SEQUENCE_EVERY_SECONDS: Final = 0.4
+_SEQUENCE_EVERY_SECONDS: Final = 0.5
 #: Events that one transaction moves; they take about 0.1 s.
 _MOST_EVENTS: Final = 10_000
-_FOLD_EVERY_SECONDS: Final = 1
 #: A role that may only read can be granted more while the process runs.
 _GRANTS_EVERY_SECONDS: Final = 3600
 #: A fold that has split buckets for this long leaves the other buckets to later folds.
@@ -54,8 +53,7 @@ class Upkeep:
         """
         tasks = [
             asyncio.create_task(self._keep_partitions_ahead()),
-            asyncio.create_task(self._keep_events_sequenced()),
-            asyncio.create_task(self._keep_counts_folded()),
+            asyncio.create_task(self._keep_events_counted()),
         ]
         try:
             yield
@@ -70,13 +68,21 @@ class Upkeep:
                 await self._partitions.make_coming()
             await asyncio.sleep(_PARTITIONS_EVERY_SECONDS)
 
-    async def _keep_events_sequenced(self) -> None:
-        """Sequence the events of the log several times a second."""
-        await _repeat("sequencing the events", self.sequence_events, _SEQUENCE_EVERY_SECONDS)
+    async def _keep_events_counted(self) -> None:
+        """Sequence and count events twice a second.
 
-    async def _keep_counts_folded(self) -> None:
-        """Fold once a second."""
-        await _repeat("folding the counts", self.fold_counts, _FOLD_EVERY_SECONDS)
+        The database lets one process of the cluster do it at a time.
+        """
+        counting = Recurring("sequencing and counting the events")
+        while True:
+            pause = _SEQUENCE_EVERY_SECONDS
+            with counting.attempt():
+                try:
+                    await self.fold_counts(is_lazy=True)
+                except NotGranted:
+                    pause = _GRANTS_EVERY_SECONDS
+                    raise
+            await asyncio.sleep(pause)
 
     async def sequence_events(self) -> int:
         """Give positions to the events in the queue; return how many got one.
@@ -95,16 +101,20 @@ class Upkeep:
             is_last = row["is_last"]
         return sequenced
 
-    async def fold_counts(self) -> int:
-        """Apply the deltas of writers to the counts; return how many were applied.
+    async def fold_counts(self, *, is_lazy: bool = False) -> int:
+        """Sequence the events of the queue and add them to the counts; return how many were added.
 
-        Totals are exact whether or not it runs, but they get slower with each delta that is not
-        folded. It works in portions, each a transaction, until nothing is left. If another process
+        Totals are exact whether or not it runs, but they get slower with each event that is not
+        counted. It works in portions, each a transaction, until nothing is left. If another process
         folds, it returns at once.
+
+        If PostgreSQL cannot remove old versions of the counts, each fold makes reading slower.
+        `is_lazy` then puts it off until it is worth that.
 
         Raises:
             TimedOut: a portion ran out of time. The next call tries a smaller one.
         """
+        await self.sequence_events()
         folded = 0
         is_last = False
         while not is_last:
@@ -113,8 +123,9 @@ class Upkeep:
                     row = await fetch_row(
                         connection,
                         statements.FOLD_COUNTS,
-                        self._pace.cells,
-                        self._pace.split_seconds,
+                        most_cells=self._pace.cells,
+                        split_seconds=self._pace.split_seconds,
+                        is_lazy=is_lazy,
                     )
             except (TimedOut, DeadlineExceeded):
                 self._pace.timed_out()
@@ -124,14 +135,11 @@ class Upkeep:
             self._pace.succeeded()
             folded += row["folded"]
             is_last = row["is_last"]
-            if row["folded"] and row["may_vacuum"]:
-                async with self._database.connection() as connection:
-                    await connection.execute(statements.VACUUM_DELTAS)
         self._metrics.folded()
         return folded
 
     async def measure_deltas(self, timeout_seconds: float) -> Deltas | None:
-        """Return how many deltas are not folded; None if the database does not answer in time."""
+        """Return how many events are not counted; None if the database does not answer in time."""
         try:
             async with asyncio.timeout(timeout_seconds), self._database.connection() as connection:
                 row = await fetch_row(connection, statements.MEASURE_DELTAS)
@@ -149,20 +157,6 @@ class Upkeep:
         async with self._database.connection() as connection:
             row = await fetch_row(connection, statements.REBUILD_COUNTS)
         return int(row["counted"])
-
-
-async def _repeat(what: str, step: Callable[[], Awaitable[object]], pause: float) -> None:
-    """Repeat a step of which the database lets one process of the cluster do it at a time."""
-    repeated = Recurring(what)
-    while True:
-        seconds = pause
-        with repeated.attempt():
-            try:
-                await step()
-            except NotGranted:
-                seconds = _GRANTS_EVERY_SECONDS
-                raise
-        await asyncio.sleep(seconds)
 
 
 class FoldPace:

@@ -57,7 +57,7 @@ _CELL_BYTES: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Deltas:
-    """The changes that are not folded into the counts yet."""
+    """The events that the counts do not contain yet."""
 
     rows: int
     """As estimated by PostgreSQL."""
@@ -375,12 +375,12 @@ def _of_database(deltas: Deltas | None) -> Iterator[Metric]:
     if deltas is not None:
         yield GaugeMetricFamily(
             "task_audit_count_deltas",
-            "Changes that are not folded into the counts yet, as estimated by PostgreSQL.",
+            "Events that the counts do not contain yet.",
             value=deltas.rows,
         )
         yield GaugeMetricFamily(
             "task_audit_count_deltas_bytes",
-            "Size on disk of these changes, which every total reads.",
+            "Size on disk of the queue of events.",
             value=deltas.size_bytes,
         )
 

@@ -1,6 +1,7 @@
--- measure_deltas: how much is noted for the counts and not folded yet; one row, at flat cost.
+-- measure_deltas: how many events the counts do not contain yet; one row.
 --
--- estimate: bigint, rows, as PostgreSQL keeps account of them. size_bytes: bigint, on disk.
+-- estimate: bigint, events. size_bytes: bigint, of the queue on disk.
 SELECT
-    pg_stat_get_live_tuples('task_count_deltas'::regclass) AS estimate,
-    pg_table_size('task_count_deltas'::regclass) AS size_bytes
+    task_event_count() - counted AS estimate,
+    pg_table_size('task_event_queue'::regclass) AS size_bytes
+FROM task_log_state

@@ -32,9 +32,7 @@ SELECT
                         AND created_at < :fresh_until::timestamptz
                 )
             FROM (
-                SELECT day FROM task_day_changes WHERE fold > :known_fold::bigint
-                UNION
-                SELECT bucket_of('day', created_at) FROM task_count_deltas
+                SELECT day FROM days_changed_since(:known_fold::bigint)
                 UNION
                 SELECT :cut_day::timestamptz WHERE :cut_day IS NOT NULL
             ) AS changed

@@ -12,3 +12,4 @@ SELECT
     pg_total_relation_size('task_event_queue'::regclass) AS queue_bytes,
     COALESCE(extract(EPOCH FROM clock_timestamp() - min(at)), 0)::float8 AS queued_seconds
 FROM task_event_queue
+WHERE event_id >= (SELECT queue_floor FROM task_log_state)

@@ -49,7 +49,12 @@ def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
 def wrong_counts(dsn: str) -> None:
     """Record a task whose count is then wrong."""
     audit("record", "-", AUDIT_DSN=dsn, given=lines(task(services_touched=[NAME, "[/x]", "a\tb"])))
-    execute(dsn, "SELECT fold_task_counts(100000)", "UPDATE task_counts SET n = n + 1")
+    execute(
+        dsn,
+        "SELECT sequence_task_events(100000)",
+        "SELECT fold_task_counts(100000)",
+        "UPDATE task_counts SET n = n + 1",
+    )
 
 
 @pytest.mark.parametrize("name", ["x" * 100, "a.b@c-d"])

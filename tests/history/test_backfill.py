@@ -194,7 +194,7 @@ async def test_several_backfills_and_writers_at_once_import_each_task_once(
 
 async def test_an_import_changes_no_count(service: AuditService, dsn: str) -> None:
     await record_before_the_log(service, dsn, 5, status="failed")
-    await service.upkeep.fold_counts()
+    await service.upkeep.rebuild_counts()
 
     await run(service)
     await service.upkeep.fold_counts()

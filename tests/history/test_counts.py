@@ -393,6 +393,7 @@ async def test_counts_ignore_the_time_zone_of_the_session(service: AuditService,
         "INSERT INTO tasks (task_id, request_text, created_at)"
         " SELECT gen_random_uuid(), 'x', now() - n * interval '7 hours'"
         " FROM generate_series(1, 99) AS n",
+        "SELECT sequence_task_events(1000)",
         "SELECT fold_task_counts(1000)",
     )
 

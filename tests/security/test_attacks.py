@@ -169,8 +169,8 @@ COUNTS: dict[str, Attack] = {
             " VALUES ('', 'year', '2020-01-01Z', 'failed', 9)"),
             "UPDATE task_counts SET n = 9",
             "INSERT INTO task_count_splits VALUES ('a', 'month', '2020-01-01Z')",
-            "INSERT INTO task_count_deltas VALUES ('2020-01-01Z', 'failed', '{}', 'x', 1)",
-            "UPDATE task_count_deltas SET n = -1",
+            "INSERT INTO task_log_marks VALUES (99999999, 0, 0, NULL, NULL, 0, now())",
+            "UPDATE task_log_marks SET counted = 0",
             "INSERT INTO task_day_changes VALUES ('2020-01-01Z', 1)",
             "INSERT INTO access_keys (name, digest, scopes) VALUES ('x', sha256('x'), '{read}')",
             "UPDATE access_keys SET scopes = '{read,record,admin}'",
@@ -180,17 +180,21 @@ COUNTS: dict[str, Attack] = {
                 f"{verb} {table}"
                 for verb in ("DELETE FROM", "TRUNCATE")
                 for table in (
-                    "task_counts", "task_count_splits", "task_count_deltas", "task_day_changes",
+                    "task_counts", "task_count_splits", "task_count_splits_due", "task_log_marks",
+                    "task_day_changes",
                 )
             ),
             "SELECT rebuild_task_counts()",
-            "SELECT split_task_counts(ARRAY[('a', 'month', '2020-01-01Z')::task_bucket], now())",
-            "SELECT move_task_count_deltas(1, now())",
+            "SELECT split_task_counts(now())",
+            "SELECT add_to_task_counts(task_log_state, 0) FROM task_log_state",
+            "SELECT append_task_log_mark(task_log_state) FROM task_log_state",
+            "SELECT make_event_partition('2011-01-01')",
             "SELECT grant_serving('audit_reader')",
             "SELECT grant_reading('audit_reader')",
         )
     },
     "what the service calls: fold": ("SELECT fold_task_counts(1)", None, None, DENIED),
+    "what the service calls: sequence": ("SELECT sequence_task_events(1)", None, None, DENIED),
     "what the service calls: partition": (
         "SELECT make_task_partition('2011-01-01', 'day')", None, None, DENIED,
     ),
@@ -212,7 +216,7 @@ COUNTS: dict[str, Attack] = {
             " services_touched) VALUES (gen_random_uuid(), now(), now(), 'failed', 'x', '{}')"),
             told_to_owner, DENIED, DENIED,
         )
-        for function, told_to_owner in (("note_new_tasks", None), ("keep_task_keys", LONE))
+        for function, told_to_owner in (("queue_recorded_tasks", None), ("keep_task_keys", LONE))
     },
 }  # fmt: skip
 
@@ -243,7 +247,8 @@ def test_copy_cannot_set_recorded_at(history: dict[str, str], role: str) -> None
 
 TABLES = (
     "tasks", "task_keys", "task_counts", "task_count_splits", "task_count_deltas",
-    "task_day_changes", "task_partitions", "access_keys",
+    "task_count_splits_due", "task_day_changes", "task_partitions", "task_events",
+    "task_event_queue", "task_log_marks", "task_log_state", "access_keys",
 )  # fmt: skip
 
 
@@ -264,6 +269,8 @@ def test_functions_of_the_owner_ignore_the_search_path_of_a_role(
             "INSERT INTO public.tasks (task_id, created_at, request_text, status)"
             f" VALUES ('{task_id}', '2011-03-01', 'x', 'failed')"
         )
+        connection.commit()
+        connection.execute("SELECT public.sequence_task_events(1000)")
         connection.commit()
         connection.execute("SELECT public.fold_task_counts(1000)")
         [*shadows] = [

@@ -8,11 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
-import psycopg
 import pytest
 
 from audit.history.service import AuditService
-from audit.postgres import statements
 from audit.postgres.failures import NotGranted
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
@@ -118,20 +116,6 @@ async def test_the_role_that_serves_folds_and_makes_partitions(
         assert [] == await services[role].upkeep.check_counts()
 
 
-def test_a_role_vacuums_only_tables_that_it_may_vacuum(history: dict[str, str]) -> None:
-    """Elsewhere PostgreSQL would write a warning into its log, about every second."""
-    for role in (OWNER, SERVING):
-        with psycopg.connect(history[role], autocommit=True) as connection:
-            said: list[psycopg.errors.Diagnostic] = []
-            connection.add_notice_handler(said.append)
-            row = psycopg.RawCursor(connection).execute(statements.FOLD_COUNTS, [1, 0.0]).fetchone()
-            connection.execute(statements.VACUUM_DELTAS)
-            is_new = connection.info.server_version >= 170_000
-
-        assert row is not None
-        assert (not said) == row[2] == (role == OWNER or is_new)
-
-
 async def test_the_role_that_reads_reads(
     services: dict[str, AuditService], connect: Connect
 ) -> None:
@@ -182,7 +166,7 @@ async def test_recording_as_the_role_that_reads_gets_503(
         assert "application/problem+json" == one.content_type
         assert problem["detail"].startswith("the role of the service in the database may not do")
     assert {logging.WARNING} == {record.levelno for record in caplog.records}
-    assert 1 == sum("folding the counts" in record.getMessage() for record in caplog.records)
+    assert 1 == sum("counting the events" in record.getMessage() for record in caplog.records)
 
 
 def test_all_roles_check_the_counts_and_only_the_owner_rebuilds_them(

@@ -1,0 +1,382 @@
+-- Counts are kept from the events of the log.
+--
+-- Before, triggers appended each change to a table of deltas too, for the counts alone. Now a fold
+-- counts the events from the position on up to which the fold before has counted. A count is
+-- task_counts and the events that it does not contain yet, in one snapshot: exact at every moment.
+--
+-- depends: 0010_grouped_writes
+
+DO $$ BEGIN
+    PERFORM set_config('search_path', quote_ident(current_schema()) || ', pg_temp', TRUE);
+END $$;
+
+-- What events change of the counts: 1 for what a task is after an event, -1 for what it was before.
+-- An imported task was counted when it was recorded.
+--
+-- The events of the log from position first on, before position until if that is not NULL, which
+-- are not older than since.
+CREATE FUNCTION logged_task_changes(first bigint, until bigint, since timestamptz)
+RETURNS TABLE (
+    created_at timestamptz, status task_status, services_touched text[], intent text, n integer
+)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT event.created_at, fact.status, fact.services_touched, fact.intent, fact.n
+    FROM task_events AS event
+    CROSS JOIN
+        LATERAL (
+            VALUES
+            (event.status, event.services_touched, event.intent, 1),
+            (event.before_status, event.before_services, event.before_intent, -1)
+        ) AS fact (status, services_touched, intent, n)
+    WHERE
+        event.position >= first
+        AND (until IS NULL OR event.position < until)
+        AND event.at >= since
+        AND event.kind <> 'imported'
+        AND fact.status IS NOT NULL;
+END;
+
+-- The same of the events in the queue, which has none before its floor.
+CREATE FUNCTION queued_task_changes(queue_floor bigint)
+RETURNS TABLE (
+    created_at timestamptz, status task_status, services_touched text[], intent text, n integer
+)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT event.created_at, fact.status, fact.services_touched, fact.intent, fact.n
+    FROM task_event_queue AS event
+    CROSS JOIN
+        LATERAL (
+            VALUES
+            (event.status, event.services_touched, event.intent, 1),
+            (event.before_status, event.before_services, event.before_intent, -1)
+        ) AS fact (status, services_touched, intent, n)
+    WHERE
+        event.event_id >= queue_floor
+        AND event.kind <> 'imported'
+        AND fact.status IS NOT NULL;
+END;
+
+-- Changes that task_counts does not contain yet. It is task_count_deltas, below.
+CREATE VIEW uncounted_task_changes AS
+SELECT change.created_at, change.status, change.services_touched, change.intent, change.n
+FROM task_log_state
+CROSS JOIN LATERAL (
+    SELECT created_at, status, services_touched, intent, n
+    FROM logged_task_changes(task_log_state.counted, NULL, task_log_state.uncounted_since)
+    UNION ALL
+    SELECT created_at, status, services_touched, intent, n
+    FROM queued_task_changes(task_log_state.queue_floor)
+) AS change;
+
+-- What the deltas hold goes into the counts, and what the events hold comes out of them: from now
+-- on it is added when a count is read.
+LOCK TABLE tasks IN SHARE ROW EXCLUSIVE MODE;
+
+INSERT INTO task_count_deltas (created_at, status, services_touched, intent, n)
+SELECT created_at, status, services_touched, intent, -n
+FROM uncounted_task_changes;
+
+DO $$ BEGIN
+    PERFORM move_task_count_deltas(NULL, 'infinity');
+END $$;
+
+DROP TRIGGER note_new ON tasks;
+DROP TRIGGER note_changed ON tasks;
+DROP FUNCTION note_new_tasks, note_changed_tasks, move_task_count_deltas, split_task_counts,
+fold_task_counts, rebuild_task_counts;
+DROP TABLE task_count_deltas;
+ALTER VIEW uncounted_task_changes RENAME TO task_count_deltas;
+
+-- From now on the number of a fold is the position up to which it has counted.
+DELETE FROM task_day_changes;
+
+-- Buckets that hold too many tasks and are not split yet. Splitting reads all deltas, so it waits
+-- until there are few.
+CREATE TABLE task_count_splits_due (
+    service text,
+    grain task_grain,
+    bucket timestamptz,
+    n bigint NOT NULL,
+    PRIMARY KEY (service, grain, bucket)
+);
+
+-- Split the buckets that are due, and their parts that hold too many tasks, the fullest first.
+--
+-- No split starts after split_until. A bucket that is left as it is stays exact and is slower to
+-- read; a later fold splits it.
+CREATE FUNCTION split_task_counts(split_until timestamptz) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    due record;
+    part_grain task_grain;
+    bucket_end timestamptz;
+    is_done boolean := FALSE;
+BEGIN
+    WHILE NOT is_done LOOP
+        is_done := TRUE;
+        FOR due IN SELECT service, grain, bucket FROM task_count_splits_due ORDER BY n DESC LOOP
+            IF clock_timestamp() >= split_until THEN
+                RETURN;
+            END IF;
+            -- The parts that this loop adds are due in the next one.
+            is_done := FALSE;
+            part_grain := finer(due.grain);
+            -- A value that the planner knows, so that it opens no later partition.
+            bucket_end := bucket_after(due.grain, due.bucket);
+            DELETE FROM task_count_splits_due
+            WHERE service = due.service AND grain = due.grain AND bucket = due.bucket;
+            INSERT INTO task_count_splits (service, grain, bucket)
+            VALUES (due.service, due.grain, due.bucket);
+
+            WITH part AS (
+                INSERT INTO task_counts (service, grain, bucket, status, intent, n)
+                SELECT
+                    due.service,
+                    part_grain,
+                    bucket_of(part_grain, created_at),
+                    status,
+                    intent,
+                    sum(n)
+                FROM (
+                    SELECT created_at, status, intent, services_touched, 1 AS n
+                    FROM tasks
+                    UNION ALL
+                    -- These are added when they are folded.
+                    SELECT created_at, status, intent, services_touched, -n
+                    FROM task_count_deltas
+                ) AS known
+                WHERE created_at >= due.bucket
+                    AND created_at < bucket_end
+                    AND (due.service = '' OR services_touched @> ARRAY[due.service])
+                GROUP BY 3, 4, 5
+                HAVING sum(n) <> 0
+                RETURNING service, grain, bucket, n
+            )
+            INSERT INTO task_count_splits_due (service, grain, bucket, n)
+            SELECT service, grain, bucket, sum(n)
+            FROM part
+            WHERE grain <> 'second'
+            GROUP BY service, grain, bucket
+            HAVING sum(n) > most_in_whole_bucket();
+        END LOOP;
+    END LOOP;
+END
+$$;
+
+-- Add changes to task_counts, and note which days have changed and which buckets have to be split.
+-- The caller holds the lock of the sequencer.
+--
+-- The changes are those of the events up to counted_to that the counts do not contain yet. If
+-- counted_to is NULL, the counts are empty, and get all tasks without the deltas.
+CREATE FUNCTION add_to_task_counts(state task_log_state, counted_to bigint) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    touched task_bucket[];
+BEGIN
+    WITH taken AS (
+        SELECT created_at, status, services_touched, intent, n
+        FROM logged_task_changes(state.counted, counted_to, state.uncounted_since)
+        WHERE counted_to IS NOT NULL
+        UNION ALL
+        SELECT created_at, status, services_touched, intent, 1
+        FROM tasks
+        WHERE counted_to IS NULL
+        UNION ALL
+        SELECT created_at, status, services_touched, intent, -n
+        FROM task_count_deltas
+        WHERE counted_to IS NULL
+    ),
+
+    changed AS NOT MATERIALIZED (
+        SELECT service, created_at, status, intent, n
+        FROM taken
+        CROSS JOIN LATERAL (
+            SELECT DISTINCT unnest(array_append(services_touched, '')) AS service
+        ) AS touching
+    ),
+
+    placed AS (
+        SELECT service, grain, created_at, status, intent, n
+        FROM changed
+        CROSS JOIN (VALUES ('year'::task_grain), ('month')) AS always (grain)
+        UNION ALL
+        SELECT within.service, finer(within.grain), created_at, status, intent, n
+        FROM (
+            SELECT changed.*, coarse AS grain, bucket_of(coarse, created_at) AS bucket
+            FROM changed
+            CROSS JOIN unnest('{month,day,hour,minute}'::task_grain[]) AS coarse
+            -- A fence: joined by service alone, each task would meet all splits of its service.
+            OFFSET 0
+        ) AS within
+        INNER JOIN task_count_splits AS split
+            ON within.service = split.service
+                AND within.grain = split.grain
+                AND within.bucket = split.bucket
+    ),
+
+    noted AS (
+        INSERT INTO task_day_changes AS known (day, fold)
+        SELECT DISTINCT bucket_of('day', created_at), counted_to
+        FROM taken
+        WHERE counted_to IS NOT NULL
+        ON CONFLICT (day) DO UPDATE SET fold = excluded.fold
+    ),
+
+    summed AS (
+        INSERT INTO task_counts AS cell (service, grain, bucket, status, intent, n)
+        SELECT service, grain, bucket_of(grain, created_at), status, intent, sum(n)
+        FROM placed
+        GROUP BY 1, 2, 3, 4, 5
+        HAVING sum(n) <> 0
+        ON CONFLICT (service, grain, bucket, status, intent)
+        DO UPDATE SET n = cell.n + excluded.n
+        RETURNING service, grain, bucket, n
+    ),
+
+    -- A bucket of which no cell has changed was noted before, if it had to be.
+    unsplit AS (
+        SELECT DISTINCT service, grain, bucket
+        FROM summed
+        WHERE
+            grain BETWEEN 'month' AND 'minute'
+            AND NOT EXISTS (
+                SELECT
+                FROM task_count_splits AS split
+                WHERE split.service = summed.service
+                    AND split.grain = summed.grain
+                    AND split.bucket = summed.bucket
+            )
+    )
+
+    SELECT array_agg((service, grain, bucket)::task_bucket)
+    INTO touched
+    FROM unsplit;
+
+    INSERT INTO task_count_splits_due (service, grain, bucket, n)
+    SELECT touching.service, touching.grain, touching.bucket, held.n
+    FROM unnest(touched) AS touching
+    CROSS JOIN LATERAL (
+        SELECT sum(task_counts.n) AS n
+        FROM task_counts
+        WHERE task_counts.service = touching.service
+            AND task_counts.grain = touching.grain
+            AND task_counts.bucket = touching.bucket
+    ) AS held
+    WHERE held.n > most_in_whole_bucket()
+    ON CONFLICT (service, grain, bucket) DO UPDATE SET n = excluded.n;
+END
+$$;
+
+-- Count the next events of the log, and split buckets for at most split_seconds.
+--
+-- most_cells: an event costs two cells, its year and its month, for each of the services before and
+-- after it and for all tasks; NULL: count all. At least one event is counted. folded: how many were
+-- counted; NULL if another session folds. is_last: whether none was left.
+-- is_lazy: if PostgreSQL cannot remove the old versions of the counts, count nothing until so many
+-- events wait that it is worth more of them. Each reader walks through all old versions, and adds
+-- all events that wait. What keeps old versions is a dump, a standby that is gone, but still has
+-- its replication slot, or a long transaction.
+-- A session that is killed leaves everything as it was.
+-- Raises invalid_transaction_state if it is not the only work of its transaction.
+CREATE FUNCTION fold_task_counts(
+    most_cells bigint,
+    split_seconds double precision DEFAULT 1,
+    is_lazy boolean DEFAULT FALSE,
+    OUT folded bigint,
+    OUT is_last boolean
+)
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path FROM CURRENT
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    split_until timestamptz := clock_timestamp() + make_interval(secs => split_seconds);
+    state task_log_state;
+    old_versions bigint;
+    counted_to bigint;
+BEGIN
+    PERFORM require_own_transaction();
+    IF NOT pg_try_advisory_xact_lock(hashtext('fold_task_counts')) THEN
+        RETURN;
+    END IF;
+    -- The sequencer needs it for some milliseconds.
+    PERFORM pg_advisory_xact_lock(hashtext('sequence_task_events'));
+    SELECT * INTO STRICT state FROM task_log_state;
+    old_versions := pg_stat_get_dead_tuples('task_counts'::regclass);
+    IF is_lazy
+        AND old_versions > pg_stat_get_live_tuples('task_counts'::regclass) + 1000
+        AND state.size - state.counted < least(old_versions / 4, 5000)
+    THEN
+        folded := 0;
+        is_last := TRUE;
+        RETURN;
+    END IF;
+    IF state.counted < state.size THEN
+        SELECT max(position) + 1 INTO counted_to
+        FROM (
+            SELECT position, cells, sum(cells) OVER (ORDER BY position) AS running
+            FROM (
+                SELECT
+                    position,
+                    2 * (
+                        cardinality(services_touched) + 1
+                            + COALESCE(cardinality(before_services) + 1, 0)
+                    ) AS cells
+                FROM task_events
+                WHERE position >= state.counted AND at >= state.uncounted_since
+                ORDER BY position
+                LIMIT most_cells / 2 + 1
+            ) AS next_events
+        ) AS summed
+        WHERE most_cells IS NULL OR running <= most_cells OR running = cells;
+    END IF;
+    folded := COALESCE(counted_to - state.counted, 0);
+    is_last := state.counted + folded = state.size;
+    IF folded > 0 THEN
+        PERFORM add_to_task_counts(state, counted_to);
+        state.counted := counted_to;
+        IF is_last THEN
+            state.uncounted_since := 'infinity';
+        END IF;
+        PERFORM append_task_log_mark(state);
+    END IF;
+    -- Each split reads all deltas.
+    IF state.size - state.counted < 5000 THEN
+        PERFORM split_task_counts(split_until);
+    END IF;
+END
+$$;
+
+-- Count everything anew, while others record; return how many tasks were counted. A bucket that was
+-- split stays split. Raises as fold_task_counts does.
+CREATE FUNCTION rebuild_task_counts() RETURNS bigint
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    state task_log_state;
+BEGIN
+    PERFORM require_own_transaction();
+    PERFORM pg_advisory_xact_lock(hashtext('fold_task_counts'));
+    PERFORM pg_advisory_xact_lock(hashtext('sequence_task_events'));
+    SELECT * INTO STRICT state FROM task_log_state;
+    DELETE FROM task_counts;
+    DELETE FROM task_count_splits_due;
+    PERFORM add_to_task_counts(state, NULL);
+    PERFORM split_task_counts('infinity');
+    RETURN (SELECT count(*) FROM tasks);
+END
+$$;
+
+REVOKE ALL ON FUNCTION
+fold_task_counts, add_to_task_counts, split_task_counts, rebuild_task_counts
+FROM PUBLIC; -- noqa: CP02

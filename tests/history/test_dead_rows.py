@@ -1,0 +1,97 @@
+"""Reads stay cheap while PostgreSQL may not remove dead rows."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from psycopg import pq
+
+from audit.history.query import AuditQuery, TaskQuery
+from audit.history.service import AuditService
+from audit.postgres import statements
+from audit.postgres.pool import open_pool
+from audit.settings import Settings
+from tests.conftest import ago, execute, task
+from tests.plans import explained, statements_of
+from tests.waiting import wait_until
+
+QUERIES: list[TaskQuery] = [
+    AuditQuery(),
+    AuditQuery(service=("payments",)),
+    AuditQuery(service=("payments", "search"), days=3, limit=10),
+]
+#: What a reader of changes has seen that has seen them all.
+NOTHING_NEW = statements.READ_CHANGES.values(
+    {"known_size": 10**9, "seen_to": 10**9, "gaps": [], "most": 100}
+)
+SLOT = "SELECT 1 FROM pg_replication_slots WHERE slot_name = 'abandoned'"
+DEAD = "SELECT pg_stat_get_dead_tuples('task_counts'::regclass)"
+
+
+@contextmanager
+def abandoned_slot(dsn: str) -> Iterator[None]:
+    """A replication slot of a standby that has told its snapshot, and then never came back."""
+    execute(dsn, "SELECT pg_create_physical_replication_slot('abandoned')")
+    try:
+        [(xid, position)] = execute(
+            dsn, "SELECT pg_current_xact_id()::text, pg_current_wal_flush_lsn()::text"
+        )
+        standby = pq.PGconn.connect(f"{dsn}&replication=true".encode())
+        started = standby.exec_(f"START_REPLICATION SLOT abandoned PHYSICAL {position}".encode())
+        assert started.status == pq.ExecStatus.COPY_BOTH, started.error_message
+        # The message "hot standby feedback" of the replication protocol.
+        standby.put_copy_data(struct.pack("!cqIIII", b"h", 0, int(xid), 0, 0, 0))
+        standby.flush()
+        wait_until(lambda: execute(dsn, f"{SLOT} AND xmin IS NOT NULL"))
+        execute(dsn, "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots")
+        wait_until(lambda: execute(dsn, f"{SLOT} AND NOT active"))
+        standby.finish()
+        yield
+    finally:
+        execute(dsn, "SELECT pg_drop_replication_slot('abandoned')")
+
+
+async def blocks_read(service: AuditService) -> int:
+    """The blocks that the queries and the version of the history read.
+
+    A session that runs a function for the first time also reads the catalogs.
+    """
+    read: list[int] = []
+    for _ in range(3):
+        ran = [one for query in QUERIES for one in await statements_of(service, query)]
+        ran.append((statements.READ_CHANGES, NOTHING_NEW))
+        plans = [await explained(service, *one) for one in ran]
+        read.append(sum(root["Shared Hit Blocks"] for root, *_ in plans))
+    return min(read)
+
+
+async def write(service: AuditService, rounds: int) -> None:
+    """Record and change tasks and count them, as the service does in the background."""
+    for _ in range(rounds):
+        opened = task(status="pending", created_at=ago(minutes=1))
+        await service.record([task(created_at=ago(minutes=1)) for _ in range(20)])
+        await service.record([opened])
+        await service.update(opened["task_id"], {"status": "completed"})
+        await service.upkeep.fold_counts(is_lazy=True)
+
+
+async def test_an_abandoned_replication_slot_keeps_reads_cheap(fresh: str) -> None:
+    async with open_pool(Settings(pool_size=1), fresh) as pool:
+        service = AuditService(pool)
+        await service.record([task(created_at=ago(days=n % 30)) for n in range(500)])
+        await service.upkeep.fold_counts()
+        with abandoned_slot(fresh):
+            await write(service, rounds=120)
+            execute(fresh, "VACUUM")
+            with_slot = await blocks_read(service)
+            dead = execute(fresh, DEAD)
+        while await service.upkeep.fold_counts():
+            pass
+        execute(fresh, "VACUUM")
+        without = await blocks_read(service)
+
+        assert await service.upkeep.check_counts() == []
+    assert dead > [(1000,)]
+    assert with_slot < 6 * without
