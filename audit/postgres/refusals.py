@@ -1,4 +1,4 @@
-"""What a refused request is told: when to come back, and how soon it is told so."""
+"""Refused requests: the value of `Retry-After`, and the rate at which refusals are sent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GRACE_SECONDS: Final = 2.0
 #: A refusal takes a part of a millisecond of the event loop. So this pace leaves most of it to the
 #: requests that were accepted.
 _REFUSALS_PER_SECOND: Final = 250
-#: So many refusals are sent at once, if none were sent before.
+#: The number of refusals that are sent at once if none were sent before.
 _BURST: Final = 250
 _LONGEST_HOLD_SECONDS: Final = 5.0
 

@@ -7,10 +7,10 @@ WITH touching AS (
         SELECT created_at, status, services_touched, intent, 1 AS n
         FROM tasks
         UNION ALL
-        -- What the deltas hold is expected of task_counts only once they are folded.
+        -- task_counts contains the deltas only once they are folded.
         SELECT created_at, status, services_touched, intent, -n
         FROM task_count_deltas
-    ) AS told
+    ) AS changes
     CROSS JOIN LATERAL (
         SELECT DISTINCT unnest(array_append(services_touched, '')) AS service
     ) AS each_service
