@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import subprocess
 import time
 import uuid
@@ -252,6 +253,22 @@ async def test_a_version_is_refused_on_another_server(two: Two) -> None:
                 await AuditService(other).reading.list_tasks(
                     AuditQuery(limit=1), server=version.server
                 )
+
+
+async def test_changes_are_read_from_a_standby_too(two: Two) -> None:
+    changes = Changes()
+    numbers = []
+    async with (
+        open_pool(Settings(pool_size=1), two.standby.dsn) as pool,
+        contextlib.aclosing(AuditService(pool).reading.read_versions(changes)) as versions,
+        open_pool(Settings(pool_size=1), two.primary.dsn) as primary,
+    ):
+        for tasks in (1, 3, 2):
+            await AuditService(primary).record([task() for _ in range(tasks)])
+            wait_for_standby(two)
+            numbers.append((await anext(versions)).number)
+
+    assert [3, 2] == [later - earlier for earlier, later in itertools.pairwise(numbers)]
 
 
 async def test_a_conflict_with_replication_is_not_an_internal_error(two: Two) -> None:

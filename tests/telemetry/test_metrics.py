@@ -28,7 +28,7 @@ from audit.web.app import create_app
 from audit.web.state import METRICS
 from tests.conftest import Client, execute, task
 from tests.processes import API, connected, fetch, serving, workers_of
-from tests.waiting import wait_until
+from tests.waiting import quiet, wait_until
 
 REQUESTS = "task_audit_http_requests_total"
 DURATIONS = "task_audit_http_request_duration_seconds"
@@ -123,6 +123,21 @@ async def test_failed_statements_are_counted(
     failed = value(series, "task_audit_statement_failures_total", statement="list_tasks")
     assert statuses.count(504) == failed > 0
     assert 0 == value(series, "task_audit_statement_failures_total", statement="read_changes")
+
+
+async def test_answers_are_counted_by_where_they_came_from(client: Client) -> None:
+    await quiet(client)
+    before = await scrape(client)
+    for path in ("/query", "/query", "/query?limit=1", "/query"):
+        await client.get(API + path)
+    after = await scrape(client)
+
+    def counted(source: str) -> float:
+        name = "task_audit_answers_total"
+        return value(after, name, source=source) - value(before, name, source=source)
+
+    assert (2, 2) == (counted("cache"), counted("database"))
+    assert 1 == value(after, "task_audit_cache_resets_total")
 
 
 async def test_tasks_are_counted_by_result(client: Client) -> None:
