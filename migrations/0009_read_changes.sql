@@ -31,12 +31,17 @@ DECLARE
 BEGIN
     SELECT * INTO STRICT state FROM task_log_state;
     log_size := state.size;
-    SELECT count(*), COALESCE(max(event_id), 0)
-    INTO queued, newest_queued
-    FROM task_event_queue
-    WHERE event_id >= state.queue_floor;
-    -- Most events that have got a position since were seen in the queue, so allow more of them.
-    IF known_size IS NULL OR log_size - known_size > 10 * most THEN
+    newest_queued := COALESCE(
+        (SELECT max(event_id) FROM task_event_queue WHERE event_id >= state.queue_floor), 0
+    );
+    -- During an import the queue may hold millions of events.
+    SELECT count(*)
+    INTO queued
+    FROM (
+        SELECT FROM task_event_queue WHERE event_id >= state.queue_floor LIMIT 10 * most + 1
+    ) AS counted;
+    -- Most of these events are seen already, in the queue, so allow more of them.
+    IF known_size IS NULL OR queued > 10 * most OR log_size - known_size > 10 * most THEN
         RETURN;
     END IF;
     IF newest_queued > seen_to OR gaps <> '{}' THEN

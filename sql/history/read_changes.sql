@@ -3,10 +3,10 @@
 -- The reader has seen the :known_size first events of the log, and the others with an event_id up
 -- to :seen_to, except for :gaps. A first reader passes NULL as :known_size.
 -- snapshot, clock: as in read_snapshot. server: text, differs between servers and their recoveries.
--- log_size: how many events the log has. queued: how many events have no position yet.
+-- log_size: how many events the log has. queued: how many have no position, at most 10 * :most + 1.
 -- newest_queued: the greatest event_id of these; 0 if there are none.
 -- changes: json, an array for each event not seen: event_id, created_at, project_id, created_by,
--- and status, services_touched, intent after the change, then before. NULL for more than :most.
+-- and status, services_touched, intent after the change, then before. NULL: maybe more than :most.
 SELECT
     :snapshot AS snapshot,
     date_trunc('second', now()) AS clock,

@@ -233,6 +233,24 @@ async def test_everything_counts_as_changed_after_more_changes_than_are_read(
     assert (ALL, 1000) == (many, few)
 
 
+async def test_everything_counts_as_changed_while_the_queue_is_very_long(
+    reader: Reader, dsn: str
+) -> None:
+    await reader.read()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        write(connection, 11_000)
+        numbers = [await reader.read()]
+        write(connection)
+        numbers.append(await reader.read())
+        connection.execute("SELECT sequence_task_events(9000)")
+        numbers.append(await reader.read())
+        numbers.append(await reader.read())
+        write(connection)
+        numbers.append(await reader.read())
+
+    assert [ALL, ALL, ALL, 0, 1] == numbers
+
+
 async def test_a_response_that_was_not_asked_for_during_many_changes_counts_as_affected(
     reader: Reader, dsn: str
 ) -> None:
