@@ -32,7 +32,7 @@ author AS MATERIALIZED (
 -- FOR UPDATE make PostgreSQL look up each key and each task by index. The planner knows the times
 -- of the tasks, so that it opens only their partitions.
 locked AS MATERIALIZED (
-    SELECT asked.*, task.created_at
+    SELECT asked.*, task.place
     FROM author
     CROSS JOIN asked
     CROSS JOIN
@@ -44,7 +44,7 @@ locked AS MATERIALIZED (
         ) AS task_key
     CROSS JOIN
         LATERAL (
-            SELECT tasks.created_at
+            SELECT tasks.ctid AS place
             FROM tasks
             WHERE
                 tasks.task_id = asked.task_id
@@ -69,7 +69,9 @@ changed AS (
     FROM locked
     WHERE
         tasks.task_id = locked.task_id
-        AND tasks.created_at = locked.created_at
+        -- Each of the next two lets PostgreSQL read these rows alone, by their places or by index.
+        AND tasks.ctid = ANY(ARRAY(SELECT locked.place FROM locked))
+        AND tasks.task_id = ANY(:task_ids)
         AND tasks.created_at = ANY(created_at_of_all(:task_ids))
         AND (locked.project_id IS NULL OR tasks.project_id = locked.project_id)
         AND (

@@ -16,9 +16,11 @@ from audit.history.parsing import batch_of
 from audit.history.recording import Author, Recorded
 from audit.history.service import AuditService
 from audit.history.task import TaskDocument
-from audit.postgres.pool import open_pool
+from audit.postgres import statements
+from audit.postgres.pool import note_statements, open_pool
 from audit.settings import Settings
 from tests.conftest import ago, execute, task
+from tests.plans import explained, rows_read
 from tests.waiting import until
 
 PROJECT, OTHER_PROJECT = uuid.uuid4(), uuid.uuid4()
@@ -63,6 +65,39 @@ async def test_requests_that_arrive_together_share_statements(service: AuditServ
         "SELECT count(DISTINCT xmin::text) FROM tasks"
     )
     assert transactions == 2
+
+
+async def test_the_log_of_each_request_names_the_statement_of_its_group(
+    service: AuditService,
+) -> None:
+    async def noted(text: str) -> set[str]:
+        names = note_statements()
+        await record(service, request_text=text)
+        return names
+
+    ran = await together(*(noted(str(number)) for number in range(5)))
+
+    assert [{"record_tasks"}] * 5 == ran
+
+
+async def test_a_group_of_changes_reads_no_more_than_its_tasks(
+    service: AuditService, dsn: str
+) -> None:
+    execute(
+        dsn,
+        "INSERT INTO tasks (task_id, request_text, created_at)"
+        " SELECT gen_random_uuid(), 'x', '2026-01-01T00:00:00Z' FROM generate_series(1, 5000)",
+        "ANALYZE tasks",
+    )
+    ids = [task_id for (task_id,) in execute(dsn, "SELECT task_id FROM tasks LIMIT 8")]
+    changes = [{"task_id": str(task_id), "change": {"status": "approved"}} for task_id in ids]
+    statement = statements.UPDATE_TASKS
+    values = {"changes": json.dumps(changes), "task_ids": ids, "lock_wait": "50ms"}
+
+    nodes = await explained(service, statement, statement.values(values))
+
+    assert [(8,)] == execute(dsn, "SELECT count(*) FROM tasks WHERE status = 'approved'")
+    assert rows_read(nodes) < 100
 
 
 async def test_each_event_has_the_actor_and_the_request_id_of_its_request(
