@@ -81,17 +81,6 @@ CREATE TABLE task_events (
 CREATE INDEX task_events_by_position ON task_events (position);
 CREATE INDEX task_events_by_task ON task_events (task_id);
 
--- All events. event_id orders the events of a task; position is NULL in the queue.
-CREATE VIEW task_history WITH (security_invoker = TRUE) AS
-SELECT
-    position, event_id, at, kind, task_id, status, actor, request_id, db_role, salt, content, was
-FROM task_events
-UNION ALL
-SELECT
-    NULL AS position, event_id, at, kind, task_id, status, actor, request_id, db_role, salt,
-    content, was
-FROM task_event_queue;
-
 -- What the sequencer remembers. Each step appends a row, numbered without gaps. Only the newest row
 -- is valid. If one row were updated instead, and a dump or a replication slot kept PostgreSQL from
 -- removing its old versions, every reader would walk through them.
@@ -121,6 +110,18 @@ SELECT mark, size, queue_floor, next_floor, next_floor_xid, counted, uncounted_s
 FROM task_log_marks
 ORDER BY mark DESC
 LIMIT 1;
+
+-- All events. event_id orders the events of a task; position is NULL in the queue.
+CREATE VIEW task_history WITH (security_invoker = TRUE) AS
+SELECT
+    position, event_id, at, kind, task_id, status, actor, request_id, db_role, salt, content, was
+FROM task_events
+UNION ALL
+SELECT
+    NULL AS position, event_id, at, kind, task_id, status, actor, request_id, db_role, salt,
+    content, was
+FROM task_event_queue
+WHERE event_id >= (SELECT task_log_state.queue_floor FROM task_log_state);
 
 -- How many events have a position: 0 to size - 1.
 CREATE FUNCTION task_log_size() RETURNS bigint

@@ -25,6 +25,7 @@ WITH missing AS MATERIALIZED (
     SELECT task_id, created_at, is_fixed
     FROM task_event_queue
     CROSS JOIN (VALUES (TRUE), (FALSE)) AS either (is_fixed)
+    WHERE event_id >= (SELECT queue_floor FROM task_log_state)
 ),
 
 imported AS (
