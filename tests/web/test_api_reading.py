@@ -12,8 +12,9 @@ from urllib.parse import quote
 import pytest
 from yarl import URL
 
-from audit.history.query import AuditQuery
+from audit.history.query import AuditQuery, parse_query
 from audit.history.task import TaskPageBody
+from audit.web.handlers import asking
 from audit.web.state import SERVICE
 from tests.conftest import Client, ago, execute, task
 
@@ -416,3 +417,27 @@ async def test_page_and_total_are_of_one_snapshot(client: Client, dsn: str) -> N
     finally:
         stop.set()
         await writer
+
+
+async def test_a_url_is_parsed_once_and_its_page_is_still_current(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = []
+
+    def parse(model: type[AuditQuery], params: dict[str, list[str]]) -> AuditQuery:
+        parsed.append(params)
+        return parse_query(model, params)
+
+    monkeypatch.setattr(asking, "parse_query", parse)
+    name = f"parsed-{ago().timestamp()}"
+    [first] = await record(client, task(services_touched=[name]))
+    assert [first] == ids(await ask(client, f"/by-service/{name}"))
+    [second] = await record(client, task(services_touched=[name]))
+
+    assert {first, second} == set(ids(await ask(client, f"/by-service/{name}")))
+    assert [{"service": [name]}] == parsed
+
+    assert 1 == len(ids(await ask(client, f"/by-service/{name}", limit=1)))
+    assert {"limit"} == await refusal(client, f"/by-service/{name}", limit=0)
+    assert {"limit"} == await refusal(client, f"/by-service/{name}", limit=0)
+    assert 4 == len(parsed)
