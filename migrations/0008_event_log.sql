@@ -230,7 +230,8 @@ SET search_path FROM CURRENT
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-    author jsonb := jsonb_build_array(audit_setting('audit.actor'), audit_setting('audit.request_id'));
+    actor text := audit_setting('audit.actor');
+    request_id text := audit_setting('audit.request_id');
     authors jsonb := audit_setting('audit.authors');
 BEGIN
     INSERT INTO task_event_queue (
@@ -239,13 +240,14 @@ BEGIN
     )
     SELECT
         'recorded', task_id, created_at, project_id, created_by, status, services_touched, intent,
-        COALESCE(authors -> task_id::text, author) ->> 0,
-        COALESCE(authors -> task_id::text, author) ->> 1,
+        CASE WHEN author IS NULL THEN actor ELSE author ->> 0 END,
+        CASE WHEN author IS NULL THEN request_id ELSE author ->> 1 END,
         salt,
         task_content(salt, document)
     FROM (
         SELECT
             recorded.*,
+            CASE WHEN authors IS NOT NULL THEN authors -> task_id::text END AS author,
             gen_random_uuid() AS salt,
             task_document(ROW(recorded.*)::tasks) AS document
         FROM recorded
@@ -271,7 +273,8 @@ SET enable_nestloop = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-    author jsonb := jsonb_build_array(audit_setting('audit.actor'), audit_setting('audit.request_id'));
+    actor text := audit_setting('audit.actor');
+    request_id text := audit_setting('audit.request_id');
     authors jsonb := audit_setting('audit.authors');
 BEGIN
     INSERT INTO task_event_queue (
@@ -281,8 +284,8 @@ BEGIN
     SELECT
         'changed', task_id, created_at, project_id, created_by, status, services_touched, intent,
         before_status, before_services, before_intent,
-        COALESCE(authors -> task_id::text, author) ->> 0,
-        COALESCE(authors -> task_id::text, author) ->> 1,
+        CASE WHEN author IS NULL THEN actor ELSE author ->> 0 END,
+        CASE WHEN author IS NULL THEN request_id ELSE author ->> 1 END,
         salt,
         task_content(salt, document),
         was
@@ -293,6 +296,7 @@ BEGIN
             earlier.services_touched AS before_services,
             earlier.intent AS before_intent,
             task_was(ROW(earlier.*)::tasks, ROW(later.*)::tasks) AS was,
+            CASE WHEN authors IS NOT NULL THEN authors -> task_id::text END AS author,
             gen_random_uuid() AS salt,
             task_document(ROW(later.*)::tasks) AS document
         FROM before_change AS earlier
