@@ -18,7 +18,7 @@ from audit.postgres.database import Database
 from audit.postgres.failures import NotGranted
 from audit.postgres.pool import fetch_row
 from audit.settings import Settings
-from audit.telemetry.metrics import Deltas, Metrics
+from audit.telemetry.metrics import Metrics
 from audit.telemetry.throttle import Recurring
 
 _PARTITIONS_EVERY_SECONDS: Final = 3600
@@ -138,14 +138,14 @@ class Upkeep:
         self._metrics.folded()
         return folded
 
-    async def measure_deltas(self, timeout_seconds: float) -> Deltas | None:
+    async def measure_deltas(self, timeout_seconds: float) -> int | None:
         """Return how many events are not counted; None if the database does not answer in time."""
         try:
             async with asyncio.timeout(timeout_seconds), self._database.connection() as connection:
                 row = await fetch_row(connection, statements.MEASURE_DELTAS)
         except (TimeoutError, Problem, asyncpg.PostgresError):
             return None
-        return Deltas(row["estimate"], row["size_bytes"])
+        return int(row["deltas"])
 
     async def check_counts(self) -> list[asyncpg.Record]:
         """Count all tasks; return the counts that differ, in the columns of `check_counts.sql`."""

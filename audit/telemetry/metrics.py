@@ -56,15 +56,6 @@ _CELL_BYTES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Deltas:
-    """The events that the counts do not contain yet."""
-
-    rows: int
-    """As estimated by PostgreSQL."""
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class LogSize:
     """The size of the event log, and of the queue of events that have no position yet."""
 
@@ -186,11 +177,12 @@ class Metrics:
         self._cells[self._folded_at] = time.time()
 
     def render(
-        self, accept: str, deltas: Deltas | None, log: LogSize | None = None
+        self, accept: str, deltas: int | None, log: LogSize | None = None
     ) -> tuple[bytes, str]:
         """Return the metrics of all workers as text, and its content type.
 
-        `deltas` and `log` are None if the database did not answer.
+        `deltas` is the number of events that the counts do not contain yet. It and `log` are None
+        if the database did not answer.
         """
         registry = CollectorRegistry()
         registry.register(_Collected([*self._families(), *_of_database(deltas), *_of_log(log)]))
@@ -366,7 +358,7 @@ def _add_histogram(family: HistogramMetricFamily, label: str, cells: Sequence[fl
     family.add_metric((label,), buckets, seconds)
 
 
-def _of_database(deltas: Deltas | None) -> Iterator[Metric]:
+def _of_database(deltas: int | None) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "task_audit_database_up",
         "Whether the database answered this scrape within a second.",
@@ -376,12 +368,7 @@ def _of_database(deltas: Deltas | None) -> Iterator[Metric]:
         yield GaugeMetricFamily(
             "task_audit_count_deltas",
             "Events that the counts do not contain yet.",
-            value=deltas.rows,
-        )
-        yield GaugeMetricFamily(
-            "task_audit_count_deltas_bytes",
-            "Size on disk of the queue of events.",
-            value=deltas.size_bytes,
+            value=deltas,
         )
 
 
@@ -399,7 +386,7 @@ def _of_log(log: LogSize | None) -> Iterator[Metric]:
     )
     yield GaugeMetricFamily(
         "task_audit_log_queue_bytes",
-        "Size of the queue of these events on disk, which every read of a list reads.",
+        "Size of the queue of these events on disk.",
         value=log.queue_bytes,
     )
     yield GaugeMetricFamily(

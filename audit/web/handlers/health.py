@@ -43,7 +43,7 @@ async def metrics(request: web.Request) -> BytesResponse:
     """
     service = request.app[SERVICE]
     deltas = await service.upkeep.measure_deltas(_MEASURE_SECONDS)
-    log = await service.log.measure(_MEASURE_SECONDS) if deltas else None
+    log = await service.log.measure(_MEASURE_SECONDS) if deltas is not None else None
     accept = request.headers.get("Accept", "")
     body, content_type = request.app[METRICS].render(accept, deltas, log)
     return BytesResponse(body, {"Content-Type": content_type})
