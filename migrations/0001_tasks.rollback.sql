@@ -16,6 +16,7 @@ DROP FUNCTION task_matches;
 DROP FUNCTION task_etag;
 DROP FUNCTION task_document;
 DROP FUNCTION rfc3339;
+DROP FUNCTION created_at_of_all;
 DROP FUNCTION created_at_of;
 DROP TABLE task_keys;
 DROP TABLE tasks;

@@ -122,6 +122,13 @@ CREATE FUNCTION created_at_of(task uuid) RETURNS timestamptz
 LANGUAGE sql IMMUTABLE
 RETURN (SELECT task_keys.created_at FROM task_keys WHERE task_keys.task_id = task);
 
+-- When the tasks of several ids were created. It is IMMUTABLE for the same reason as created_at_of.
+CREATE FUNCTION created_at_of_all(tasks uuid[]) RETURNS timestamptz[]
+LANGUAGE sql IMMUTABLE
+RETURN ARRAY(
+    SELECT DISTINCT task_keys.created_at FROM task_keys WHERE task_keys.task_id = ANY(tasks)
+);
+
 -- RFC 3339 in UTC, always with microseconds.
 CREATE FUNCTION rfc3339(at timestamptz) RETURNS text
 LANGUAGE sql STABLE

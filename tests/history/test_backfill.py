@@ -14,6 +14,9 @@ import pytest
 from audit import AuditService
 from audit.history import backfill
 from audit.history.backfill import Imported
+from audit.postgres import migrate
+from audit.postgres.pool import open_pool
+from audit.settings import Settings
 from tests.conftest import ago, execute, task
 from tests.waiting import until
 
@@ -192,12 +195,54 @@ async def test_several_backfills_and_writers_at_once_import_each_task_once(
     await until(lambda: not execute(dsn, "SELECT FROM pg_locks WHERE locktype = 'advisory'"))
 
 
-async def test_an_import_changes_no_count(service: AuditService, dsn: str) -> None:
-    await record_before_the_log(service, dsn, 5, status="failed")
-    await service.upkeep.rebuild_counts()
+PARTITIONS = "SELECT make_task_partitions(ARRAY[now(), now() - interval '40 days'], 'month')"
+#: Of one moment, so that the bucket is split down to the second.
+MANY = (
+    "INSERT INTO tasks (task_id, request_text, services_touched)"
+    " SELECT gen_random_uuid(), 'Deploy payments', '{payments}' FROM generate_series(1, 600)"
+)
+ONE = (
+    "INSERT INTO tasks (task_id, request_text, created_at)"
+    " VALUES (gen_random_uuid(), 'Deploy payments', now() - interval '40 days')"
+)
 
-    await run(service)
-    await service.upkeep.fold_counts()
 
-    assert (await service.audit_query(status="failed")).total == 5
-    assert [] == await service.upkeep.check_counts()
+async def test_tasks_that_are_older_than_the_log_are_counted_and_imported(empty_dsn: str) -> None:
+    migrate.apply(empty_dsn, "0003_guards")
+    execute(empty_dsn, PARTITIONS, MANY, ONE)
+    migrate.apply(empty_dsn)
+
+    async with open_pool(Settings(pool_size=2), empty_dsn) as pool:
+        service = AuditService(pool)
+        assert {} == kinds(empty_dsn)
+        assert [] == await service.upkeep.check_counts()
+        assert (await service.audit_query(service="payments")).total == 600
+
+        assert Imported(601, 601, 0) == await run(service)
+        await service.upkeep.sequence_events()
+        await service.upkeep.fold_counts()
+
+        assert (await service.audit_query(service="payments")).total == 600
+        assert await service.get_task_count() == 601
+        assert [] == await service.upkeep.check_counts()
+
+
+async def test_events_that_are_older_than_the_counts_are_counted_once(empty_dsn: str) -> None:
+    """The migration counts what a task was before its first event, and folds count its events."""
+    migrate.apply(empty_dsn, "0003_guards")
+    execute(empty_dsn, PARTITIONS, MANY, ONE)
+    migrate.apply(empty_dsn, "0004_event_log")
+    execute(empty_dsn, MANY, "UPDATE tasks SET status = 'approved'")
+    execute(empty_dsn, "SELECT sequence_task_events(700)")
+
+    for _ in range(2):
+        migrate.apply(empty_dsn)
+        async with open_pool(Settings(pool_size=2), empty_dsn) as pool:
+            service = AuditService(pool)
+            for _ in range(2):
+                assert await service.get_task_count(status="approved") == 1201
+                assert (await service.audit_query(service="payments")).total == 1200
+                assert [] == await service.upkeep.check_counts()
+                await service.upkeep.sequence_events()
+                await service.upkeep.fold_counts()
+        migrate.roll_back(empty_dsn, "0004_event_log")

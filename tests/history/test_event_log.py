@@ -271,7 +271,7 @@ async def test_nobody_changes_or_removes_an_event(
 
 
 def test_tasks_recorded_before_the_log_get_events_when_they_change(empty_dsn: str) -> None:
-    migrate.apply(empty_dsn, "0007_roles")
+    migrate.apply(empty_dsn, "0003_guards")
     execute(empty_dsn, "SELECT make_task_partition(now(), 'month')", ONE, ONE)
     migrate.apply(empty_dsn)
     assert [] == changes(empty_dsn)

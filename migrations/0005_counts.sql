@@ -1,14 +1,88 @@
--- Counts are kept from the events of the log.
+-- How many tasks there are, by service, time, state and intent.
 --
--- Before, triggers appended each change to a table of deltas too, for the counts alone. Now a fold
--- counts the events from the position on up to which the fold before has counted. A count is
--- task_counts and the events that it does not contain yet, in one snapshot: exact at every moment.
+-- The counts are kept from the events of the log. A fold adds the events from the position on up to
+-- which the fold before has counted. A count is the sum of task_counts and of the events that it
+-- does not contain yet, in one snapshot: exact at every moment.
 --
--- depends: 0010_grouped_writes
+-- Buckets are as fine as needed. Every service has years and months. A month, day, hour or minute
+-- that holds more than 500 of its tasks is split into the next finer buckets. So the part of a
+-- bucket that a limit of time cuts off, and that is counted from the rows, is small.
+--
+-- depends: 0004_event_log
 
 DO $$ BEGIN
     PERFORM set_config('search_path', quote_ident(current_schema()) || ', pg_temp', TRUE);
 END $$;
+
+CREATE TYPE task_grain AS ENUM ('year', 'month', 'day', 'hour', 'minute', 'second');
+
+-- n tasks of a service ('' means all tasks) were created in a bucket, by state and intent.
+CREATE TABLE task_counts (
+    service text NOT NULL,
+    grain task_grain NOT NULL,
+    bucket timestamptz NOT NULL,
+    status task_status NOT NULL,
+    intent text,
+    n bigint NOT NULL
+) WITH (fillfactor = 80);
+
+CREATE UNIQUE INDEX task_counts_cells
+ON task_counts (service, grain, bucket DESC, status, intent) INCLUDE (n) NULLS NOT DISTINCT;
+
+-- The buckets that are split: task_counts has their parts too. A bucket stays split.
+CREATE TABLE task_count_splits (
+    service text,
+    grain task_grain,
+    bucket timestamptz,
+    PRIMARY KEY (service, grain, bucket)
+);
+
+-- Buckets that hold too many tasks and are not split yet. Splitting reads all deltas, so it waits
+-- until there are few.
+CREATE TABLE task_count_splits_due (
+    service text,
+    grain task_grain,
+    bucket timestamptz,
+    n bigint NOT NULL,
+    PRIMARY KEY (service, grain, bucket)
+);
+
+-- The last fold that changed each day: the position up to which it has counted. A count that was
+-- taken after that fold is still correct, unless there are deltas for the day.
+CREATE TABLE task_day_changes (
+    day timestamptz PRIMARY KEY,
+    fold bigint NOT NULL
+);
+
+CREATE INDEX task_day_changes_by_fold ON task_day_changes (fold);
+
+-- The next finer grain; NULL after 'second'. Its results are constants, so that the planner inlines
+-- it.
+CREATE FUNCTION finer(grain task_grain) RETURNS task_grain
+LANGUAGE sql IMMUTABLE
+RETURN CASE grain
+    WHEN 'year' THEN 'month'::task_grain
+    WHEN 'month' THEN 'day'::task_grain
+    WHEN 'day' THEN 'hour'::task_grain
+    WHEN 'hour' THEN 'minute'::task_grain
+    WHEN 'minute' THEN 'second'::task_grain
+END;
+
+-- The start of the bucket that holds a time, and of the bucket after it.
+CREATE FUNCTION bucket_of(grain task_grain, held timestamptz) RETURNS timestamptz
+LANGUAGE sql STABLE
+RETURN date_trunc(grain::text, held, 'UTC');
+
+CREATE FUNCTION bucket_after(grain task_grain, bucket timestamptz) RETURNS timestamptz
+LANGUAGE sql STABLE
+RETURN (bucket AT TIME ZONE 'UTC' + ('1 ' || grain::text)::interval) AT TIME ZONE 'UTC';
+
+-- A bucket that holds more tasks is split.
+CREATE FUNCTION most_in_whole_bucket() RETURNS bigint
+LANGUAGE sql IMMUTABLE
+RETURN 500;
+
+CREATE TYPE task_bucket AS (service text, grain task_grain, bucket timestamptz);
 
 -- What events change of the counts: 1 for what a task is after an event, -1 for what it was before.
 -- An imported task was counted when it was recorded.
@@ -58,8 +132,8 @@ BEGIN ATOMIC
         AND fact.status IS NOT NULL;
 END;
 
--- Changes that task_counts does not contain yet. It is task_count_deltas, below.
-CREATE VIEW uncounted_task_changes AS
+-- Changes that task_counts does not contain yet.
+CREATE VIEW task_count_deltas AS
 SELECT change.created_at, change.status, change.services_touched, change.intent, change.n
 FROM task_log_state
 CROSS JOIN LATERAL (
@@ -69,38 +143,6 @@ CROSS JOIN LATERAL (
     SELECT created_at, status, services_touched, intent, n
     FROM queued_task_changes(task_log_state.queue_floor)
 ) AS change;
-
--- What the deltas hold goes into the counts, and what the events hold comes out of them: from now
--- on it is added when a count is read.
-LOCK TABLE tasks IN SHARE ROW EXCLUSIVE MODE;
-
-INSERT INTO task_count_deltas (created_at, status, services_touched, intent, n)
-SELECT created_at, status, services_touched, intent, -n
-FROM uncounted_task_changes;
-
-DO $$ BEGIN
-    PERFORM move_task_count_deltas(NULL, 'infinity');
-END $$;
-
-DROP TRIGGER note_new ON tasks;
-DROP TRIGGER note_changed ON tasks;
-DROP FUNCTION note_new_tasks, note_changed_tasks, move_task_count_deltas, split_task_counts,
-fold_task_counts, rebuild_task_counts;
-DROP TABLE task_count_deltas;
-ALTER VIEW uncounted_task_changes RENAME TO task_count_deltas;
-
--- From now on the number of a fold is the position up to which it has counted.
-DELETE FROM task_day_changes;
-
--- Buckets that hold too many tasks and are not split yet. Splitting reads all deltas, so it waits
--- until there are few.
-CREATE TABLE task_count_splits_due (
-    service text,
-    grain task_grain,
-    bucket timestamptz,
-    n bigint NOT NULL,
-    PRIMARY KEY (service, grain, bucket)
-);
 
 -- Split the buckets that are due, and their parts that hold too many tasks, the fullest first.
 --
@@ -377,6 +419,14 @@ BEGIN
 END
 $$;
 
-REVOKE ALL ON FUNCTION
-fold_task_counts, add_to_task_counts, split_task_counts, rebuild_task_counts
-FROM PUBLIC; -- noqa: CP02
+-- Count the tasks that were recorded without events. Folds count what the events say.
+DO $$
+DECLARE
+    state task_log_state;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('sequence_task_events'));
+    SELECT * INTO STRICT state FROM task_log_state;
+    PERFORM add_to_task_counts(state, NULL);
+    PERFORM split_task_counts('infinity');
+END
+$$;

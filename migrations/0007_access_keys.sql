@@ -1,6 +1,6 @@
 -- API keys. Only their SHA-256 is stored.
 --
--- depends: 0005_read_counts
+-- depends: 0006_reading
 
 DO $$ BEGIN
     PERFORM set_config('search_path', quote_ident(current_schema()) || ', pg_temp', TRUE);

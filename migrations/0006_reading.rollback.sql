@@ -1,3 +1,5 @@
+DROP FUNCTION read_task_changes;
+DROP FUNCTION days_changed_since;
 DROP FUNCTION locate_page;
 DROP FUNCTION locate_task;
 DROP FUNCTION count_tasks_from;

@@ -1,6 +1,6 @@
--- How the counts are read: totals, and where in time the tasks of a page are.
+-- What statements call to read the counts, and what a cache needs to know of changes.
 --
--- depends: 0004_counts
+-- depends: 0005_counts
 
 DO $$ BEGIN
     PERFORM set_config('search_path', quote_ident(current_schema()) || ', pg_temp', TRUE);
@@ -50,13 +50,17 @@ CREATE FUNCTION count_tasks_from(
 ) RETURNS bigint
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
+SET enable_seqscan = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     edges timestamptz[];
     at_grain task_grain;
     last_edge timestamptz := COALESCE(edge, '-infinity');
+    state task_log_state;
+    logged bigint;
 BEGIN
+    SELECT * INTO STRICT state FROM task_log_state;
     -- From the edge on by seconds to the next minute, by minutes to the next hour, and so on.
     FOREACH at_grain IN ARRAY '{second,minute,hour,day,month,year}'::task_grain[] LOOP
         IF edge IS NOT NULL AND bucket_of(at_grain, last_edge) < last_edge THEN
@@ -73,7 +77,16 @@ BEGIN
         END IF;
         edges := edges || last_edge;
     END LOOP;
-    RETURN (
+    -- A statement of its own, since to begin it takes longer than to find that it has no rows.
+    IF state.counted < state.size THEN
+        SELECT sum(n) INTO logged
+        FROM logged_task_changes(state.counted, NULL, state.uncounted_since)
+        WHERE (edge IS NULL OR created_at >= edge)
+            AND (counted = '' OR services_touched @> ARRAY[counted])
+            AND (statuses IS NULL OR status = ANY(statuses))
+            AND (intents IS NULL OR intent = ANY(intents));
+    END IF;
+    RETURN COALESCE(logged, 0) + (
         SELECT COALESCE(sum(counts.n), 0)
         FROM unnest(
             '{second,minute,hour,day,month,year}'::task_grain[], edges,
@@ -92,7 +105,7 @@ BEGIN
         WHERE part.since < part.until
     ) + (
         SELECT COALESCE(sum(n), 0)
-        FROM task_count_deltas
+        FROM queued_task_changes(state.queue_floor)
         WHERE (edge IS NULL OR created_at >= edge)
             AND (counted = '' OR services_touched @> ARRAY[counted])
             AND (statuses IS NULL OR status = ANY(statuses))
@@ -172,10 +185,35 @@ RETURNS TABLE (
 )
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
+SET enable_seqscan = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
+DECLARE
+    state task_log_state;
+    added bigint;
+    removed bigint;
+    logged_added bigint := 0;
+    logged_removed bigint := 0;
 BEGIN
+    SELECT * INTO STRICT state FROM task_log_state;
+    -- locate_task does not know the deltas: they may move a task by so many ranks.
+    SELECT count(*) FILTER (WHERE n > 0), count(*) FILTER (WHERE n < 0)
+    INTO added, removed
+    FROM queued_task_changes(state.queue_floor)
+    WHERE
+        (of_service = '' OR services_touched @> ARRAY[of_service])
+        AND (any_status IS NULL OR status = ANY(any_status))
+        AND (any_intent IS NULL OR intent = ANY(any_intent));
+    IF state.counted < state.size THEN
+        SELECT count(*) FILTER (WHERE n > 0), count(*) FILTER (WHERE n < 0)
+        INTO logged_added, logged_removed
+        FROM logged_task_changes(state.counted, NULL, state.uncounted_since)
+        WHERE
+            (of_service = '' OR services_touched @> ARRAY[of_service])
+            AND (any_status IS NULL OR status = ANY(any_status))
+            AND (any_intent IS NULL OR intent = ANY(any_intent));
+    END IF;
     RETURN QUERY
     WITH edges AS MATERIALIZED (
         SELECT
@@ -189,32 +227,19 @@ BEGIN
         CROSS JOIN count_bucket(of_service, cursor_time) AS after_bucket
     ),
 
-    -- locate_task does not know the deltas: they may move a task by so many ranks.
-    unfolded AS MATERIALIZED (
-        SELECT
-            count(*) FILTER (WHERE n > 0) AS added,
-            count(*) FILTER (WHERE n < 0) AS removed
-        FROM task_count_deltas
-        WHERE
-            (of_service = '' OR services_touched @> ARRAY[of_service])
-            AND (any_status IS NULL OR status = ANY(any_status))
-            AND (any_intent IS NULL OR intent = ANY(any_intent))
-    ),
-
     ranks AS MATERIALIZED (
         SELECT
-            tasks_before + 1 - added
+            tasks_before + 1 - added - logged_added
             + CASE
                 WHEN to_time IS NULL THEN 0
                 ELSE count_tasks_from(of_service, any_status, any_intent, count_edge(of_service, to_time))
             END AS first_rank,
-            tasks_before + tasks_wanted + 1 + removed
+            tasks_before + tasks_wanted + 1 + removed + logged_removed
             + CASE
                 WHEN newest_edge IS NULL THEN 0
                 ELSE count_tasks_from(of_service, any_status, any_intent, newest_edge)
             END AS last_rank
-        FROM unfolded
-        CROSS JOIN edges
+        FROM edges
     ),
 
     place AS MATERIALIZED (
@@ -275,5 +300,102 @@ BEGIN
     FROM edges
     CROSS JOIN place
     CROSS JOIN newer;
+END
+$$;
+
+-- The days of which tasks have changed since a fold, each maybe several times.
+CREATE FUNCTION days_changed_since(known_fold bigint) RETURNS TABLE (day timestamptz)
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    state task_log_state;
+BEGIN
+    SELECT * INTO STRICT state FROM task_log_state;
+    RETURN QUERY
+    SELECT day FROM task_day_changes WHERE fold > known_fold
+    UNION
+    SELECT bucket_of('day', created_at) FROM queued_task_changes(state.queue_floor);
+    IF state.counted < state.size THEN
+        RETURN QUERY
+        SELECT DISTINCT bucket_of('day', created_at)
+        FROM logged_task_changes(state.counted, NULL, state.uncounted_since);
+    END IF;
+END
+$$;
+
+-- Which events a reader has not seen yet; `sql/history/read_changes.sql` describes it.
+--
+-- The function keeps the plans of its statements for the session, so that it takes a tenth of a
+-- millisecond. Its result is of the one snapshot of the statement that calls it, as it is STABLE.
+CREATE FUNCTION read_task_changes(
+    known_size bigint,
+    seen_to bigint,
+    gaps bigint[],
+    most integer,
+    OUT log_size bigint,
+    OUT queued bigint,
+    OUT newest_queued bigint,
+    OUT changes json
+)
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    state task_log_state;
+    events json[] := '{}';
+BEGIN
+    SELECT * INTO STRICT state FROM task_log_state;
+    log_size := state.size;
+    newest_queued := COALESCE(
+        (SELECT max(event_id) FROM task_event_queue WHERE event_id >= state.queue_floor), 0
+    );
+    -- During an import the queue may hold millions of events.
+    SELECT count(*)
+    INTO queued
+    FROM (
+        SELECT FROM task_event_queue WHERE event_id >= state.queue_floor LIMIT 10 * most + 1
+    ) AS counted;
+    -- Most of these events are seen already, in the queue, so allow more of them.
+    IF known_size IS NULL OR queued > 10 * most OR log_size - known_size > 10 * most THEN
+        RETURN;
+    END IF;
+    IF newest_queued > seen_to OR gaps <> '{}' THEN
+        events := ARRAY(
+            SELECT
+                json_build_array(
+                    event_id, created_at, project_id, created_by,
+                    status, services_touched, intent, before_status, before_services, before_intent
+                )
+            FROM task_event_queue
+            WHERE
+                event_id >= state.queue_floor
+                AND (event_id > seen_to OR event_id = ANY(gaps))
+            LIMIT most + 1
+        );
+    END IF;
+    IF log_size > known_size THEN
+        events := events || ARRAY(
+            SELECT
+                json_build_array(
+                    event_id, created_at, project_id, created_by,
+                    status, services_touched, intent, before_status, before_services, before_intent
+                )
+            FROM task_events
+            WHERE
+                position >= known_size
+                AND position < log_size
+                AND (event_id > seen_to OR event_id = ANY(gaps))
+            LIMIT most + 1
+        );
+    END IF;
+    IF cardinality(events) <= most THEN
+        changes := to_json(events);
+    END IF;
 END
 $$;

@@ -3,7 +3,7 @@
 -- grant_serving and grant_reading give a role exactly what it needs, and revoke what else it had.
 -- `audit migrate --grant-to` runs them again after a migration that needs further grants.
 --
--- depends: 0006_access_keys
+-- depends: 0007_access_keys
 
 DO $$ BEGIN
     PERFORM set_config('search_path', quote_ident(current_schema()) || ', pg_temp', TRUE);
@@ -11,12 +11,13 @@ END $$;
 
 -- PostgreSQL lets everyone call a new function. Everyone keeps those that only read, with the
 -- rights of the caller. A trigger fires without this right. But a role that has it could put a
--- trigger of the counts or keys on a table of its own, and so write whatever it likes.
+-- trigger of the log or keys on a table of its own, and so write whatever it likes.
 REVOKE ALL ON FUNCTION
-make_task_partition, make_task_partitions, fold_task_counts, move_task_count_deltas,
-split_task_counts, rebuild_task_counts,
-keep_task_keys, refuse_lone_keys, note_new_tasks, note_changed_tasks,
-guard_task_change, refuse_recorded_at, refuse_task_removal, refuse_partition_write
+make_task_partition, make_task_partitions, keep_task_keys, refuse_lone_keys,
+guard_task_change, refuse_recorded_at, refuse_task_removal, refuse_partition_write,
+queue_recorded_tasks, queue_changed_tasks, assign_transaction_id, refuse_event_change,
+make_event_partition, append_task_log_mark, sequence_task_events,
+fold_task_counts, add_to_task_counts, split_task_counts, rebuild_task_counts
 FROM PUBLIC; -- noqa: CP02
 
 -- Let a role read everything, and do nothing else.
@@ -29,7 +30,8 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     everything text := 'tasks, task_keys, task_counts, task_count_splits, task_count_deltas, '
-        'task_day_changes, task_partitions, access_keys, _yoyo_migration';
+        'task_count_splits_due, task_day_changes, task_partitions, task_event_queue, task_events, '
+        'task_log_marks, task_log_state, task_history, access_keys, _yoyo_migration';
     others text := ', _yoyo_log, _yoyo_version, yoyo_lock';
     owner_name name;
     surplus text;
@@ -53,7 +55,8 @@ BEGIN
     END IF;
 
     SELECT others || COALESCE(string_agg(', ' || relid::regclass, ''), '') INTO others
-    FROM pg_partition_tree('tasks')
+    FROM unnest('{tasks,task_events}'::regclass[]) AS partitioned
+    CROSS JOIN pg_partition_tree(partitioned)
     WHERE level > 0;
     EXECUTE format('REVOKE ALL ON %s%s FROM %I', everything, others, grantee);
     EXECUTE format('ALTER DEFAULT PRIVILEGES FOR ROLE %I REVOKE ALL ON TABLES FROM %I',
@@ -62,8 +65,9 @@ BEGIN
         owner_name, current_schema(), grantee);
     EXECUTE format(
         'REVOKE ALL ON FUNCTION make_task_partition, make_task_partitions, fold_task_counts, '
-        'move_task_count_deltas, split_task_counts, rebuild_task_counts, keep_task_keys, '
-        'refuse_lone_keys, note_new_tasks, note_changed_tasks FROM %I', grantee
+        'add_to_task_counts, split_task_counts, rebuild_task_counts, keep_task_keys, '
+        'refuse_lone_keys, sequence_task_events, append_task_log_mark, make_event_partition, '
+        'queue_recorded_tasks, queue_changed_tasks FROM %I', grantee
     );
 
     -- What is left comes from PUBLIC, or from a role that this one is a member of.
@@ -92,7 +96,7 @@ END
 $$;
 
 -- Let a role do what the service does: read, record what a client sends, change what may change,
--- make partitions and fold counts. Raises as grant_reading does.
+-- make partitions, fold counts and sequence events. Raises as grant_reading does.
 CREATE FUNCTION grant_serving(grantee name) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -109,12 +113,9 @@ BEGIN
     );
     EXECUTE format('GRANT INSERT (task_id, created_at, digest) ON task_keys TO %I', grantee);
     EXECUTE format(
-        'GRANT EXECUTE ON FUNCTION make_task_partition, make_task_partitions, fold_task_counts '
-        'TO %I', grantee
+        'GRANT EXECUTE ON FUNCTION make_task_partition, make_task_partitions, fold_task_counts, '
+        'sequence_task_events TO %I', grantee
     );
-    IF current_setting('server_version_num')::int >= 170000 THEN
-        EXECUTE format('GRANT MAINTAIN ON task_count_deltas TO %I', grantee);
-    END IF;
 END
 $$;
 

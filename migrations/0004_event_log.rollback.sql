@@ -12,6 +12,7 @@ $$;
 DROP TRIGGER queue_changed ON tasks;
 DROP TRIGGER queue_recorded ON tasks;
 DROP FUNCTION sequence_task_events;
+DROP FUNCTION require_own_transaction;
 DROP FUNCTION append_task_log_mark;
 DROP FUNCTION make_event_partition;
 DROP FUNCTION queue_changed_tasks;

@@ -10,7 +10,7 @@
 --
 -- SQLSTATE TA004 an event may not be changed or removed.
 --
--- depends: 0007_roles
+-- depends: 0003_guards
 
 DO $$ BEGIN
     PERFORM set_config('search_path', quote_ident(current_schema()) || ', pg_temp', TRUE);
@@ -408,6 +408,23 @@ BEGIN
 END
 $$;
 
+-- Raise unless the caller's transaction has done nothing yet and takes a new snapshot for each
+-- statement. Otherwise the snapshot may be older than the lock that the caller takes, and lack what
+-- the session that had the lock before has committed.
+CREATE FUNCTION require_own_transaction() RETURNS void
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    IF
+        current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted')
+        OR pg_current_xact_id_if_assigned() IS NOT NULL
+    THEN
+        RAISE EXCEPTION 'counts are folded and rebuilt in a READ COMMITTED transaction of its own'
+            USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+END
+$$;
+
 -- Move at most so many events from the queue to the log, and give them the next positions.
 --
 -- sequenced: how many were moved; NULL if another session is at it. is_last: whether none was left.
@@ -510,8 +527,3 @@ BEGIN
     END IF;
 END
 $$;
-
-REVOKE ALL ON FUNCTION
-sequence_task_events, make_event_partition, append_task_log_mark, assign_transaction_id,
-queue_recorded_tasks, queue_changed_tasks, refuse_event_change
-FROM PUBLIC; -- noqa: CP02

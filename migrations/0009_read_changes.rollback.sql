@@ -1,1 +1,0 @@
-DROP FUNCTION read_task_changes;

@@ -1,1 +1,0 @@
-DROP FUNCTION created_at_of_all;
