@@ -14,7 +14,6 @@ import pytest
 
 from audit.errors import TimedOut
 from audit.history.service import AuditService
-from audit.postgres import migrate
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from tests.conftest import SERVING, ago, as_role, execute, task
@@ -211,31 +210,3 @@ async def test_a_rebuild_that_waited_for_a_fold_is_exact(dsn: str) -> None:
         assert await service.upkeep.check_counts() == []
         await first.close()
         await rebuilding.close()
-
-
-async def test_counts_stay_exact_while_migrations_change_how_they_are_kept(empty_dsn: str) -> None:
-    counts = (
-        "SELECT count_tasks_from('', NULL, NULL, NULL),"
-        " count_tasks_from('', '{executing}', NULL, NULL)"
-    )
-    start = "UPDATE tasks SET status = 'executing' WHERE ctid IN (SELECT ctid FROM tasks LIMIT 7)"
-    migrate.apply(empty_dsn, "0007_roles")
-    execute(empty_dsn, "SELECT make_task_partition(now(), 'month')", *[INSERT] * 30)
-    execute(empty_dsn, "SELECT fold_task_counts(1000)", *[INSERT] * 20, start)
-    migrate.apply(empty_dsn, "0010_grouped_writes")
-    execute(empty_dsn, *[INSERT] * 10, "SELECT sequence_task_events(5)", start)
-
-    for _ in range(2):
-        expected = execute(
-            empty_dsn, "SELECT count(*), count(*) FILTER (WHERE status = 'executing') FROM tasks"
-        )
-        assert execute(empty_dsn, counts) == expected
-        migrate.apply(empty_dsn)
-        assert execute(empty_dsn, counts) == expected
-        async with serving(empty_dsn) as service:
-            assert await service.upkeep.check_counts() == []
-            await service.record([task()])
-            await service.upkeep.fold_counts()
-            await service.record([task()])
-            assert await service.upkeep.check_counts() == []
-        migrate.roll_back(empty_dsn, "0010_grouped_writes")
