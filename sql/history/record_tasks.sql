@@ -1,8 +1,8 @@
 -- record_tasks: record a batch, skipping the ids that are recorded already; one row.
 --
 -- :tasks is a JSON array of objects with members named like the columns. :actor and :request_id are
--- for the event log; if the tasks are of several requests, :authors is a JSON array with an array of
--- these two for each task. :lock_wait limits how long to wait for other transactions.
+-- for the event log; if the tasks are of several requests, :authors is a JSON array with an array
+-- of these two for each task. :lock_wait limits how long to wait for other transactions.
 --
 -- task_ids: a JSON array, in the order sent; ids that were not sent are made here. are_new: in the
 -- same order. recorded: how many are new. too_late: a JSON array of the positions (from 0) of those
