@@ -193,7 +193,7 @@ async def test_a_cursor_belongs_to_one_task(client: Client) -> None:
         assert answer.status == 422
 
 
-@pytest.mark.parametrize("path", [str(uuid.uuid4()), "7", "%zz", "%00"])
+@pytest.mark.parametrize("path", ["00000000-0000-4000-8000-000000000000", "7", "%zz", "%00"])
 async def test_errors_are_those_of_the_task(client: Client, path: str) -> None:
     answers = [await client.get(f"{TASKS}/{path}{end}") for end in ("", "/history")]
 
