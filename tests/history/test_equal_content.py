@@ -12,8 +12,6 @@ import pytest
 from audit.errors import Conflict
 from audit.history.parsing import TaskBatch
 from audit.history.service import AuditService
-from audit.postgres import statements
-from audit.postgres.pool import fetch_row
 from tests.conftest import execute, task
 
 OBJECTS = ("outcome", "estimated_resources", "actual_resources", "external_ai_used")
@@ -83,14 +81,7 @@ async def test_digests_recorded_before_stay_valid(service: AuditService, dsn: st
         actual_resources={"cpu": 0.25},
         created_at="2026-03-01T00:00:00.5Z",
     )
-    async with service.database.connection() as connection:
-        await fetch_row(
-            connection,
-            statements.RECORD_TASKS,
-            tasks=json.dumps([made]),
-            actor=None,
-            request_id=None,
-        )
+    await service.record([made])
 
     # The digest as it was computed before: over one array of all members.
     assert [(True,)] == execute(
