@@ -92,7 +92,11 @@ async def test_counts_stay_exact_in_a_server_whose_transaction_ids_are_lower(
 ) -> None:
     def some(first: int) -> list[dict[str, Any]]:
         return [
-            task(created_by="ada", status="failed" if n % 3 else "pending", created_at=ago(days=n))
+            task(
+                created_by="ada",
+                status="failed" if n % 3 else "pending",
+                created_at=ago(days=n, hours=1),
+            )
             for n in range(first, first + 40)
         ]
 

@@ -27,7 +27,7 @@ API = "/api/v1/audit"
 
 @asynccontextmanager
 async def serving(dsn: str, **settings: Any) -> AsyncIterator[Client]:
-    app = create_app(Settings(**{"pool_size": 8, **settings}), dsn)
+    app = create_app(Settings(**{"pool_size": 10, **settings}), dsn)
     async with TestClient(TestServer(app)) as client:
         yield client
 
@@ -153,12 +153,20 @@ async def test_bodies_that_do_not_arrive_take_no_slot(dsn: str) -> None:
             writer.close()
 
 
-async def test_slow_writes_leave_connections_to_reads_and_end_undone(dsn: str) -> None:
+#: Requests of one task run in groups, one at a time; others have two slots.
+BATCHES = pytest.mark.parametrize(("tasks", "at_once"), [(1, 1), (2, 2)])
+
+
+@BATCHES
+async def test_slow_writes_leave_connections_to_reads_and_end_undone(
+    dsn: str, tasks: int, at_once: int
+) -> None:
     async with serving(dsn, write_timeout_seconds=2, queue_seconds=1) as client:
         await client.post(f"{API}/tasks", json=task(status="pending"))
 
         async def write() -> tuple[int, str]:
-            async with client.post(f"{API}/tasks", json=task()) as answer:
+            body = [task() for _ in range(tasks)]
+            async with client.post(f"{API}/tasks", json=body) as answer:
                 return answer.status, (await answer.json()).get("detail", "")
 
         with held(dsn, "task_keys", "EXCLUSIVE"):
@@ -169,7 +177,7 @@ async def test_slow_writes_leave_connections_to_reads_and_end_undone(dsn: str) -
             answers = await asyncio.gather(*writing)
             assert {504, 503} >= {status for status, _ in answers}
             late = [detail for status, detail in answers if status == 504]
-            assert len(late) >= 2
+            assert len(late) >= at_once
             assert all("write_timeout_seconds" in detail for detail in late)
             assert all("nothing is recorded" in detail for detail in late)
         await asyncio.sleep(0.3)
@@ -226,18 +234,23 @@ async def test_a_commit_without_an_answer_is_said_to_be_in_doubt(dsn: str, metho
         execute(dsn, "DROP TRIGGER gone ON tasks", "DROP FUNCTION gone")
 
 
-async def test_a_write_whose_client_leaves_the_queue_is_not_made(dsn: str) -> None:
+@BATCHES
+async def test_a_write_whose_client_leaves_the_queue_is_not_made(
+    dsn: str, tasks: int, at_once: int
+) -> None:
     async with serving(dsn, queue_seconds=5) as client:
-        await client.post(f"{API}/tasks", json=task())
         with held(dsn, "task_keys", "EXCLUSIVE"):
             writing = [
-                asyncio.create_task(client.post(f"{API}/tasks", json=task())) for _ in range(5)
+                asyncio.create_task(
+                    client.post(f"{API}/tasks", json=[task() for _ in range(tasks)])
+                )
+                for _ in range(5)
             ]
-            await until(lambda: waiting(client, "writing") == 3)
+            await until(lambda: waiting(client, "writing") == 5 - at_once)
             for one in writing:
                 one.cancel()
             await until(lambda: waiting(client, "writing") == 0)
-        # The two that had begun are made: they may be committed when a client leaves.
-        await until(lambda: recorded(dsn) == 3)
+        # Those that had begun are made: they may be committed when a client leaves.
+        await until(lambda: recorded(dsn) == at_once * tasks)
         await asyncio.sleep(0.1)
-        assert recorded(dsn) == 3
+        assert recorded(dsn) == at_once * tasks
