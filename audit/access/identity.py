@@ -38,7 +38,7 @@ class Identity:
 
     @property
     def actor(self) -> str | None:
-        """The name for the logs; None if nobody had to give a key or token."""
+        """The name to log and to store with events; None if the service requires no API key."""
         return None if self is ANYONE else self.name
 
     def require(self, scope: Scope) -> None:

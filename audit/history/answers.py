@@ -158,7 +158,8 @@ class Answers:
         until = await self._reading.next_departure(
             entry.query, clock=entry.version.clock, server=version.server
         )
-        # A task may have left and been changed before this was read. The next version tells.
+        # Before the statement ran, a task may have left the window and then been changed, so that
+        # the statement did not find it. The next version contains this change.
         if self._is_unaffected(entry, await self._freshness.current()):
             entry.valid_until = until
 

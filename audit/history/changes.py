@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 _MAX_READ: Final = 1000
 #: The number of changes that are remembered.
 _MAX_KEPT: Final = 4000
-#: A gap is remembered for this long, and at most so many are. Most are those of a rollback.
+#: How long an `event_id` that was not visible is remembered. Most of them were rolled back.
 _GAP_SECONDS: Final = timedelta(seconds=10)
+#: The number of them that are remembered.
 _MAX_GAPS: Final = 1000
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -111,8 +112,8 @@ class Changes:
     queue until it gets a position in the log. Transactions commit in any order, so an event may
     become visible after events with a higher `event_id`. Such gaps are remembered for some seconds.
 
-    The number of events that are visible tells whether any was missed. In that case, or if the
-    server is another one, all changes are forgotten.
+    The database also returns the number of visible events. If it does not match the changes that
+    were read, or if the connection leads to another server, this class forgets all changes.
     """
 
     def __init__(self, metrics: Metrics | None = None) -> None:

@@ -1,9 +1,9 @@
 """Versions of the history. A cached response is sent only if it is what the query returns now.
 
-No response is older than the request that it answers, in any worker, whoever wrote the data. The
-service knows this without running the query again:
+A response contains every write that was confirmed before its request, through any worker, and by
+any program. The service ensures this without running the query again:
 
-1. Whatever changes tasks adds an event for each changed task to the event log, in the same
+1. Triggers add an event to the event log for each task that a statement changes, in the same
    transaction. So two snapshots of one server that see the same events see the same tasks.
 2. A request uses a *version* of the history, which is read by a statement that is sent after the
    request arrived. So the version includes every write that was confirmed before the request, by

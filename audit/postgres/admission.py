@@ -49,7 +49,7 @@ _LENIENCE: Final = 0.5
 #: Throughput is measured over this time, or over this number of pieces of work if they took longer.
 _REMEMBERED_SECONDS: Final = 2.0
 _REMEMBERED: Final = 32
-#: A statement for so many takes some milliseconds.
+#: The largest number of requests in a group. Their statement takes some milliseconds.
 _MOST_IN_GROUP: Final = 64
 
 
