@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from uuid import UUID
 
-import asyncpg
-
-from audit.errors import Problem, TaskNotFound
+from audit.errors import TaskNotFound
 from audit.history.cursor import encode_event
 from audit.history.events import HistoryPage, TaskVersion
 from audit.history.query import HistoryQuery
 from audit.postgres import statements
 from audit.postgres.database import Database
-from audit.postgres.pool import fetch_row
 from audit.settings import Settings
 from audit.telemetry.metrics import LogSize
 
@@ -69,9 +65,5 @@ class Log:
 
     async def measure(self, timeout_seconds: float) -> LogSize | None:
         """Return the size of the log; None if the database does not answer in time."""
-        try:
-            async with asyncio.timeout(timeout_seconds), self._database.connection() as connection:
-                row = await fetch_row(connection, statements.MEASURE_LOG)
-        except (TimeoutError, Problem, asyncpg.PostgresError):
-            return None
-        return LogSize(**row)
+        row = await self._database.measure(statements.MEASURE_LOG, timeout_seconds)
+        return None if row is None else LogSize(**row)

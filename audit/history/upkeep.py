@@ -11,7 +11,7 @@ from typing import Final
 import asyncpg
 
 from audit.deadlines import DeadlineExceeded, stop
-from audit.errors import Problem, TimedOut
+from audit.errors import TimedOut
 from audit.history.partitions import Partitions
 from audit.postgres import statements
 from audit.postgres.database import Database
@@ -140,12 +140,8 @@ class Upkeep:
 
     async def measure_deltas(self, timeout_seconds: float) -> int | None:
         """Return how many events are not counted; None if the database does not answer in time."""
-        try:
-            async with asyncio.timeout(timeout_seconds), self._database.connection() as connection:
-                row = await fetch_row(connection, statements.MEASURE_DELTAS)
-        except (TimeoutError, Problem, asyncpg.PostgresError):
-            return None
-        return int(row["deltas"])
+        row = await self._database.measure(statements.MEASURE_DELTAS, timeout_seconds)
+        return None if row is None else int(row["deltas"])
 
     async def check_counts(self) -> list[asyncpg.Record]:
         """Count all tasks; return the counts that differ, in the columns of `check_counts.sql`."""

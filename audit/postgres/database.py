@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
+import asyncpg
+
 from audit.deadlines import Deadline
+from audit.errors import Problem
 from audit.postgres.admission import Admission
-from audit.postgres.pool import acquired
+from audit.postgres.pool import acquired, fetch_row
+from audit.postgres.statements import Statement
 from audit.settings import Settings
 from audit.telemetry.metrics import Metrics
 
@@ -47,3 +52,11 @@ class Database:
         """Wait in the queue of tallies, then take a connection for the block; like `reading`."""
         async with self.queues.tallying.slot(again=again), self.connection() as connection:
             yield connection
+
+    async def measure(self, statement: Statement, timeout_seconds: float) -> asyncpg.Record | None:
+        """Return the row of a statement for metrics; None if there is no answer in time."""
+        try:
+            async with asyncio.timeout(timeout_seconds), self.connection() as connection:
+                return await fetch_row(connection, statement)
+        except (TimeoutError, Problem, asyncpg.PostgresError):
+            return None
