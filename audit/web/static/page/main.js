@@ -1,0 +1,279 @@
+/**
+ * The start of the page: state, requests, rendering, and all listeners on `window`.
+ *
+ * Everything that a link should carry is in the URL (`state.view`). `state.parts` holds the answers
+ * of the API, each of which loads and fails on its own. `state.ui` holds what no link needs to carry.
+ * A view is a function from the state to a template. It changes nothing itself; it calls an action.
+ */
+
+import { render } from "../lit-html/lit-html.js";
+import { makeActions } from "./actions.js";
+import { get, Problem, ROOT, whoami } from "./api.js";
+import { press } from "./keys.js";
+import { changed, filterParams, format, isStep, listParams, one, parse } from "./url.js";
+import { shell } from "./views/shell.js";
+
+/**
+ * One answer of the API, and how it is doing.
+ * @template T
+ * @typedef {object} Part
+ * @property {string} question  The path and the parameters that were asked for last.
+ * @property {T | null} data  The last answer. While another question loads, the answer before.
+ * @property {string} text  The body of the last answer.
+ * @property {Date | null} at  The time of the server when it gave the last answer.
+ * @property {boolean} loading
+ * @property {Problem | null} problem  Why the last question has no answer.
+ * @property {AbortController | null} request
+ */
+
+/**
+ * Answers by name. A view may ask for more by `actions.ask(name, path, params)`.
+ * @typedef {Record<string, Part<any>> & {
+ *   list: Part<import("./api.js").Page>,
+ *   histogram: Part<import("./api.js").Histogram>,
+ *   facets: Part<import("./api.js").Facets>,
+ *   task: Part<import("./api.js").Task>,
+ *   history: Part<import("./api.js").History>,
+ * }} Parts
+ */
+
+/**
+ * @typedef {object} Ui
+ * @property {string} menu  The open menu: "time", "zone", "copy", "views", or "".
+ * @property {boolean} help
+ * @property {string} draft  The text in the filter box.
+ * @property {number} option  The highlighted proposal of the filter box, or -1.
+ * @property {number} bar  The bar under the pointer or the focus, or -1.
+ * @property {[number, number] | null} selection  The first and the last selected bar.
+ * @property {boolean} table  Show the histogram as a table.
+ * @property {boolean} log  Scale the histogram logarithmically.
+ * @property {number} top  How many values a facet shows.
+ * @property {Record<string, string>} find  The text in the find box of each facet.
+ * @property {boolean} filtersOpen  On a narrow screen, show the facets.
+ * @property {boolean} narrow
+ * @property {"auto" | "light" | "dark"} theme
+ * @property {boolean} keys  Shortcuts are on.
+ * @property {string} notice  A short message for everyone, such as "Link copied".
+ * @property {string} spoken  A message for screen readers.
+ */
+
+/**
+ * @typedef {object} State
+ * @property {import("./url.js").View} view
+ * @property {string} zone  The time zone in which all times are shown.
+ * @property {{needed: boolean, who: import("./api.js").Whoami | null, problem: Problem | null, asking: boolean}} session
+ * @property {Parts} parts
+ * @property {Ui} ui
+ */
+
+/** @typedef {ReturnType<typeof makeActions>} Actions */
+
+const NARROW = matchMedia("(max-width: 719px)");
+const root = /** @type {HTMLElement} */ (document.getElementById("page"));
+
+/** @returns {Part<any>} */
+function emptyPart() {
+  return {
+    question: "",
+    data: null,
+    text: "",
+    at: null,
+    loading: false,
+    problem: null,
+    request: null,
+  };
+}
+
+/** @type {State} */
+const state = {
+  view: parse(new URL(location.href), ROOT),
+  zone: "UTC",
+  session: { needed: false, who: null, problem: null, asking: false },
+  parts: {
+    list: emptyPart(),
+    histogram: emptyPart(),
+    facets: emptyPart(),
+    task: emptyPart(),
+    history: emptyPart(),
+  },
+  ui: {
+    menu: "",
+    help: false,
+    draft: "",
+    option: -1,
+    bar: -1,
+    selection: null,
+    table: false,
+    log: false,
+    top: 10,
+    find: {},
+    filtersOpen: false,
+    narrow: NARROW.matches,
+    theme: /** @type {Ui["theme"]} */ (localStorage.getItem("theme") ?? "auto"),
+    keys: localStorage.getItem("keys") !== "off",
+    notice: "",
+    spoken: "",
+  },
+};
+
+let drawn = true;
+
+/** Render soon, once for all changes that were made until then. */
+function draw() {
+  if (!drawn) return;
+  drawn = false;
+  queueMicrotask(drawNow);
+}
+
+function drawNow() {
+  drawn = true;
+  render(shell(state, actions), root);
+}
+
+/**
+ * Ask the API, unless this question was asked already.
+ * @param {string} name  Where `state.parts` keeps the answer.
+ * @param {string} path
+ * @param {URLSearchParams | Record<string, string>} [params]
+ * @param {{again?: boolean, keep?: boolean}} [options]  `again`: also if it was asked already.
+ *   `keep`: show the answer before until this one is here.
+ */
+async function ask(name, path, params = {}, { again = false, keep = false } = {}) {
+  const part = state.parts[name] ?? emptyPart();
+  state.parts[name] = part;
+  const question = `${path}?${new URLSearchParams(params)}`;
+  if (part.question === question && !again) return;
+  part.request?.abort();
+  const request = new AbortController();
+  const shown = keep || part.question === question ? {} : { data: null, text: "", at: null };
+  Object.assign(part, { question, request, loading: true, problem: null }, shown);
+  draw();
+  try {
+    Object.assign(part, await get(path, params, request.signal));
+  } catch (error) {
+    if (request.signal.aborted) return;
+    part.problem = asProblem(error);
+    if (part.problem.status === 401) state.session.needed = true;
+    const wait = part.problem.retryAfterSeconds;
+    const retry = () => !request.signal.aborted && ask(name, path, params, { again: true, keep });
+    if (wait !== null) setTimeout(retry, wait * 1000);
+  }
+  part.loading = false;
+  part.request = part.problem ? request : null;
+  actions.arrived(name);
+  draw();
+}
+
+/** @param {unknown} error */
+function asProblem(error) {
+  if (error instanceof Problem) return error;
+  console.error(error);
+  return new Problem(0, { title: "The page has a defect", detail: String(error) }, null);
+}
+
+/**
+ * Ask for all that the view needs and that was not asked for yet.
+ * @param {{again?: boolean}} [options]
+ */
+function load({ again = false } = {}) {
+  const { view } = state;
+  const options = { again, keep: true };
+  if (view.page === "list") {
+    ask("list", "query", listParams(view), options);
+    const filters = filterParams(view);
+    const histogram = new URLSearchParams(filters);
+    const interval = one(view, "interval");
+    if (interval) histogram.set("interval", interval);
+    else histogram.set("buckets", state.ui.narrow ? "30" : "60");
+    if (state.zone !== "UTC") histogram.set("tz", state.zone);
+    ask("histogram", "statistics/histogram", histogram, options);
+    const facets = new URLSearchParams(filters);
+    for (const name of ["status", "service", "intent", "created_by", "project_id"]) {
+      facets.append("facet", name);
+    }
+    if (state.ui.top !== 10) facets.set("top", `${state.ui.top}`);
+    ask("facets", "statistics/facets", facets, options);
+  }
+  const id = view.id ?? one(view, "task");
+  if (id) {
+    ask("task", `tasks/${encodeURIComponent(id)}`, {}, { again });
+    ask("history", `tasks/${encodeURIComponent(id)}/history`, {}, { again });
+  }
+}
+
+/** Find out who asks. A service without this route, or without keys, needs no login. */
+async function checkSession() {
+  try {
+    state.session = { needed: false, who: (await whoami()).data, problem: null, asking: false };
+  } catch (error) {
+    const problem = asProblem(error);
+    state.session = { needed: problem.status === 401, who: null, problem, asking: false };
+  }
+  draw();
+}
+
+/**
+ * Show another view.
+ * @param {import("./url.js").View} view
+ * @param {{replace?: boolean, mark?: object | null}} [options]  `replace`: Back does not return to
+ *   the view before. `mark`: stored with the entry of the browser's history.
+ */
+function visit(view, { replace = !isStep(state.view, view), mark = null } = {}) {
+  const url = format(view, ROOT);
+  if (replace) history.replaceState(mark ?? history.state, "", url);
+  else history.pushState(mark, "", url);
+  show(view);
+}
+
+/** @param {import("./url.js").View} view */
+function show(view) {
+  const before = state.view;
+  state.view = view;
+  chooseZone();
+  Object.assign(state.ui, { menu: "", selection: null, bar: -1 });
+  load();
+  drawNow();
+  actions.moved(before, view);
+}
+
+/** The zone of the URL, or else the one that this browser used last, which then joins the URL. */
+function chooseZone() {
+  const remembered = localStorage.getItem("tz");
+  if (!one(state.view, "tz") && remembered && remembered !== "UTC") {
+    state.view = changed(state.view, { tz: remembered });
+    history.replaceState(history.state, "", format(state.view, ROOT));
+  }
+  state.zone = one(state.view, "tz") ?? "UTC";
+}
+
+const actions = makeActions(state, { ask, checkSession, draw, drawNow, load, visit });
+
+/** Follow a link of the page without loading the page again. */
+addEventListener("click", (event) => {
+  const target = /** @type {Element} */ (event.target);
+  if (!target.closest("[data-menu]")) actions.closeMenu();
+  const link = target.closest("a[href]");
+  if (!(link instanceof HTMLAnchorElement) || link.target || link.download) return;
+  if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey)
+    return;
+  const url = new URL(link.href);
+  if (url.origin !== location.origin || !/^tasks(\/|$)/.test(url.pathname.slice(ROOT.length)))
+    return;
+  event.preventDefault();
+  const view = parse(url, ROOT);
+  const opens = one(view, "task") && !one(state.view, "task");
+  visit(view, { mark: opens ? { opened: true } : null });
+});
+addEventListener("popstate", () => show(parse(new URL(location.href), ROOT)));
+addEventListener("keydown", (event) => press(event, state, actions));
+NARROW.addEventListener("change", () => {
+  state.ui.narrow = NARROW.matches;
+  load();
+  draw();
+});
+
+history.replaceState(history.state, "", format(state.view, ROOT));
+chooseZone();
+checkSession();
+load();
+drawNow();
