@@ -73,8 +73,8 @@ def create_app(
     observer = Observer(app[METRICS], RequestLog(settings.log_sample), trusted)
     pipeline = Pipeline(guard, observer, app[DEADLINE])
     for route in ROUTES:
-        # A parameter in a path matches any text except for a slash.
-        path = route.path.replace("}", ":[^/]+}")
+        # A parameter in a path matches any text except for a slash. Only `file` may contain them.
+        path = route.path.replace("}", ":[^/]+}").replace("{file:[^/]+}", "{file:.+}")
         app.add_routes([web.route(route.method, path, pipeline.protect(route))])
     app.cleanup_ctx.append(_lifespan(guard, dsn, traces))
     if traces:

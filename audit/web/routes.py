@@ -19,7 +19,7 @@ from audit.errors import Problem
 from audit.history.events import HistoryBody
 from audit.history.query import AuditQuery, FailuresQuery, HistoryQuery, NoParams
 from audit.history.task import NewTask, RecordedBody, Task, TaskChange, TaskPageBody
-from audit.web.handlers import asking, docs, health, recording
+from audit.web.handlers import asking, docs, health, page, recording
 from audit.web.handlers.recording import JSON, NDJSON
 from audit.web.state import ACCEPT_PATCH
 
@@ -212,6 +212,9 @@ ROUTES: Final = (
         responses={200: Response("The page", Content(_TEXT, ("html",), "text/html"))},
     ),
     Route("GET", "/docs/", docs.redirect_to_docs),
-    Route("GET", "/", docs.redirect_to_docs),
     Route("GET", "/docs/{asset}", docs.asset),
+    Route("GET", "/", page.redirect_to_page),
+    Route("GET", "/tasks", page.tasks_page),
+    Route("GET", "/tasks/{task_id}", page.task_page),
+    Route("GET", "/assets/{digest}/{file}", page.page_asset),
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -105,4 +106,8 @@ def test_the_steps_of_the_image_give_a_service_that_answers(tmp_path: Path, dsn:
             assert json.load(answer)["total"] == 0
         with urllib.request.urlopen(f"{url}/docs") as answer:
             assert answer.status == 200
+        with urllib.request.urlopen(f"{url}/tasks") as answer:
+            (script,) = re.findall(r'src="([^"]+/main.js)"', answer.read().decode())
+        with urllib.request.urlopen(f"{url}/{script}") as answer:
+            assert answer.read() == (ROOT / "audit/web/static/page/main.js").read_bytes()
     subprocess.run([audit, "migrate", "--status", "--dsn", dsn], check=True, cwd=tmp_path)

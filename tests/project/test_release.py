@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+STATIC = ROOT / "audit/web/static"
 
 
 def test_a_release_names_all_that_is_pinned(tmp_path: Path) -> None:
@@ -33,4 +34,9 @@ def test_a_release_names_all_that_is_pinned(tmp_path: Path) -> None:
         here = {f"audit/_{file.relative_to(ROOT)}" for file in (ROOT / folder).rglob("*.sql")}
         assert here
         assert here <= names
+    static = {str(file.relative_to(ROOT)) for file in STATIC.rglob("*") if file.is_file()}
+    assert {f"{STATIC.relative_to(ROOT)}/page/main.js"} <= static <= names
+    licences = {name for name in names if ".dist-info/licenses/" in name}
+    for licence in (Path("LICENSE"), *(file.relative_to(ROOT) for file in STATIC.rglob("LICENSE"))):
+        assert any(name.endswith(f"/licenses/{licence}") for name in licences), licence
     assert list(tmp_path.glob("*.tar.gz"))

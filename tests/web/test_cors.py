@@ -171,6 +171,7 @@ def test_the_setting_accepts_only_exact_origins(listed: str) -> None:
         ("/openapi.json", "GET, HEAD, OPTIONS"),
         ("/docs", "GET, HEAD, OPTIONS"),
         ("/", "GET, HEAD, OPTIONS"),
+        ("/tasks", "GET, HEAD, OPTIONS"),
     ],
 )
 async def test_options_names_the_methods_of_every_route(
