@@ -22,13 +22,13 @@ install: .venv/installed  ## Install the service into .venv
 run: .venv/installed  ## Start the service with demo data on http://127.0.0.1:8080
 	@.venv/bin/audit serve --demo
 
-test: .venv/installed-dev .venv/installed-generators  ## Run every test on a PostgreSQL that they start themselves
+test: .venv/installed-dev .venv/installed-generators .venv/installed-page  ## Run every test on a PostgreSQL that they start themselves
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not faults"
 
 test-faults: .venv/installed-dev  ## Break what may break, under load: SOAK=600 seconds of the last part
 	AUDIT_FAULTS_SOAK_SECONDS=$(SOAK) .venv/bin/python -m pytest tests/faults
 
-check: .venv/installed-dev  ## Check format, lint, types and known vulnerabilities
+check: .venv/installed-dev .venv/installed-page  ## Check format, lint, types and known vulnerabilities
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
@@ -38,6 +38,11 @@ check: .venv/installed-dev  ## Check format, lint, types and known vulnerabiliti
 		--progress-spinner off --format json --output .venv/advisories.json 2> .venv/pip-audit.log \
 		|| if [ -s .venv/advisories.json ]; then cat .venv/pip-audit.log .venv/advisories.json; exit 1; \
 		else echo "pip-audit reads no advisories here: what is pinned was not checked"; fi
+	@if [ -d .venv/page/node_modules ]; then \
+		.venv/page/node_modules/.bin/biome ci --config-path tests/page audit/web/static/page \
+		&& .venv/page/node_modules/.bin/tsc --project tests/page; \
+		else echo "npm installs nothing here: the scripts of the page were not checked"; \
+		[ "$$AUDIT_TEST_NO_SKIPS" != 1 ]; fi
 
 format: .venv/installed-dev  ## Format the code
 	.venv/bin/ruff format .
@@ -85,6 +90,17 @@ clean:  ## Remove what make made
 	@if command -v npm > /dev/null && npm ci --prefix .venv/node --ignore-scripts --no-audit \
 		--no-fund --loglevel=error; then :; \
 		else rm -rf .venv/node; echo "npm installs nothing here: tests that need Node are skipped"; fi
+	@touch $@
+
+# What checks the page, and tests it in a browser. The links let the compiler find the types of lit-html.
+.venv/installed-page: .venv/installed tests/page/package.json tests/page/package-lock.json
+	@rm -rf .venv/page && mkdir .venv/page
+	@cp tests/page/package.json tests/page/package-lock.json .venv/page
+	@if command -v npm > /dev/null && npm ci --prefix .venv/page --ignore-scripts --no-audit \
+		--no-fund --loglevel=error; then \
+		ln -s ../../audit/web/static/page .venv/page/page; \
+		ln -s node_modules/lit-html .venv/page/lit-html; \
+		else rm -rf .venv/page; echo "npm installs nothing here: the page is not checked in a browser"; fi
 	@touch $@
 
 # The PostgreSQL 16 and 17 of `.ci/run`: a wheel has 18, Debian 12 has 15. Unlike the other packages of

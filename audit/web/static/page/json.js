@@ -1,0 +1,126 @@
+// JSON as it was sent: numbers of any length, members in their order, and repeated names survive.
+
+import { html, nothing } from "../lit-html/lit-html.js";
+
+/**
+ * A value with its source text. `items` are the members of an object or the elements of an array.
+ * @typedef {object} JsonNode
+ * @property {"object" | "array" | "string" | "number" | "word"} kind
+ * @property {string} text the source of the value
+ * @property {{name: string, node: JsonNode}[]} items
+ * @property {boolean} [open] whether the reader opened or closed it; undefined: the default
+ */
+
+/** @typedef {(path: string[], node: JsonNode) => unknown} Actions what to show after a value */
+
+const TOKEN = /\s*([{}[\],:]|"(?:[^"\\]|\\.)*"|[^\s{}[\],:"]+)/y;
+/** Arrays and objects with more items than this begin closed. */
+const OPEN_AT_MOST = 20;
+/** Items that a node shows before it offers to show the rest. */
+const SHOWN_AT_MOST = 500;
+
+/**
+ * Parse a JSON text that a JSON parser has accepted before.
+ * @param {string} text
+ * @returns {JsonNode}
+ */
+export function parse(text) {
+  TOKEN.lastIndex = 0;
+  const next = () => {
+    const match = TOKEN.exec(text);
+    if (!match) {
+      throw new SyntaxError("The JSON text is incomplete");
+    }
+    return match[1];
+  };
+  /** @param {string} token @returns {JsonNode} */
+  const value = (token) => {
+    const start = TOKEN.lastIndex - token.length;
+    /** @type {JsonNode["items"]} */
+    const items = [];
+    if (token !== "{" && token !== "[") {
+      const kind = token[0] === '"' ? "string" : /[-\d]/.test(token[0]) ? "number" : "word";
+      return { kind, text: token, items };
+    }
+    const isObject = token === "{";
+    for (let item = next(); item !== "}" && item !== "]"; item = next()) {
+      if (item === ",") {
+        continue;
+      }
+      let name = String(items.length);
+      if (isObject) {
+        name = JSON.parse(item);
+        next();
+      }
+      items.push({ name, node: value(isObject ? next() : item) });
+    }
+    return {
+      kind: isObject ? "object" : "array",
+      text: text.slice(start, TOKEN.lastIndex),
+      items,
+    };
+  };
+  return value(next());
+}
+
+/**
+ * The member of an object, or undefined. Of repeated names, the last counts, as in JSON.parse.
+ * @param {JsonNode} node
+ * @param {string} name
+ */
+export function member(node, name) {
+  return node.items.findLast((item) => item.name === name)?.node;
+}
+
+/**
+ * A value as a tree that opens and closes.
+ * @param {JsonNode} node
+ * @param {() => void} redraw
+ * @param {Actions} [actions]
+ * @param {string[]} [path]
+ * @returns {unknown}
+ */
+export function tree(node, redraw, actions, path = []) {
+  if (!node.items.length) {
+    return html`<code class="json-${node.kind}">${node.text}</code>${actions?.(path, node)}`;
+  }
+  const open = node.open ?? (path.length < 3 && node.items.length <= OPEN_AT_MOST);
+  /** @param {Event} event */
+  const toggled = (event) => {
+    const now = /** @type {HTMLDetailsElement} */ (event.currentTarget).open;
+    if (now !== open) {
+      node.open = now;
+      redraw();
+    }
+  };
+  return html`<details class="json" ?open=${open} @toggle=${toggled}>
+    <summary>${summary(node)}</summary>
+    ${open ? children(node, redraw, actions, path) : nothing}
+  </details>`;
+}
+
+/** @param {JsonNode} node */
+function summary({ kind, items }) {
+  const count = items.length;
+  return kind === "object"
+    ? `${count} ${count === 1 ? "member" : "members"}`
+    : `${count} ${count === 1 ? "element" : "elements"}`;
+}
+
+/**
+ * @param {JsonNode} node
+ * @param {() => void} redraw
+ * @param {Actions | undefined} actions
+ * @param {string[]} path
+ */
+function children(node, redraw, actions, path) {
+  const shown = node.items.slice(0, SHOWN_AT_MOST);
+  const rest = node.items.length - shown.length;
+  return html`<ul>
+    ${shown.map(
+      ({ name, node: child }) =>
+        html`<li><span class="json-name">${name}</span> ${tree(child, redraw, actions, [...path, name])}</li>`,
+    )}
+    ${rest ? html`<li class="quiet">${rest} more. “Copy JSON” copies all of them.</li>` : nothing}
+  </ul>`;
+}
