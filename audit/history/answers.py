@@ -1,4 +1,4 @@
-"""The cache of responses to list requests, and the single flight of their computation."""
+"""The cache of responses to queries, and the single flight of their computation."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import asyncio
 import hashlib
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from audit.history.asking import Reading
 from audit.history.changes import ChangeFilter, Changes
 from audit.history.freshness import Freshness, Version
-from audit.history.query import TaskQuery
+from audit.history.query import TaskFilter
 from audit.once import Once
 from audit.telemetry.metrics import Metrics
 
@@ -31,22 +32,63 @@ _ETAG_DIGITS: Final = 24
 _SECOND: Final = timedelta(seconds=1)
 _FOREVER: Final = datetime.max.replace(tzinfo=UTC)
 
-Result = TypeVar("Result")
+Transformed = TypeVar("Transformed")
+
+
+class Result(Protocol):
+    """What a query returns: a page, or statistics."""
+
+    @property
+    def rows(self) -> int:
+        """The number of tasks in the page; 0 for statistics."""
+
+    @property
+    def total(self) -> int | None:
+        """How many tasks match, if that is known."""
+
+    @property
+    def next_cursor(self) -> str | None:
+        """The cursor of the next page."""
+
+    @property
+    def valid_until(self) -> datetime | None:
+        """When it is out of date by the database's clock although no task has changed; or None."""
+
+    def to_json(self) -> bytes:
+        """Return the body of the response."""
+
+
+class Compute(Protocol):
+    """Computes the result of a query.
+
+    `days` count back from `clock`. With `server`, it is computed on that server or not at all.
+    """
+
+    def __call__(  # noqa: D102 - the class says it
+        self, *, clock: datetime | None = None, server: str | None = None
+    ) -> Awaitable[Result]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A validated query, and what computes its result."""
+
+    query: TaskFilter
+    compute: Compute
 
 
 class Answer:
-    """The page that answers a query, as JSON."""
+    """The result of a query, as JSON."""
 
-    def __init__(
-        self, body: bytes, etag: str, rows: int, total: int | None, next_cursor: str | None
-    ) -> None:
+    def __init__(self, result: Result, body: bytes, etag: str) -> None:
         self.body = body
         self.etag = etag
         """A digest of the body, so every worker makes the same one. It is weak because it stands
         for the plain and the compressed body."""
-        self.rows = rows
-        self.total = total
-        self.next_cursor = next_cursor
+        self.rows = result.rows
+        self.total = result.total
+        self.next_cursor = result.next_cursor
+        self.valid_until = result.valid_until or _FOREVER
         self.gzip_body: bytes | None = None
         """The same body compressed, once a client has asked for that."""
         self.compressing: Once[bytes] = Once()
@@ -55,10 +97,11 @@ class Answer:
 
 
 class _Entry:
-    """What the cache knows about a request: its query, and maybe its answer."""
+    """What the cache knows about a request: its question, and maybe its answer."""
 
-    def __init__(self, query: TaskQuery, version: Version | None = None) -> None:
-        self.query = query
+    def __init__(self, question: Question, version: Version | None = None) -> None:
+        self.question = question
+        query = question.query
         self.version = version
         """The version before the answer was computed; None if there is no answer."""
         self.answer: Answer | None = None
@@ -91,40 +134,42 @@ class Answers:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self.cached_bytes = 0
 
-    def known_query(self, key: str) -> TaskQuery | None:
-        """Return the query of a request that was validated before; None if it is not known."""
+    def known_question(self, key: str) -> Question | None:
+        """Return the question of a request that was validated before; None if it is not known."""
         entry = self._entries.get(key)
         if entry is None:
             return None
         self._entries.move_to_end(key)
-        return entry.query
+        return entry.question
 
-    def remember(self, key: str, query: TaskQuery) -> TaskQuery:
-        """Cache the validated query of a request, and return it."""
+    def remember(self, key: str, question: Question) -> Question:
+        """Cache the question of a validated request, and return it."""
         if self._max_bytes:
-            self._put(key, _Entry(query))
-        return query
+            self._put(key, _Entry(question))
+        return question
 
     async def current_version(self) -> Version | None:
         """Return the version that an answer may have now; None if nothing is cached."""
         return await self._freshness.current() if self._max_bytes else None
 
-    async def under(self, version: Version | None, key: str, query: TaskQuery) -> Answer:
+    async def under(self, version: Version | None, key: str, question: Question) -> Answer:
         """Return the answer in a version: from the cache, or computed once for all who wait."""
         if version is None:
-            return await self._compute(query)
+            return await _answer(question.compute())
         entry = self._entries.get(key)
-        if entry and entry.answer and version.clock >= entry.valid_until:
+        if entry and entry.answer and entry.valid_until <= version.clock < entry.answer.valid_until:
             if self._is_unaffected(entry, version):
                 await entry.extending.result(partial(self._extend, entry, version))
             entry = self._entries.get(key)
         if entry is None or not self._is_current(entry, version):
-            entry = _Entry(query, version)
+            entry = _Entry(question, version)
             self._put(key, entry)
         self._metrics.answered(is_cached=entry.answer is not None)
         if entry.answer is None:
-            compute = partial(self._compute, query, version)
-            entry.answer = await entry.computing.result(compute)
+            entry.answer = await entry.computing.result(
+                lambda: _answer(question.compute(clock=version.clock, server=version.server))
+            )
+            entry.valid_until = min(entry.valid_until, entry.answer.valid_until)
             self._count(key, entry)
         return entry.answer
 
@@ -153,24 +198,19 @@ class Answers:
         return True
 
     async def _extend(self, entry: _Entry, version: Version) -> None:
-        """Keep an answer until the next task leaves its window."""
+        """Keep an answer until the next task leaves its window, or until it is out of date."""
         assert entry.version  # noqa: S101 - the entry has an answer
-        until = await self._reading.next_departure(
-            entry.query, clock=entry.version.clock, server=version.server
-        )
+        assert entry.answer  # noqa: S101
+        until, query = entry.answer.valid_until, entry.question.query.watched
+        if query.span:
+            departure = await self._reading.next_departure(
+                query, clock=entry.version.clock, server=version.server
+            )
+            until = min(until, departure)
         # Before the statement ran, a task may have left the window and then been changed, so that
         # the statement did not find it. The next version contains this change.
         if self._is_unaffected(entry, await self._freshness.current()):
             entry.valid_until = until
-
-    async def _compute(self, query: TaskQuery, version: Version | None = None) -> Answer:
-        if version is None:
-            page = await self._reading.list_tasks(query)
-        else:
-            page = await self._reading.list_tasks(query, clock=version.clock, server=version.server)
-        body = page.to_json()
-        etag = await _in_thread_if_long(_etag, body)
-        return Answer(body, etag, page.rows, page.total, page.next_cursor)
 
     def _put(self, key: str, entry: _Entry) -> None:
         self._drop(key)
@@ -204,7 +244,13 @@ def _size(key: str, entry: _Entry) -> int:
     return size
 
 
-async def _in_thread_if_long(transform: Callable[[bytes], Result], body: bytes) -> Result:
+async def _answer(computing: Awaitable[Result]) -> Answer:
+    result = await computing
+    body = result.to_json()
+    return Answer(result, body, await _in_thread_if_long(_etag, body))
+
+
+async def _in_thread_if_long(transform: Callable[[bytes], Transformed], body: bytes) -> Transformed:
     if len(body) > _LONG_BYTES:
         return await asyncio.to_thread(transform, body)
     return transform(body)

@@ -13,7 +13,7 @@ from audit.history.cursor import Cursor
 from audit.history.freshness import Version
 from audit.history.location import PageRequest
 from audit.history.paging import Page, Pager
-from audit.history.query import TaskQuery, task_id_of
+from audit.history.query import TaskFilter, TaskQuery, task_id_of
 from audit.history.tallies import NOT_COUNTED
 from audit.history.task import TaskDocument, TaskPage
 from audit.postgres import statements
@@ -86,7 +86,7 @@ class Reading:
             await self.pager.tally(self._database.tallying, request)
         raise Unavailable(NOT_COUNTED, retry_after_seconds=1)
 
-    async def next_departure(self, query: TaskQuery, *, clock: datetime, server: str) -> datetime:
+    async def next_departure(self, query: TaskFilter, *, clock: datetime, server: str) -> datetime:
         """Return when the next task leaves the window of `query`, if that ends at `clock` now.
 
         It may be earlier, but not later. The window must be one that moves with the clock.
@@ -99,11 +99,10 @@ class Reading:
         assert query.span is not None  # noqa: S101
         async with self._database.reading() as connection:
             _require_server(connection, server)
-            request = PageRequest(query, since, limit=0)
             row = await fetch_row(
                 connection,
                 statements.READ_DEPARTURE,
-                **request.filter_values(),
+                **query.filter_values(since),
                 search_until=since + _SEARCHED,
             )
         departing: datetime = row["departing"]

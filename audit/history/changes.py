@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 import asyncpg
 
 from audit.history.freshness import Version
-from audit.history.query import TaskQuery
+from audit.history.query import TaskFilter, TaskQuery
 from audit.postgres import statements
 from audit.postgres.pool import fetch_row, server_of
 from audit.telemetry.metrics import Metrics
@@ -65,15 +65,17 @@ class Change(NamedTuple):
 class ChangeFilter:
     """Selects the changes that may affect the response to a query."""
 
-    def __init__(self, query: TaskQuery, clock: datetime) -> None:
+    def __init__(self, query: TaskFilter, clock: datetime) -> None:
         """`clock` is the time that `days` count back from. It may be earlier than now."""
-        position = query.position
-        self._since = query.window_start(position.clock or clock if position else clock)
         self._until = query.until
-        if position and (position.total is not None or query.total == "none"):
-            # Tasks that are newer than the page are not counted either.
-            page_end = position.created_at + _MICROSECOND
-            self._until = min(self._until or page_end, page_end)
+        if isinstance(query, TaskQuery) and (position := query.position):
+            clock = position.clock or clock
+            if position.total is not None or query.total == "none":
+                # Tasks that are newer than the page are not counted either.
+                page_end = position.created_at + _MICROSECOND
+                self._until = min(self._until or page_end, page_end)
+        query = query.watched
+        self._since = query.window_start(clock)
         self._statuses = frozenset[str](query.statuses)
         self._services = frozenset(query.service)
         self._intents = frozenset(query.intent)

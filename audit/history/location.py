@@ -54,17 +54,7 @@ class PageRequest:
 
     def filter_values(self) -> dict[str, object]:
         """Return the named parameters of `sql/history/filter.sql`."""
-        query = self.query
-        return {
-            "statuses": query.statuses or None,
-            "services": query.service or None,
-            "intents": query.intent or None,
-            "since": self.since,
-            "until": query.until,
-            "created_by": query.created_by,
-            "project_id": query.project_id,
-            "outcome": query.outcome,
-        }
+        return self.query.filter_values(self.since)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The parameters of the routes that read: which tasks a list shows, and which page of it."""
+"""The parameters of the routes that read: which tasks match, and which page of a list to show."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ class HistoryQuery(TaskPath):
         return self._after
 
 
-class TaskQuery(NoParams):
-    """The parameters that all lists share. Filters combine with AND."""
+class TaskFilter(NoParams):
+    """The parameters that say which tasks match. Filters combine with AND."""
 
     service: Annotated[tuple[Name, ...], Field(max_length=100)] = ()
     """Matches an element of `services_touched` exactly. If it is given several times, all of them
@@ -118,16 +118,6 @@ class TaskQuery(NoParams):
     """Matches exactly."""
     outcome: OutcomeFilter = None
     """A JSON object that `outcome` must contain."""
-    limit: Annotated[int, whole_number(1, 1000)] = 100
-    """The largest number of tasks in a page; 100 by default."""
-    offset: Annotated[int, whole_number(0, MAX_OFFSET)] | None = None
-    """The number of matching tasks to skip; 0 by default. Not together with `cursor`."""
-    total: Annotated[Literal["exact", "none"], BeforeValidator(_total)] = "exact"
-    """`none` leaves `total` null and saves the time for counting; `exact` by default."""
-    cursor: CursorText | None = None
-    """The `next_cursor` of a page. The response continues after that page; the filters must be the
-    same."""
-    _position: Cursor | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -137,25 +127,12 @@ class TaskQuery(NoParams):
             raise ValueError("last: not together with days, since or until")
         if self.since and self.until and self.since > self.until:
             raise ValueError("until: must not be before since")
-        if self.cursor is not None and self.offset is not None:
-            raise ValueError("offset: not together with cursor")
-        return self
-
-    @model_validator(mode="after")
-    def _decode_cursor(self) -> Self:
-        if self.cursor is not None:
-            self._position = decode(self.cursor, self.fingerprint, has_clock=self.span is not None)
         return self
 
     @property
     def statuses(self) -> tuple[State, ...]:
         """The states to match; empty means any state."""
         return ()
-
-    @property
-    def position(self) -> Cursor | None:
-        """The decoded cursor: the page begins after this task. None if there is no cursor."""
-        return self._position
 
     @property
     def span(self) -> timedelta | None:
@@ -168,8 +145,13 @@ class TaskQuery(NoParams):
 
     @property
     def moves_with_clock(self) -> bool:
-        """Whether the same query may match other tasks a second later."""
-        return self.span is not None and self.position is None
+        """Whether the same query may have another answer a second later, with the same tasks."""
+        return self.span is not None
+
+    @property
+    def watched(self) -> TaskFilter:
+        """Matches every task that the answer depends on."""
+        return self
 
     @property
     def is_counted(self) -> bool:
@@ -192,6 +174,52 @@ class TaskQuery(NoParams):
             self.outcome,
         )
         return hashlib.blake2b(repr(filters).encode("utf-8", "surrogatepass")).digest()
+
+    def filter_values(self, since: datetime | None) -> dict[str, object]:
+        """Return the named parameters of `sql/history/filter.sql`, with the `window_start`."""
+        return {
+            "statuses": self.statuses or None,
+            "services": self.service or None,
+            "intents": self.intent or None,
+            "since": since,
+            "until": self.until,
+            "created_by": self.created_by,
+            "project_id": self.project_id,
+            "outcome": self.outcome,
+        }
+
+
+class TaskQuery(TaskFilter):
+    """The parameters that all lists share."""
+
+    limit: Annotated[int, whole_number(1, 1000)] = 100
+    """The largest number of tasks in a page; 100 by default."""
+    offset: Annotated[int, whole_number(0, MAX_OFFSET)] | None = None
+    """The number of matching tasks to skip; 0 by default. Not together with `cursor`."""
+    total: Annotated[Literal["exact", "none"], BeforeValidator(_total)] = "exact"
+    """`none` leaves `total` null and saves the time for counting; `exact` by default."""
+    cursor: CursorText | None = None
+    """The `next_cursor` of a page. The response continues after that page; the filters must be the
+    same."""
+    _position: Cursor | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _decode_cursor(self) -> Self:
+        if self.cursor is not None:
+            if self.offset is not None:
+                raise ValueError("offset: not together with cursor")
+            self._position = decode(self.cursor, self.fingerprint, has_clock=self.span is not None)
+        return self
+
+    @property
+    def position(self) -> Cursor | None:
+        """The decoded cursor: the page begins after this task. None if there is no cursor."""
+        return self._position
+
+    @property
+    def moves_with_clock(self) -> bool:
+        """Whether the window moves. That of a cursor does not."""
+        return super().moves_with_clock and self.position is None
 
 
 class FailuresQuery(TaskQuery):
@@ -217,8 +245,8 @@ class FailuresQuery(TaskQuery):
         return (State.FAILED,)
 
 
-class AuditQuery(TaskQuery):
-    """The parameters of `/query` and `/by-service`."""
+class AnyStatus(TaskFilter):
+    """A filter that may name states."""
 
     status: Annotated[tuple[Status, ...], Field(max_length=100)] = ()
     """The state of the task. If it is given several times, one of them must match."""
@@ -227,6 +255,10 @@ class AuditQuery(TaskQuery):
     def statuses(self) -> tuple[State, ...]:
         """The states to match; empty means any state."""
         return self.status
+
+
+class AuditQuery(AnyStatus, TaskQuery):
+    """The parameters of `/query` and `/by-service`."""
 
 
 Params = TypeVar("Params", bound=NoParams)

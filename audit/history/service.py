@@ -41,7 +41,7 @@ _LONGEST_ACTOR: Final = 255
 
 
 class Filters(TypedDict, total=False):
-    """Filters that every list takes; `TaskQuery` describes each. None means "not given"."""
+    """Filters that every list takes; `TaskFilter` describes each. None means "not given"."""
 
     last: str | None
     since: datetime | str | None

@@ -139,6 +139,10 @@ class TaskPage:
     rows: int
     """The number of tasks in the page."""
 
+    @property
+    def valid_until(self) -> None:
+        """A page is out of date only when a task changes, or leaves its window."""
+
     @cached_property
     def tasks(self) -> list[TaskSummary]:
         """The tasks as objects: newest first, at most `limit`. Parsed when first read."""

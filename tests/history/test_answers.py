@@ -8,11 +8,12 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
 from audit.errors import TimedOut
-from audit.history.answers import Answer, Answers
+from audit.history.answers import Answer, Answers, Question
 from audit.history.changes import Changes
 from audit.history.freshness import Version
 from audit.history.query import AuditQuery
@@ -174,36 +175,41 @@ def key_of(limit: int) -> str:
     return f"/query?limit={limit}"
 
 
-async def ask(answers: Answers, limit: int) -> Answer:
+def question_of(limit: int, pages: Pages) -> Question:
+    query = AuditQuery(limit=limit)
+    return Question(query, partial(pages.list_tasks, query))
+
+
+async def ask(answers: Answers, pages: Pages, limit: int) -> Answer:
     key = key_of(limit)
-    query = answers.known_query(key) or answers.remember(key, AuditQuery(limit=limit))
-    return await answers.under(await answers.current_version(), key, query)
+    question = answers.known_question(key) or answers.remember(key, question_of(limit, pages))
+    return await answers.under(await answers.current_version(), key, question)
 
 
 async def test_memory_is_limited_and_the_least_recently_used_answer_is_dropped_first() -> None:
     pages = Pages(10_000)
     answers = Answers(pages, 45_000)  # type: ignore[arg-type]
     for limit in (1, 2, 3, 1, 4):
-        await ask(answers, limit)
+        await ask(answers, pages, limit)
         assert answers.cached_bytes <= 45_000
 
     pages.computed.clear()
     for limit in (1, 3, 4, 2):
-        await ask(answers, limit)
+        await ask(answers, pages, limit)
 
     assert [2] == pages.computed
     for limit in range(1, 101):
-        await ask(answers, limit)
+        await ask(answers, pages, limit)
         assert 0 < answers.cached_bytes <= 45_000
 
 
 async def test_an_answer_over_the_limit_is_not_cached_and_drops_no_other() -> None:
     pages = Pages(1000)
     answers = Answers(pages, 20_000)  # type: ignore[arg-type]
-    await ask(answers, 1)
+    await ask(answers, pages, 1)
     pages.text = "x" * 30_000
-    sizes = {len((await ask(answers, 2)).body) for _ in range(2)}
-    await ask(answers, 1)
+    sizes = {len((await ask(answers, pages, 2)).body) for _ in range(2)}
+    await ask(answers, pages, 1)
 
     assert [1, 2, 2] == pages.computed
     assert min(sizes) > 30_000
@@ -211,13 +217,16 @@ async def test_an_answer_over_the_limit_is_not_cached_and_drops_no_other() -> No
 
 
 async def test_queries_without_an_answer_count_as_memory() -> None:
-    answers = Answers(Pages(1000), 20_000)  # type: ignore[arg-type]
+    pages = Pages(1000)
+    answers = Answers(pages, 20_000)  # type: ignore[arg-type]
     for limit in range(1, 101):
-        answers.remember(key_of(limit), AuditQuery(limit=limit))
+        answers.remember(key_of(limit), question_of(limit, pages))
         assert 0 < answers.cached_bytes <= 20_000
 
-    assert answers.known_query(key_of(1)) is None
-    assert answers.known_query(key_of(100)) == AuditQuery(limit=100)
+    assert answers.known_question(key_of(1)) is None
+    known = answers.known_question(key_of(100))
+    assert known is not None
+    assert known.query == AuditQuery(limit=100)
 
 
 async def test_memory_does_not_grow_when_answers_are_replaced() -> None:
@@ -227,7 +236,7 @@ async def test_memory_does_not_grow_when_answers_are_replaced() -> None:
     for _ in range(5):
         pages.have_changed = True
         for limit in range(1, 9):
-            answer = await ask(answers, limit)
+            answer = await ask(answers, pages, limit)
             before = answers.cached_bytes
             packed = await answers.gzip(key_of(limit), answer)
             assert answers.cached_bytes == before + len(packed)
@@ -243,10 +252,10 @@ async def test_memory_of_a_dropped_answer_is_free_at_once() -> None:
     answers = Answers(pages, 1_000_000)  # type: ignore[arg-type]
     gc.disable()
     try:
-        dropped = weakref.ref(await ask(answers, 1))
+        dropped = weakref.ref(await ask(answers, pages, 1))
         assert dropped() is not None
         pages.have_changed = True
-        await ask(answers, 1)
+        await ask(answers, pages, 1)
         assert dropped() is None
     finally:
         gc.enable()

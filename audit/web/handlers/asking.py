@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from aiohttp import hdrs, web
 from multidict import istr
 
-from audit.history.answers import Answer
+from audit.history.answers import Answer, Question
 from audit.history.query import (
     AuditQuery,
     FailuresQuery,
@@ -59,11 +61,24 @@ async def _list(
     request: web.Request, model: type[TaskQuery], in_path: str | None = None
 ) -> BytesResponse:
     """Answer a list request: 304, or a page from the cache or the database."""
+
+    def ask() -> Question:
+        query = _parse(request, model, in_path)
+        return Question(query, partial(request.app[SERVICE].reading.list_tasks, query))
+
+    return await answer(request, ask)
+
+
+async def answer(request: web.Request, ask: Callable[[], Question]) -> BytesResponse:
+    """Answer a question: 304, or the answer from the cache or the database.
+
+    `ask` validates the request, if the cache does not know its question.
+    """
     answers = request.app[ANSWERS]
     key = _cache_key(request)
-    query = answers.known_query(key) or answers.remember(key, _parse(request, model, in_path))
+    question = answers.known_question(key) or answers.remember(key, ask())
     version = await answers.current_version()
-    answer = await answers.under(version, key, query)
+    answer = await answers.under(version, key, question)
     if unchanged := not_modified(request, answer.etag, _HEADERS):
         return unchanged
     gzip_body = None
