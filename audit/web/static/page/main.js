@@ -10,7 +10,10 @@ import { render } from "../lit-html/lit-html.js";
 import { makeActions } from "./actions.js";
 import { get, Problem, ROOT, whoami } from "./api.js";
 import { press } from "./keys.js";
+import { remember } from "./place.js";
+import { isZone } from "./time.js";
 import { changed, filterParams, format, isStep, listParams, one, parse } from "./url.js";
+import { counted } from "./views/parts.js";
 import { shell } from "./views/shell.js";
 
 /**
@@ -160,8 +163,16 @@ async function ask(name, path, params = {}, { again = false, keep = false } = {}
   }
   part.loading = false;
   part.request = part.problem ? request : null;
-  actions.arrived(name);
+  if (name === "list" && part.data && !part.problem) listArrived(part.data);
   draw();
+}
+
+/** @param {import("./api.js").Page} page */
+function listArrived(page) {
+  remember(state);
+  const total = counted(page.total, "task");
+  document.title = `${total} · Task audit`;
+  actions.say(total);
 }
 
 /** @param {unknown} error */
@@ -185,7 +196,8 @@ function load({ again = false } = {}) {
     const interval = one(view, "interval");
     if (interval) histogram.set("interval", interval);
     else histogram.set("buckets", state.ui.narrow ? "30" : "60");
-    if (state.zone !== "UTC") histogram.set("tz", state.zone);
+    const zone = one(view, "tz") ?? "UTC";
+    if (zone !== "UTC") histogram.set("tz", zone);
     ask("histogram", "statistics/histogram", histogram, options);
     const facets = new URLSearchParams(filters);
     for (const name of ["status", "service", "intent", "created_by", "project_id"]) {
@@ -233,7 +245,9 @@ function show(view) {
   Object.assign(state.ui, { menu: "", selection: null, bar: -1 });
   load();
   drawNow();
-  actions.moved(before, view);
+  const [closed, opened] = [one(before, "task"), one(view, "task")];
+  if (opened && !closed) actions.focus(".panel");
+  else if (closed && !opened) actions.focus(`[data-task="${CSS.escape(closed)}"]`);
 }
 
 /** The zone of the URL, or else the one that this browser used last, which then joins the URL. */
@@ -243,7 +257,9 @@ function chooseZone() {
     state.view = changed(state.view, { tz: remembered });
     history.replaceState(history.state, "", format(state.view, ROOT));
   }
-  state.zone = one(state.view, "tz") ?? "UTC";
+  const zone = one(state.view, "tz") ?? "UTC";
+  // The API says what is wrong with a zone that is not one.
+  state.zone = isZone(zone) ? zone : "UTC";
 }
 
 const actions = makeActions(state, { ask, checkSession, draw, drawNow, load, visit });
