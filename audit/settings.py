@@ -82,6 +82,12 @@ def _validate_origins(listed: str | None) -> str | None:
     return ",".join(origins)
 
 
+def _validate_trace_url(url: str | None) -> str | None:
+    if url is not None and not (url.startswith(("https://", "http://")) and "{trace_id}" in url):
+        raise ValueError("must be an http or https URL that contains {trace_id}")
+    return url
+
+
 def _validate_networks(listed: str | None) -> str | None:
     if listed is not None:
         try:
@@ -215,6 +221,9 @@ class Settings(BaseSettings):
     log_sample: float = Field(default=0, ge=0, le=1)
     """Share of the requests to log, from 0 to 1. Up to 20 failures (5xx) per second are always
     logged."""
+    trace_url: Annotated[str | None, AfterValidator(_validate_trace_url)] = None
+    """URL of a trace, such as https://tempo.example.com/trace/{trace_id}. The web page then links
+    each task whose outcome has a trace_id to its trace."""
     trusted_proxy: Annotated[str | None, AfterValidator(_validate_networks)] = None
     """Reverse proxies, such as 10.0.0.0/8,::1, whose X-Forwarded-For header is trusted to name the
     client in the log."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Final
 from uuid import UUID
@@ -25,6 +26,19 @@ class Scope(StrEnum):
     """Read the metrics."""
 
 
+class Via(StrEnum):
+    """How a request shows who sends it."""
+
+    KEY = "key"
+    """An API key in `Authorization`."""
+    TOKEN = "token"  # noqa: S105 - the name of a way, not a secret
+    """A JSON Web Token in `Authorization`."""
+    SESSION = "session"
+    """A key or token in the cookie of the web page."""
+    NOBODY = "nobody"
+    """Not at all, because the service requires no API key."""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """The holder of an API key or of a token."""
@@ -35,6 +49,8 @@ class Identity:
     """The only project whose tasks are visible and can be recorded; None: all projects."""
     number: int | None = None
     """The number of the rate limit; None: no rate limit applies."""
+    expires_at: datetime | None = None
+    """When the key or token expires; None: never."""
 
     @property
     def actor(self) -> str | None:

@@ -36,8 +36,6 @@ class Key:
 
     identity: Identity
     created_at: datetime
-    expires_at: datetime | None
-    """None: the key does not expire."""
     revoked_at: datetime | None
     """None: the key is not revoked."""
     good_until: float
@@ -153,9 +151,9 @@ def _key(row: asyncpg.Record) -> Key:
             frozenset(Scope(scope) for scope in row["scopes"]),
             row["project_id"],
             row["key_id"],
+            row["expires_at"],
         ),
         row["created_at"],
-        row["expires_at"],
         row["revoked_at"],
         float("inf") if left is None else time.monotonic() + left,
     )

@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections import OrderedDict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -47,6 +48,8 @@ _REASONS: Final[dict[type[jwt.PyJWTError], str]] = {
 }
 #: The claim that names the holder is cut to this length.
 _MAX_NAME_LENGTH: Final = 200
+#: The end of the year 9999, the last that a `datetime` can have. A token may expire later.
+_LAST_SECOND: Final = 253_402_300_799
 
 
 class Provider:
@@ -155,6 +158,7 @@ class Provider:
             frozenset(scope for scope in Scope if scope in scopes),
             self._project_id(claims),
             int.from_bytes(_digest(subject)[:4]),
+            datetime.fromtimestamp(min(claims["exp"], _LAST_SECOND), UTC),
         )
 
     def _project_id(self, claims: dict[str, Any]) -> UUID | None:

@@ -83,7 +83,7 @@ def list_keys(as_json: Json = False, dsn: Dsn = None, data_dir: DataDir = None) 
                     "scopes": sorted(key.identity.scopes),
                     "project_id": key.identity.project_id,
                     "created_at": key.created_at,
-                    "expires_at": key.expires_at,
+                    "expires_at": key.identity.expires_at,
                     "revoked_at": key.revoked_at,
                     "is_valid": key.revoked_at is None and not key.has_expired(),
                 }
@@ -123,10 +123,10 @@ def revoke_key(
 def _validity(key: Key) -> str:
     if key.revoked_at is not None:
         return f"revoked {key.revoked_at:%Y-%m-%d}"
-    if key.expires_at is None:
+    if key.identity.expires_at is None:
         return "valid"
     state = "expired" if key.has_expired() else "valid until"
-    return f"{state} {key.expires_at:%Y-%m-%d %H:%M}"
+    return f"{state} {key.identity.expires_at:%Y-%m-%d %H:%M}"
 
 
 def _expiry(given: str) -> timedelta | datetime | None:

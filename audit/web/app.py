@@ -23,7 +23,7 @@ from audit.telemetry.request_log import RequestLog
 from audit.telemetry.tracing import Traces
 from audit.web.buffers import BodyMemory
 from audit.web.cors import cors
-from audit.web.guard import Guard
+from audit.web.guard import GUARD, Guard
 from audit.web.observe import Observer, tracing
 from audit.web.openapi import document_json
 from audit.web.pipeline import Pipeline
@@ -68,7 +68,7 @@ def create_app(
     app[WRITES] = set()
     render: Callable[[], bytes] = document_json
     app[OPENAPI] = render
-    guard = Guard(settings, rates or Rates(settings.rate_per_second))
+    guard = app[GUARD] = Guard(settings, rates or Rates(settings.rate_per_second))
     trusted = networks_of(settings.trusted_proxy or "")
     observer = Observer(app[METRICS], RequestLog(settings.log_sample), trusted)
     pipeline = Pipeline(guard, observer, app[DEADLINE])

@@ -5,21 +5,37 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Final, TypeVar
 
 from aiohttp import hdrs, web
 
 from audit.deadlines import DeadlineExceeded
-from audit.errors import BodyTooSlow, Malformed, TimedOut
+from audit.errors import BodyTooSlow, Malformed, TimedOut, UnsupportedMedia
 from audit.web.content_coding import coding_of, decode, too_large
-from audit.web.state import DEADLINE, PARSER, SETTINGS
+from audit.web.state import ACCEPT_PATCH, DEADLINE, PARSER, SETTINGS
 
 #: A body up to these limits is parsed within a few milliseconds.
 _SMALL_BYTES: Final = 64 * 1024
 _SMALL_LINES: Final = 1000
 
 _Result = TypeVar("_Result")
+
+
+def content_type_of(request: web.Request, allowed: Collection[str]) -> str:
+    """Return the content type of the body.
+
+    Raises:
+        UnsupportedMedia: it is not allowed, or the content encoding is not supported.
+    """
+    if request.content_type not in allowed:
+        given = request.headers.get(hdrs.CONTENT_TYPE, "none")
+        accepted = {"Accept-Patch": ACCEPT_PATCH} if request.method == hdrs.METH_PATCH else {}
+        raise UnsupportedMedia(
+            f"the content type is {given}; send {' or '.join(allowed)}", headers=accepted
+        )
+    coding_of(request.headers.getall(hdrs.CONTENT_ENCODING, ()))
+    return request.content_type
 
 
 async def receive(request: web.Request, reserve: Callable[[int], None]) -> bytes:

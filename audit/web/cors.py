@@ -1,7 +1,8 @@
 """CORS headers, so that pages of listed origins can call the service (https://fetch.spec.whatwg.org).
 
 Other origins get the same responses without these headers, and browsers do not pass them on to the
-page. Keys are sent in `Authorization` and never in cookies, so credentials are not allowed.
+page. Pages of other origins send keys in `Authorization`. The cookie of a session is only for the
+web page of the service, so credentials are not allowed.
 """
 
 from __future__ import annotations

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web
 
-from audit.access.identity import ANYONE, Identity, Scope, refused
+from audit.access.identity import ANYONE, Identity, Scope, Via, refused
 from audit.access.keys import KEY_PREFIX, Keys, read_keys
 from audit.access.provider import Provider
 from audit.access.rates import Rates
 from audit.deadlines import stop
-from audit.errors import Problem, Unauthenticated, Unavailable
+from audit.errors import Forbidden, Problem, Unauthenticated, Unavailable
 from audit.postgres.admission import CALLER, Caller
 from audit.settings import Settings
 from audit.telemetry.throttle import Recurring
-from audit.web.state import IDENTITY
+from audit.web.state import IDENTITY, VIA
 
 if TYPE_CHECKING:
     from audit.postgres.pool import Pool
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 #: Every worker refuses a revoked key after this time at most.
 _READ_EVERY_SECONDS: Final = 2
 _REFRESH_PROVIDER_EVERY_SECONDS: Final = 300
+#: The cookie that holds the key of a session.
+COOKIE: Final = "task_audit_session"
+#: Browsers say which page sends a request: one of this origin, or none if a person typed the URL or
+#: follows a bookmark. No script can set this header.
+FETCH_SITE: Final = "Sec-Fetch-Site"
+_SITES_OF_SESSION: Final = frozenset({"same-origin", "none"})
+_CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="task-audit"'}
 
 
 class Guard:
@@ -42,35 +49,68 @@ class Guard:
         self._rates = rates
         self._reading = Recurring("reading the keys")
 
-    async def admit(self, request: web.Request, scope: Scope) -> dict[str, str]:
+    async def admit(
+        self, request: web.Request, scope: Scope | None, *, allows_session: bool
+    ) -> dict[str, str]:
         """Note the identity of a request, and return the headers about its rate limit.
+
+        If `scope` is None, any scope is enough. `allows_session` says whether the session of the
+        web page is accepted instead of a key in `Authorization`.
 
         Raises:
             Problem: the request has no valid key or token, lacks the scope, or comes too early.
         """
-        identity = request[IDENTITY] = await self._identity(request)
+        identity, via = await self._identity(request, allows_session=allows_session)
+        request[IDENTITY], request[VIA] = identity, via
         CALLER.set(Caller(identity.number, request.raw_path))
-        identity.require(scope)
+        if scope:
+            identity.require(scope)
         return self._rates.take(identity.number)
 
-    async def _identity(self, request: web.Request) -> Identity:
-        if self._keys is None:
-            raise Unavailable("the keys cannot be read", retry_after_seconds=1)
-        if self._provider is None and self._keys.are_none:
-            return ANYONE
+    async def admit_to_session(self, request: web.Request, token: str) -> dict[str, str]:
+        """Like `admit`, for a request that opens a session with a key or token.
+
+        Raises:
+            Problem: it is not valid, has another scope than `read`, or comes too early.
+        """
+        identity, _ = await self._holder(token)
+        request[IDENTITY] = identity
+        identity.require(Scope.READ)
+        if more := identity.scopes - {Scope.READ}:
+            raise Forbidden(
+                f"a session only reads, and {identity.name} also has the scope"
+                f" {' and '.join(sorted(more))}; create a key for the web page: audit keys create"
+                " --name ada --scope read --expires 90d"
+            )
+        return self._rates.take(identity.number)
+
+    async def _identity(
+        self, request: web.Request, *, allows_session: bool
+    ) -> tuple[Identity, Via]:
+        if self._provider is None and self._known_keys.are_none:
+            return ANYONE, Via.NOBODY
         given = request.headers.getall(hdrs.AUTHORIZATION, ())
         if not given:
-            raise Unauthenticated(
-                "an API key is required: Authorization: Bearer …",
-                headers={"WWW-Authenticate": 'Bearer realm="task-audit"'},
-            )
+            identity, _ = await self._holder(_token_of_session(request, allows_session))
+            return identity, Via.SESSION
         scheme, _, token = given[0].partition(" ")
         token = token.strip()
         if len(given) > 1 or scheme.lower() != "bearer" or not token:
             raise refused("send one Authorization header of the form: Bearer …")
+        return await self._holder(token)
+
+    async def _holder(self, token: str) -> tuple[Identity, Via]:
+        """Return the holder of an API key or of a JSON Web Token."""
+        keys = self._known_keys
         if self._provider is None or token.startswith(KEY_PREFIX):
-            return self._keys.check(token).identity
-        return await self._provider.check(token)
+            return keys.check(token).identity, Via.KEY
+        return await self._provider.check(token), Via.TOKEN
+
+    @property
+    def _known_keys(self) -> Keys:
+        if self._keys is None:
+            raise Unavailable("the keys cannot be read", retry_after_seconds=1)
+        return self._keys
 
     async def read_keys(self, pool: Pool) -> None:
         """Read all keys from the database; keep the known ones if that fails."""
@@ -101,3 +141,24 @@ class Guard:
                 await self._provider.refresh()
             await asyncio.sleep(_READ_EVERY_SECONDS)
             await self.read_keys(pool)
+
+
+GUARD: Final = web.AppKey("guard", Guard)
+
+
+def _token_of_session(request: web.Request, allows_session: bool) -> str:
+    """Return the key or token in the cookie.
+
+    Other pages could make a browser send the cookie. So it is accepted only if the browser says
+    that none has done so, and only on routes that read.
+    """
+    token = request.cookies.get(COOKIE) if hdrs.COOKIE in request.headers else None
+    if not token:
+        raise Unauthenticated("an API key is required: Authorization: Bearer …", headers=_CHALLENGE)
+    if not allows_session or request.headers.get(FETCH_SITE) not in _SITES_OF_SESSION:
+        raise Unauthenticated(
+            "a session only allows the web page of this service to read; send an API key:"
+            " Authorization: Bearer …",
+            headers=_CHALLENGE,
+        )
+    return token

@@ -117,7 +117,8 @@ def _operation(route: Route) -> dict[str, Any]:
         },
     }
     # OpenAPI 3.1 allows HTTP schemes to list scopes.
-    security = [{"key": [route.scope.value]}] if route.scope else []
+    scopes = [route.scope.value] if route.scope else []
+    security = [{"key": scopes}] if route.needs_key else []
     return {**{name: part for name, part in operation.items() if part}, "security": security}
 
 

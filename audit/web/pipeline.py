@@ -11,6 +11,7 @@ aiohttp finds the route, and calls in this order:
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -58,12 +59,13 @@ class Pipeline:
     def protect(self, route: Route) -> Handler:
         """Return the handler of a route behind the access check and the limits of a request."""
         handler, scope = route.handler, route.scope
+        admit = partial(self._guard.admit, scope=scope, allows_session=route.allows_session)
         # Recording limits the time of the body and the time of the write. One limit for both would
         # send a response while PostgreSQL still writes.
         deadline = None if scope is Scope.RECORD else self._deadline
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            rate_headers = await self._guard.admit(request, scope) if scope else {}
+            rate_headers = await admit(request) if route.needs_key else {}
             if request.protocol.writing_paused:
                 # The client has not read its previous responses yet.
                 await request.writer.drain()

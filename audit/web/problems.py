@@ -29,6 +29,11 @@ MAX_URL_BYTES: Final = 64 * 1024
 MAX_HEADER_BYTES: Final = 32 * 1024
 MAX_HEADERS: Final = 128
 _REQUEST_ID_HEADER: Final = istr("X-Request-ID")
+_HEADERS: Final[dict[str, str]] = {
+    hdrs.CONTENT_TYPE: "application/problem+json",
+    # Whether a request fails depends on who sends it.
+    hdrs.VARY: "Authorization, Cookie",
+}
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -116,7 +121,7 @@ def _respond_plainly(status: int, request_id: str, detail: str | None = None) ->
 
 def _response(members: dict[str, Any]) -> BytesResponse:
     body = _encode(members).encode("utf-8", "replace")
-    return BytesResponse(body, {"Content-Type": "application/problem+json"}, members["status"])
+    return BytesResponse(body, _HEADERS, members["status"])
 
 
 def _options(

@@ -19,7 +19,7 @@ from audit.web.buffers import Unread
 #: is never compressed.
 TASK_HEADERS: Final[dict[str, str]] = {
     hdrs.CACHE_CONTROL: "private, no-cache",
-    hdrs.VARY: "Authorization",
+    hdrs.VARY: "Authorization, Cookie",
 }
 #: A body of this size or more is part of the memory that `unread` limits until the client reads it.
 _LARGE_BYTES: Final = 64 * 1024

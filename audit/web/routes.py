@@ -19,7 +19,7 @@ from audit.errors import Problem
 from audit.history.events import HistoryBody
 from audit.history.query import AuditQuery, FailuresQuery, HistoryQuery, NoParams
 from audit.history.task import NewTask, RecordedBody, Task, TaskChange, TaskPageBody
-from audit.web.handlers import asking, docs, health, page, recording
+from audit.web.handlers import asking, docs, health, page, recording, session, whoami
 from audit.web.handlers.recording import JSON, NDJSON
 from audit.web.state import ACCEPT_PATCH
 
@@ -63,6 +63,18 @@ class Route:
     headers: tuple[str, ...] = ()
     """The names of optional request headers."""
     body: tuple[Content, ...] = ()
+    any_scope: bool = False
+    """Whether the request needs an API key whose scope does not matter."""
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether the request needs an API key, once the service has any."""
+        return self.scope is not None or self.any_scope
+
+    @property
+    def allows_session(self) -> bool:
+        """Whether the session of the web page is accepted instead of a key in `Authorization`."""
+        return self.method == "GET" and self.path.startswith(f"{_API}/")
 
 
 _READING: Final = (
@@ -91,6 +103,14 @@ _METRICS: Final = (
     errors.TooManyRequests,
     errors.Problem,
     errors.Unavailable,
+)
+_WHOAMI: Final = (*_METRICS, errors.Malformed, errors.Invalid, errors.HeadersTooLarge)
+_SESSION: Final = (
+    *_WHOAMI,
+    errors.BodyTooSlow,
+    errors.BodyTooLarge,
+    errors.UnsupportedMedia,
+    errors.TimedOut,
 )
 
 _CACHING: Final = ("ETag", "Cache-Control", "Vary")
@@ -187,6 +207,25 @@ ROUTES: Final = (
         body=tuple(
             Content(TaskChange, ("failed",), each) for each in ACCEPT_PATCH.split(", ")
         ),
+    ),
+    Route(
+        "GET", f"{_API}/whoami", whoami.whoami,
+        problems=_WHOAMI, any_scope=True, query=NoParams,
+        responses={200: Response("The caller", Content(whoami.Caller, ("caller",)))},
+    ),
+    Route(
+        "POST", "/session", session.open_session,
+        problems=_SESSION,
+        responses={204: Response("The session is open", headers=("Set-Cookie",))},
+        body=(Content(session.NewSession, ("session",)),),
+    ),
+    Route(
+        "DELETE", "/session", session.close_session,
+        problems=(
+            errors.Malformed, errors.Forbidden, errors.Invalid, errors.HeadersTooLarge,
+            errors.Problem,
+        ),
+        responses={204: Response("The session is closed", headers=("Set-Cookie",))},
     ),
     Route(
         "GET", "/healthz", health.healthz,

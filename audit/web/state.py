@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
-from audit.access.identity import Identity
+from audit.access.identity import Identity, Via
 from audit.deadlines import Deadline
 from audit.history.answers import Answers
 from audit.history.service import AuditService
@@ -51,3 +51,5 @@ REASON: Final = web.RequestKey("reason", str)
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 #: The number of tasks in the response; for the log.
 ROWS: Final = web.RequestKey("rows", int)
+#: How the identity was shown.
+VIA: Final = web.RequestKey("via", Via)

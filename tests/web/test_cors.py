@@ -132,7 +132,7 @@ async def test_a_304_varies_by_origin_too(open_client: Client) -> None:
 
     assert again.status == 304
     assert ANOTHER == again.headers["Access-Control-Allow-Origin"]
-    assert "Accept-Encoding, Authorization, Origin" == again.headers["Vary"]
+    assert "Accept-Encoding, Authorization, Cookie, Origin" == again.headers["Vary"]
     assert {} == cors_headers(other)
 
 

@@ -86,7 +86,7 @@ async def test_any_worker_sends_304_to_a_client_that_holds_the_response(
         assert b"" == await answer.read()
         assert etag == answer.headers["ETag"]
         assert "private, no-cache" == answer.headers["Cache-Control"]
-        assert "Accept-Encoding, Authorization" == answer.headers["Vary"]
+        assert "Accept-Encoding, Authorization, Cookie" == answer.headers["Vary"]
         assert answer.headers["X-Request-ID"]
         assert "Content-Type" not in answer.headers
     assert 1 == computed.pages
@@ -172,7 +172,7 @@ async def test_gzip_is_sent_if_the_client_accepts_it(
     assert ("gzip" if is_compressed else None) == answer.headers.get("Content-Encoding")
     assert (gzip.decompress(body) if is_compressed else body) == await plain.read()
     assert len(body) == int(answer.headers["Content-Length"])
-    assert "Accept-Encoding, Authorization" == answer.headers["Vary"]
+    assert "Accept-Encoding, Authorization, Cookie" == answer.headers["Vary"]
     assert plain.headers["ETag"] == answer.headers["ETag"]
     if is_compressed:
         assert len(body) < len(await plain.read()) / 4

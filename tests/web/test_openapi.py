@@ -246,7 +246,9 @@ def test_descriptions_name_the_defaults(path: str, model: type[TaskQuery]) -> No
 def test_requests_are_closed_and_responses_are_open() -> None:
     closed = {where for where, schema in objects() if schema.get("additionalProperties") is False}
 
-    assert closed == {f"/components/schemas/{name}" for name in ("NewTask", "TaskChange")}
+    assert closed == {
+        f"/components/schemas/{name}" for name in ("NewTask", "TaskChange", "NewSession")
+    }
 
 
 def test_open_operations_need_no_key() -> None:
@@ -257,7 +259,7 @@ def test_open_operations_need_no_key() -> None:
         if operation["security"] == []
     }
 
-    assert keyless == {"/healthz", "/readyz", "/openapi.json", "/docs"}
+    assert keyless == {"/healthz", "/readyz", "/openapi.json", "/docs", "/session"}
 
 
 @pytest.mark.parametrize(("path", "model"), LISTS)
@@ -429,6 +431,7 @@ async def test_responses_are_as_described(client: Client) -> None:
     change = patch["requestBody"]["content"]["application/json"]["examples"]["failed"]["value"]
     known = tasks + "/" + several[0]["task_id"]
     other = [{**several[0], "request_text": "Something else"}]
+    page = {"Sec-Fetch-Site": "same-origin"}
     nobody = f"{tasks}/00000000-0000-0000-0000-000000000000"
 
     for expected, path, method, url, sent in [
@@ -458,6 +461,13 @@ async def test_responses_are_as_described(client: Client) -> None:
         (304, f"{API}/query", "GET", f"{API}/query", {"headers": {"If-None-Match": "*"}}),
         (422, f"{API}/query", "GET", f"{API}/query?limit=0&colour=red", {}),
         (400, f"{API}/query", "GET", f"{API}/query?outcome=[", {}),
+        (200, f"{API}/whoami", "GET", f"{API}/whoami", {}),
+        (422, f"{API}/whoami", "GET", f"{API}/whoami?x=1", {}),
+        (401, "/session", "POST", "/session", {"json": {"key": "x"}, "headers": page}),
+        (422, "/session", "POST", "/session", {"json": {"key": ""}, "headers": page}),
+        (403, "/session", "POST", "/session", {"json": {"key": "x"}}),
+        (204, "/session", "DELETE", "/session", {"headers": page}),
+        (403, "/session", "DELETE", "/session", {}),
         (200, "/healthz", "GET", "/healthz", {}),
         (200, "/readyz", "GET", "/readyz", {}),
         (200, "/metrics", "GET", "/metrics", {}),

@@ -26,7 +26,7 @@ from audit.web.urls import links, path_and_query_params, query_params
 #: Clients may store a response, but must ask each time whether it is still current.
 _HEADERS: Final[dict[str, str]] = {
     hdrs.CACHE_CONTROL: "private, no-cache",
-    hdrs.VARY: "Accept-Encoding, Authorization",
+    hdrs.VARY: "Accept-Encoding, Authorization, Cookie",
 }
 _TOTAL_COUNT: Final = istr("X-Total-Count")
 #: A body up to this size fits in one packet, and is not compressed.

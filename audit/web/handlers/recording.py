@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
-from audit.errors import UnsupportedMedia
 from audit.history.parsing import parse_change, parse_lines, parse_tasks
 from audit.history.query import NoParams, TaskPath, parse_query
 from audit.history.recording import Author
-from audit.web.bodies import decode_and_parse, receive
-from audit.web.content_coding import coding_of
+from audit.web.bodies import content_type_of, decode_and_parse, receive
 from audit.web.negotiation import match_tags, none_match_tags
 from audit.web.responses import BytesResponse, json_response, task_response
 from audit.web.state import (
@@ -43,7 +41,7 @@ async def record(request: web.Request) -> BytesResponse:
     the request is refused with 409.
     """
     parse_query(NoParams, query_params(request))
-    is_lines = _content_type(request, (JSON, NDJSON)) == NDJSON
+    is_lines = content_type_of(request, (JSON, NDJSON)) == NDJSON
     parse = partial(
         parse_lines if is_lines else parse_tasks,
         project_id=request[IDENTITY].project_id,
@@ -67,7 +65,7 @@ async def update(request: web.Request) -> BytesResponse:
     again if a response was lost.
     """
     task_id = parse_query(TaskPath, path_and_query_params(request, "task_id")).task_id
-    _content_type(request, ACCEPT_PATCH.split(", "))
+    content_type_of(request, ACCEPT_PATCH.split(", "))
     parse = partial(parse_change, settings=request.app[SETTINGS])
     with request.app[BODY_MEMORY].request() as reserve:
         body = await receive(request, reserve)
@@ -83,22 +81,6 @@ async def update(request: web.Request) -> BytesResponse:
         document = await _complete(request, write)
     request[ROWS] = 1
     return task_response(document)
-
-
-def _content_type(request: web.Request, allowed: Collection[str]) -> str:
-    """Return the content type of the body.
-
-    Raises:
-        UnsupportedMedia: it is not allowed, or the content encoding is not supported.
-    """
-    if request.content_type not in allowed:
-        given = request.headers.get(hdrs.CONTENT_TYPE, "none")
-        accepted = {"Accept-Patch": ACCEPT_PATCH} if request.method == hdrs.METH_PATCH else {}
-        raise UnsupportedMedia(
-            f"the content type is {given}; send {' or '.join(allowed)}", headers=accepted
-        )
-    coding_of(request.headers.getall(hdrs.CONTENT_ENCODING, ()))
-    return request.content_type
 
 
 def _author(request: web.Request) -> Author:
