@@ -120,6 +120,8 @@ const state = {
 };
 
 let drawn = true;
+/** @type {ReturnType<typeof setTimeout> | undefined} */
+let countdown;
 
 /** Render soon, once for all changes that were made until then. */
 function draw() {
@@ -131,6 +133,9 @@ function draw() {
 function drawNow() {
   drawn = true;
   render(shell(state, actions), root);
+  clearTimeout(countdown);
+  const waits = Object.values(state.parts).some((part) => part.problem?.retryAfterSeconds);
+  if (waits) countdown = setTimeout(draw, 1000);
 }
 
 /**
@@ -242,7 +247,8 @@ function show(view) {
   const before = state.view;
   state.view = view;
   chooseZone();
-  Object.assign(state.ui, { menu: "", selection: null, bar: -1 });
+  actions.closeMenu();
+  Object.assign(state.ui, { selection: null, bar: -1 });
   load();
   drawNow();
   const [closed, opened] = [one(before, "task"), one(view, "task")];

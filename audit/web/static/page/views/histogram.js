@@ -272,6 +272,8 @@ function key(event, state, actions, bars) {
     actions.set({ bar: to, selection: event.shiftKey ? [selection?.[0] ?? +focused, to] : null });
     actions.focus(`[data-bar="${to}"]`);
   } else if (event.key === "Enter" || event.key === " ") {
+    // The focus goes to a bar that is there whatever the zoom shows.
+    actions.focus('[data-bar="0"]');
     actions.zoom(...(selection ?? [+focused, +focused]));
   } else if (event.key === "Escape" && selection) {
     actions.set({ selection: null });

@@ -49,7 +49,8 @@ export function list(state, actions) {
 function title(state, total) {
   const statuses = all(state.view, "status");
   const noun = statuses.length === 1 ? `${statuses[0]} task` : "task";
-  return total === null ? "Tasks" : counted(total, noun);
+  if (total === null) return "Tasks";
+  return total === 0 ? `No ${noun}s` : counted(total, noun);
 }
 
 /**
@@ -123,7 +124,8 @@ function rate(state) {
   const counts = countsByStatus(state);
   if (!counts) return nothing;
   const ended = counts.failed + counts.completed;
-  return html` · <span title="failed ÷ (failed + completed)">${percent(ended ? counts.failed / ended : null)} failed</span>`;
+  if (ended === 0) return nothing;
+  return html` · <span title="failed ÷ (failed + completed)">${percent(counts.failed / ended)} failed</span>`;
 }
 
 /**

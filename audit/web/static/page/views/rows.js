@@ -23,7 +23,7 @@ export function rows(state, actions, page) {
     <table class="rows">
       <thead>
         <tr>
-          <th scope="col" class="created">Created <span class="zone">(${state.zone})</span></th>
+          <th scope="col" class="created">Created <span class="zone" title=${state.zone}>(${zoneName(state.zone)})</span></th>
           <th scope="col" class="state">State</th>
           <th scope="col" class="service">Service</th>
           <th scope="col" class="intent">Intent</th>
@@ -42,6 +42,25 @@ export function rows(state, actions, page) {
 }
 
 /**
+ * Such as "Berlin": a column has no room for a continent.
+ * @param {string} zone
+ */
+function zoneName(zone) {
+  return (zone.split("/").at(-1) ?? zone).replaceAll("_", " ");
+}
+
+/**
+ * A click beside the links opens the task too, but not the end of selecting text.
+ * @param {Event} event
+ * @param {Row} task
+ * @param {Actions} actions
+ */
+function click(event, task, actions) {
+  const target = /** @type {Element} */ (event.target);
+  if (!target.closest("a, button") && getSelection()?.isCollapsed) actions.open(task.task_id);
+}
+
+/**
  * @param {Row} task
  * @param {State} state
  * @param {Actions} actions
@@ -51,7 +70,7 @@ function row(task, state, actions, now) {
   const intent = task.outcome?.action_type;
   const open = one(state.view, "task") === task.task_id;
   return html`
-    <tr class=${open ? "open" : ""} data-row=${task.task_id}>
+    <tr class=${open ? "open" : ""} data-row=${task.task_id} @click=${(/** @type {Event} */ event) => click(event, task, actions)}>
       <td class="created">
         <a href=${actions.href({ task: task.task_id })} data-task=${task.task_id} aria-current=${open}
           title="${exact(task.created_at, state.zone)}, ${ago(task.created_at, now)}">${created(task.created_at, state.zone, now)}</a>

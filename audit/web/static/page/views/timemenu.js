@@ -3,6 +3,7 @@
 import { html, nothing } from "../../lit-html/lit-html.js";
 import { exact, instant, isZone, local, localZone, minute, span, zones } from "../time.js";
 import { one, timeChange } from "../url.js";
+import { range } from "./axis.js";
 import { icon } from "./parts.js";
 
 /** @typedef {import("../main.js").State} State */
@@ -21,7 +22,8 @@ export function timeWords({ view, zone }) {
   if (relative) return `Last ${span(relative)?.words ?? relative}`;
   const at = (/** @type {string} */ time) =>
     Number.isNaN(Date.parse(time)) ? time : minute(time, zone);
-  if (since && until) return `${at(since)} – ${at(until)}`;
+  if (since && until && !Number.isNaN(Date.parse(since) + Date.parse(until)))
+    return range(since, until, zone);
   if (since) return `Since ${at(since)}`;
   return until ? `Before ${at(until)}` : "All time";
 }
@@ -92,7 +94,7 @@ function absolute(state, actions) {
  */
 function field(name, label, time, zone) {
   return html`
-    <label>${label} <span class="muted">(${zone})</span>
+    <label><span>${label} <span class="muted">(${zone})</span></span>
       <input type="datetime-local" step="1" name=${name} value=${time ? local(time, zone) : ""}
         @input=${(/** @type {Event} */ event) => {
           const input = /** @type {HTMLInputElement} */ (event.target);
