@@ -10,7 +10,7 @@ DROP FUNCTION most_in_whole_bucket;
 DROP FUNCTION bucket_after;
 DROP FUNCTION bucket_of;
 DROP FUNCTION finer;
-DROP TABLE task_day_changes;
+DROP TABLE task_tallies;
 DROP TABLE task_count_splits_due;
 DROP TABLE task_count_splits;
 DROP TABLE task_counts;

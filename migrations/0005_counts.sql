@@ -47,14 +47,19 @@ CREATE TABLE task_count_splits_due (
     PRIMARY KEY (service, grain, bucket)
 );
 
--- The last fold that changed each day: the position up to which it has counted. A count that was
--- taken after that fold is still correct, unless there are deltas for the day.
-CREATE TABLE task_day_changes (
-    day timestamptz PRIMARY KEY,
-    fold bigint NOT NULL
+-- How many tasks match a filter that task_counts does not know, by day. Processes of the service
+-- share these tallies, and keep them when they restart.
+CREATE TABLE task_tallies (
+    -- A digest of the filter.
+    filter bytea PRIMARY KEY,
+    -- The days before it are not counted yet.
+    since timestamptz NOT NULL,
+    -- The days contain the events of the log before this position.
+    position bigint NOT NULL,
+    -- An object from the start of a day, in seconds since 1970, to how many tasks match.
+    days json NOT NULL,
+    saved_at timestamptz NOT NULL DEFAULT now()
 );
-
-CREATE INDEX task_day_changes_by_fold ON task_day_changes (fold);
 
 -- The next finer grain; NULL after 'second'. Its results are constants, so that the planner inlines
 -- it.
@@ -91,11 +96,14 @@ CREATE TYPE task_bucket AS (service text, grain task_grain, bucket timestamptz);
 -- are not older than since.
 CREATE FUNCTION logged_task_changes(first bigint, until bigint, since timestamptz)
 RETURNS TABLE (
-    created_at timestamptz, status task_status, services_touched text[], intent text, n integer
+    created_at timestamptz, status task_status, services_touched text[], intent text, n integer,
+    project_id uuid, created_by text
 )
 LANGUAGE sql STABLE
 BEGIN ATOMIC
-    SELECT event.created_at, fact.status, fact.services_touched, fact.intent, fact.n
+    SELECT
+        event.created_at, fact.status, fact.services_touched, fact.intent, fact.n,
+        event.project_id, event.created_by
     FROM task_events AS event
     CROSS JOIN
         LATERAL (
@@ -114,11 +122,14 @@ END;
 -- The same of the events in the queue, which has none before its floor.
 CREATE FUNCTION queued_task_changes(queue_floor bigint)
 RETURNS TABLE (
-    created_at timestamptz, status task_status, services_touched text[], intent text, n integer
+    created_at timestamptz, status task_status, services_touched text[], intent text, n integer,
+    project_id uuid, created_by text
 )
 LANGUAGE sql STABLE
 BEGIN ATOMIC
-    SELECT event.created_at, fact.status, fact.services_touched, fact.intent, fact.n
+    SELECT
+        event.created_at, fact.status, fact.services_touched, fact.intent, fact.n,
+        event.project_id, event.created_by
     FROM task_event_queue AS event
     CROSS JOIN
         LATERAL (
@@ -210,7 +221,7 @@ BEGIN
 END
 $$;
 
--- Add changes to task_counts, and note which days have changed and which buckets have to be split.
+-- Add changes to task_counts, and note which buckets have to be split.
 -- The caller holds the lock of the sequencer.
 --
 -- The changes are those of the events up to counted_to that the counts do not contain yet. If
@@ -262,14 +273,6 @@ BEGIN
             ON within.service = split.service
                 AND within.grain = split.grain
                 AND within.bucket = split.bucket
-    ),
-
-    noted AS (
-        INSERT INTO task_day_changes AS known (day, fold)
-        SELECT DISTINCT bucket_of('day', created_at), counted_to
-        FROM taken
-        WHERE counted_to IS NOT NULL
-        ON CONFLICT (day) DO UPDATE SET fold = excluded.fold
     ),
 
     summed AS (
@@ -413,6 +416,7 @@ BEGIN
     SELECT * INTO STRICT state FROM task_log_state;
     DELETE FROM task_counts;
     DELETE FROM task_count_splits_due;
+    DELETE FROM task_tallies;
     PERFORM add_to_task_counts(state, NULL);
     PERFORM split_task_counts('infinity');
     RETURN (SELECT count(*) FROM tasks);

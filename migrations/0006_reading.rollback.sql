@@ -1,5 +1,6 @@
 DROP FUNCTION read_task_changes;
-DROP FUNCTION days_changed_since;
+DROP FUNCTION save_task_tally;
+DROP FUNCTION tally_task_changes;
 DROP FUNCTION locate_page;
 DROP FUNCTION locate_task;
 DROP FUNCTION count_tasks_from;

@@ -303,8 +303,19 @@ BEGIN
 END
 $$;
 
--- The days of which tasks have changed since a fold, each maybe several times.
-CREATE FUNCTION days_changed_since(known_fold bigint) RETURNS TABLE (day timestamptz)
+-- How events change the number of tasks that match a filter, by day: the events of the log from
+-- position first on, and those of the queue. A filter by outcome is left out, since events do not
+-- tell it; the days of the result are then those that may have changed.
+CREATE FUNCTION tally_task_changes(
+    first bigint,
+    any_status task_status[],
+    all_services text[],
+    any_intent text[],
+    from_time timestamptz,
+    to_time timestamptz,
+    person text,
+    project uuid
+) RETURNS TABLE (day timestamptz, is_queued boolean, n bigint)
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 SET enable_seqscan = off
@@ -316,14 +327,53 @@ DECLARE
 BEGIN
     SELECT * INTO STRICT state FROM task_log_state;
     RETURN QUERY
-    SELECT day FROM task_day_changes WHERE fold > known_fold
-    UNION
-    SELECT bucket_of('day', created_at) FROM queued_task_changes(state.queue_floor);
-    IF state.counted < state.size THEN
+    SELECT bucket_of('day', created_at), TRUE, sum(n)
+    FROM queued_task_changes(state.queue_floor)
+    WHERE (any_status IS NULL OR status = ANY(any_status))
+        AND (all_services IS NULL OR services_touched @> all_services)
+        AND (any_intent IS NULL OR intent = ANY(any_intent))
+        AND (from_time IS NULL OR created_at >= from_time)
+        AND (to_time IS NULL OR created_at < to_time)
+        AND (person IS NULL OR created_by = person)
+        AND (project IS NULL OR project_id = project)
+    GROUP BY 1;
+    IF first < state.size THEN
         RETURN QUERY
-        SELECT DISTINCT bucket_of('day', created_at)
-        FROM logged_task_changes(state.counted, NULL, state.uncounted_since);
+        SELECT bucket_of('day', created_at), FALSE, sum(n)
+        FROM logged_task_changes(
+            first,
+            NULL,
+            CASE WHEN first >= state.counted THEN state.uncounted_since ELSE '-infinity' END
+        )
+        WHERE (any_status IS NULL OR status = ANY(any_status))
+            AND (all_services IS NULL OR services_touched @> all_services)
+            AND (any_intent IS NULL OR intent = ANY(any_intent))
+            AND (from_time IS NULL OR created_at >= from_time)
+            AND (to_time IS NULL OR created_at < to_time)
+            AND (person IS NULL OR created_by = person)
+            AND (project IS NULL OR project_id = project)
+        GROUP BY 1;
     END IF;
+END
+$$;
+
+-- Save a tally for other processes. The tallies that were saved last are kept, at most so many.
+CREATE FUNCTION save_task_tally(
+    of_filter bytea, counted_since timestamptz, counted_to bigint, counted json, most bigint
+) RETURNS void
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    INSERT INTO task_tallies (filter, since, position, days)
+    VALUES (of_filter, counted_since, counted_to, counted)
+    ON CONFLICT (filter) DO UPDATE
+    SET since = excluded.since, position = excluded.position, days = excluded.days, saved_at = now();
+    DELETE FROM task_tallies
+    WHERE filter IN (
+        SELECT filter FROM task_tallies ORDER BY saved_at DESC OFFSET most FOR UPDATE SKIP LOCKED
+    );
 END
 $$;
 

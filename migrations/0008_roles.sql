@@ -17,7 +17,7 @@ make_task_partition, make_task_partitions, keep_task_keys, refuse_lone_keys,
 guard_task_change, refuse_recorded_at, refuse_task_removal, refuse_partition_write,
 queue_recorded_tasks, queue_changed_tasks, assign_transaction_id, refuse_event_change,
 make_event_partition, append_task_log_mark, sequence_task_events,
-fold_task_counts, add_to_task_counts, split_task_counts, rebuild_task_counts
+fold_task_counts, add_to_task_counts, split_task_counts, rebuild_task_counts, save_task_tally
 FROM PUBLIC; -- noqa: CP02
 
 -- Let a role read everything, and do nothing else.
@@ -30,7 +30,7 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     everything text := 'tasks, task_keys, task_counts, task_count_splits, task_count_deltas, '
-        'task_count_splits_due, task_day_changes, task_partitions, task_event_queue, task_events, '
+        'task_count_splits_due, task_tallies, task_partitions, task_event_queue, task_events, '
         'task_log_marks, task_log_state, task_history, access_keys, _yoyo_migration';
     others text := ', _yoyo_log, _yoyo_version, yoyo_lock';
     owner_name name;
@@ -67,7 +67,7 @@ BEGIN
         'REVOKE ALL ON FUNCTION make_task_partition, make_task_partitions, fold_task_counts, '
         'add_to_task_counts, split_task_counts, rebuild_task_counts, keep_task_keys, '
         'refuse_lone_keys, sequence_task_events, append_task_log_mark, make_event_partition, '
-        'queue_recorded_tasks, queue_changed_tasks FROM %I', grantee
+        'queue_recorded_tasks, queue_changed_tasks, save_task_tally FROM %I', grantee
     );
 
     -- What is left comes from PUBLIC, or from a role that this one is a member of.
@@ -114,7 +114,7 @@ BEGIN
     EXECUTE format('GRANT INSERT (task_id, created_at, digest) ON task_keys TO %I', grantee);
     EXECUTE format(
         'GRANT EXECUTE ON FUNCTION make_task_partition, make_task_partitions, fold_task_counts, '
-        'sequence_task_events TO %I', grantee
+        'sequence_task_events, save_task_tally TO %I', grantee
     );
 END
 $$;

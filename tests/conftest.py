@@ -53,7 +53,7 @@ EMPTY = (
     "DELETE FROM task_count_splits_due",
     "DELETE FROM task_log_marks",
     "INSERT INTO task_log_marks VALUES (0, 0, 0, NULL, NULL, 0, 'infinity')",
-    "DELETE FROM task_day_changes",
+    "DELETE FROM task_tallies",
     "DELETE FROM access_keys",
     "ALTER TABLE task_event_queue ENABLE ALWAYS TRIGGER refuse_change",
     "ALTER TABLE task_events ENABLE ALWAYS TRIGGER refuse_change",

@@ -24,7 +24,10 @@ ANSWERING = {
     for one in (
         statements.LOCATE_PAGE,
         statements.LOCATE_PORTION,
+        statements.READ_TALLY,
         statements.TALLY_DAYS,
+        statements.TALLY_CHANGES,
+        statements.SAVE_TALLY,
         statements.LIST_TASKS,
     )
 }

@@ -1,22 +1,21 @@
-"""How many tasks match a filter that the counts do not know, day by day, in this process.
+"""How many tasks match a filter that the counts do not know, day by day.
 
-A tally is made in portions, the newest days first. The database notes which days change, so a tally
-is brought up to date by counting only these days. It gives the total and the location of a page.
+A tally is made in portions, the newest days first. From then on the events of the log keep it up to
+date. It gives the total and the location of a page. Tallies are saved in the database, so each is
+made once for all processes and restarts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 from weakref import WeakValueDictionary
-
-import asyncpg
 
 from audit.errors import Unavailable
 from audit.history.location import NOWHERE, Location, PageRequest
@@ -37,6 +36,10 @@ if TYPE_CHECKING:
 _DAY: Final = timedelta(days=1)
 _MAX_KEPT: Final = 100
 _MAX_PORTIONS: Final = 10_000
+#: The tallies that are saved in the database; each has some kilobytes.
+_MAX_SAVED: Final = 1000
+#: If more days than this have to be counted again, a tally is made anew in portions.
+_MAX_RECOUNTED: Final = 100
 #: A place with fewer matches than this for each task of the page is searched faster by reading all
 #: its matches than by walking the newest tasks.
 _CROWDED: Final = 10
@@ -44,20 +47,38 @@ _CROWDED: Final = 10
 BEGINNING: Final = datetime(1999, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tally:
-    """How many tasks match a filter, by day, in one snapshot."""
+    """How many tasks match a filter, by day.
+
+    It is kept up to date by the events of the log. If the filter has an `outcome`, which events do
+    not tell, the days that they change are counted again.
+    """
 
     days: Mapping[datetime, int]
-    """By the start of the day, the newest first; days without a match are left out."""
-    fold: int
-    """The last fold in the snapshot. Days that later folds change are counted anew."""
+    """By the start of the day; without the events from `position` on."""
+    position: int
+    """The size of the log of which `days` contains the events."""
     server: str
-    snapshot: str
     since: datetime = BEGINNING
     """The days before it are not tallied yet."""
     window_start: datetime | None = None
     """`since` of the request, if it moves with the clock: it cuts off a part of its day."""
+    saved: int = 0
+    """`position` of the tally that was saved in the database."""
+    queued: Mapping[datetime, int] = field(default_factory=dict)
+    """What the events that had no position change of `days`."""
+    snapshot: str = ""
+    """The snapshot of the last update, in which `newest_first` is exact."""
+    is_changing: bool = False
+    """Whether the last update had another snapshot than the one before it."""
+    newest_first: Mapping[datetime, int] = field(init=False)
+    """`days` and `queued` together, without the days on which no task matches."""
+
+    def __post_init__(self) -> None:
+        summed = Counter(self.days)
+        summed.update(self.queued)
+        self.newest_first = {day: n for day, n in sorted(summed.items(), reverse=True) if n}
 
     @property
     def is_whole(self) -> bool:
@@ -67,12 +88,12 @@ class Tally:
     @property
     def total(self) -> int:
         """How many tasks match."""
-        return sum(self.days.values())
+        return sum(self.newest_first.values())
 
     def location_of(self, offset: int, limit: int) -> Location:
         """Return where the page is that comes after `offset` tasks."""
         skipped = 0
-        for day, n in self.days.items():
+        for day, n in self.newest_first.items():
             if skipped + n > offset:
                 location = self._location_from(day, offset - skipped + limit + 1)
                 return replace(location, until=day + _DAY, skipped=skipped)
@@ -83,12 +104,12 @@ class Tally:
         """Return where the page is that a cursor leads to."""
         # Any number of the tasks on the cursor's day may come before it. Other days are whole.
         day = start_of_day(last_at)
-        return self._location_from(day, self.days.get(day, 0) + limit + 1)
+        return self._location_from(day, self.newest_first.get(day, 0) + limit + 1)
 
     def _location_from(self, newest: datetime, wanted: int) -> Location:
         """Return the shortest range of days, from `newest` back, with `wanted` matching tasks."""
         found = 0
-        for day, n in self.days.items():
+        for day, n in self.newest_first.items():
             if day > newest:
                 continue
             found += n
@@ -102,8 +123,13 @@ class Tallies:
 
     def __init__(self, portion: int) -> None:
         self._portion = portion
-        self._kept: OrderedDict[Hashable, Tally] = OrderedDict()
-        self._locks: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
+        #: If more events have to be added, a tally is made anew, which takes about as long.
+        self._max_behind = portion
+        #: A tally is saved again after so many, so that others have few to add to it.
+        self._save_every = portion // 100
+        self._kept: OrderedDict[bytes, Tally] = OrderedDict()
+        self._locks: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
+        self._can_save = False
 
     async def locate(
         self, connection: Connection, request: PageRequest, *, anew: bool
@@ -112,17 +138,22 @@ class Tallies:
         tally = self._find(request)
         if tally is None or not tally.is_whole:
             return None
-        if anew or tally.window_start != _window_start(request):
-            tally = await self._update(connection, request, tally, BEGINNING)
+        position = request.position
+        # A full page after a cursor is the page in any snapshot.
+        needs_snapshot = position is None or position.total is None
+        if (
+            anew
+            or tally.window_start != _window_start(request)
+            or (needs_snapshot and (tally.is_changing or not tally.snapshot))
+        ):
+            tally = await self._update(connection, request, tally, saves=not anew)
             if tally is None:
                 return None
-        position = request.position
         if position is None:
             location = tally.location_of(request.offset, request.limit)
         else:
             location = tally.location_after(position.created_at, request.limit)
             if position.total is not None and not anew:
-                # A full page after a cursor is the page in any snapshot.
                 return replace(location, total=position.total)
         total = tally.total if request.known_total is None else request.known_total
         return replace(location, total=total, snapshot=tally.snapshot)
@@ -140,68 +171,150 @@ class Tallies:
                 known = self._find(request)
                 if known is not None and known.is_whole:
                     return
-                async with connect(again=portion > 0) as connection:
-                    until = known.since if known else request.query.until
-                    at = await fetch_row(
-                        connection, statements.LOCATE_PORTION, until=until, most=self._portion
-                    )
-                    since = at["since"]
-                    if since is None or (request.since and since <= request.since):
-                        since = BEGINNING
-                    await self._update(connection, request, known, since)
+                async with connect(again=portion > 0) as connection, connection.transaction():
+                    tally = await self._tally_portion(connection, request, known)
+                self._keep(_key(request), tally)
         raise Unavailable(NOT_COUNTED, retry_after_seconds=1)
 
-    async def _update(
-        self, connection: Connection, request: PageRequest, known: Tally | None, since: datetime
-    ) -> Tally | None:
-        """Bring a tally up to date, continue it to the days from `since`, and keep it.
+    async def _tally_portion(
+        self, connection: Connection, request: PageRequest, known: Tally | None
+    ) -> Tally:
+        """Return a tally with one portion more than the one that is known, and save it.
 
-        It is dropped, and None, if `known` is of another server, or of a later time than this one.
+        If another process has saved a better one, return that. Other processes that need the same
+        tally wait in the meantime.
         """
         key = _key(request)
-        # Most changes are recent. Days outside of this range are counted by another statement.
-        today = start_of_day(datetime.now(UTC))
-        fresh_since = min(today - _DAY, _cut_day(request) or today)
-        fresh_until = today + 2 * _DAY
-        try:
-            while True:
-                row = await fetch_row(
-                    connection,
-                    statements.TALLY_DAYS,
-                    **request.filter_values(),
-                    known_fold=known.fold if known else None,
-                    known_since=known.since if known else None,
-                    cut_day=_cut_day(request),
-                    tally_since=since,
-                    fresh_since=fresh_since,
-                    fresh_until=fresh_until,
-                )
-                days = _days_of(row)
-                changed = [day for day in days if known and day >= known.since]
-                if all(fresh_since <= day < fresh_until for day in changed):
-                    break
-                fresh_since = min(fresh_since, *changed)
-                fresh_until = max(fresh_until, max(changed) + _DAY)
-        except asyncpg.QueryCanceledError:
-            # If most days have changed, a new tally in portions is faster than this update.
-            self._kept.pop(key, None)
-            raise
-        if known is not None:
-            if row["server"] != known.server or row["fold"] < known.fold:
-                self._kept.pop(key, None)
-                return None
-            days = {**known.days, **days}
-        newest_first = {day: n for day, n in sorted(days.items(), reverse=True) if n}
+        await fetch_row(connection, statements.LOCK_TALLY, tally=key)
+        saved = await fetch_row(connection, statements.READ_TALLY, tally=key, most=self._max_behind)
+        self._can_save = saved["can_save"]
+        if known is not None and known.server != saved["server"]:
+            known = None
+        if saved["days"] is not None and (
+            known is None
+            or saved["position"] > known.position
+            or (saved["position"] == known.position and saved["since"] < known.since)
+        ):
+            return Tally(
+                days=_days_of(saved["days"]),
+                position=saved["position"],
+                server=saved["server"],
+                since=saved["since"],
+                saved=saved["position"],
+            )
+        until = known.since if known else request.query.until
+        at = await fetch_row(connection, statements.LOCATE_PORTION, until=until, most=self._portion)
+        since = at["since"]
+        if since is None or (request.since and since <= request.since):
+            since = BEGINNING
+        position, days = await self._count(
+            connection,
+            request,
+            position=known.position if known else None,
+            first_day=since,
+            last_day=known.since if known else None,
+        )
         tally = Tally(
-            days=newest_first,
-            fold=row["fold"],
-            server=row["server"],
-            snapshot=row["snapshot"],
+            days={**known.days, **days} if known else days,
+            position=position,
+            server=saved["server"],
             since=since,
             window_start=_window_start(request),
         )
+        return await self._save(connection, request, tally)
+
+    async def _update(
+        self, connection: Connection, request: PageRequest, known: Tally, *, saves: bool
+    ) -> Tally | None:
+        """Bring a tally up to date, and keep it.
+
+        If it is of another server, or if too much has changed, it has to be made anew: None.
+        """
+        key = _key(request)
+        changes = await fetch_row(
+            connection,
+            statements.TALLY_CHANGES,
+            **request.filter_values(),
+            position=known.position,
+            most=self._max_behind,
+        )
+        if changes["server"] != known.server or changes["logged"] is None:
+            self._kept.pop(key, None)
+            return None
+        days, queued = Counter(known.days), _days_of(changes["queued"])
+        logged = _days_of(changes["logged"])
+        recounted = set[datetime]()
+        if request.query.outcome is None:
+            days.update(logged)
+        else:
+            recounted = {*logged, *queued}
+            queued = {}
+            if len(logged) > _MAX_RECOUNTED:
+                # No task may be created later than tomorrow.
+                end = start_of_day(datetime.now(UTC)) + 3 * _DAY
+                self._keep(key, Tally({}, changes["position"], known.server, since=end))
+                return None
+        cut_day = _cut_day(request)
+        if cut_day and known.window_start != request.since:
+            recounted.add(cut_day)
+        for day in recounted:
+            _, counted = await self._count(
+                connection,
+                request,
+                position=changes["position"],
+                first_day=day,
+                last_day=day + _DAY,
+            )
+            days[day] = counted.get(day, 0)
+        tally = Tally(
+            days=days,
+            position=changes["position"],
+            server=known.server,
+            window_start=_window_start(request),
+            saved=known.saved,
+            queued=queued,
+            snapshot=changes["snapshot"],
+            is_changing=known.snapshot not in ("", changes["snapshot"]),
+        )
+        if saves and tally.position - tally.saved >= self._save_every:
+            tally = await self._save(connection, request, tally)
         self._keep(key, tally)
         return tally
+
+    async def _count(
+        self,
+        connection: Connection,
+        request: PageRequest,
+        *,
+        position: int | None,
+        first_day: datetime,
+        last_day: datetime | None,
+    ) -> tuple[int, Mapping[datetime, int]]:
+        """Count the tasks of some days, without the events from a position on; return it too."""
+        row = await fetch_row(
+            connection,
+            statements.TALLY_DAYS,
+            **request.filter_values(),
+            position=position,
+            first_day=first_day,
+            last_day=last_day,
+        )
+        return row["position"], _days_of(row["days"])
+
+    async def _save(self, connection: Connection, request: PageRequest, tally: Tally) -> Tally:
+        """Save a tally for other processes, if this one may."""
+        if self._can_save:
+            days = {int(day.timestamp()): n for day, n in tally.days.items() if n}
+            await fetch_row(
+                connection,
+                statements.SAVE_TALLY,
+                tally=_key(request),
+                tallied_since=tally.since,
+                position=tally.position,
+                days=json.dumps(days),
+                most_kept=_MAX_SAVED,
+            )
+        return replace(tally, saved=tally.position)
 
     def _find(self, request: PageRequest) -> Tally | None:
         key = _key(request)
@@ -209,7 +322,7 @@ class Tallies:
             self._kept.move_to_end(key)
         return self._kept.get(key)
 
-    def _keep(self, key: Hashable, tally: Tally) -> None:
+    def _keep(self, key: bytes, tally: Tally) -> None:
         """Keep a tally; drop the one that was not asked for the longest if there are too many."""
         self._kept[key] = tally
         while len(self._kept) > _MAX_KEPT:
@@ -233,19 +346,18 @@ def _cut_day(request: PageRequest) -> datetime | None:
     return start_of_day(start) if start else None
 
 
-def _key(request: PageRequest) -> Hashable:
+def _key(request: PageRequest) -> bytes:
     """Return what a tally is kept under.
 
     Each day that is cut has its own tally: requests may come in another order than their clocks,
     and what one clock cuts off, an earlier one needs.
     """
-    return (request.query.fingerprint, _cut_day(request))
+    cut_day = _cut_day(request)
+    return request.query.fingerprint + (cut_day.isoformat().encode() if cut_day else b"")
 
 
-def _days_of(row: asyncpg.Record) -> dict[datetime, int]:
-    return {
-        datetime.fromtimestamp(int(second), UTC): n for second, n in json.loads(row["days"]).items()
-    }
+def _days_of(text: str) -> dict[datetime, int]:
+    return {datetime.fromtimestamp(int(second), UTC): n for second, n in json.loads(text).items()}
 
 
 def start_of_day(time: datetime) -> datetime:

@@ -30,6 +30,7 @@ _NAME: Final = re.compile(r"(?<![:\w]):([a-z]\w*)")
 _FRAGMENTS: Final = {
     ":filter": _fragment("history/filter"),
     ":snapshot": _fragment("counts/snapshot"),
+    ":server": _fragment("counts/server"),
 }
 
 
@@ -64,6 +65,10 @@ LIST_TASKS = Statement("history/list_tasks")
 LOCATE_PAGE = Statement("counts/locate_page")
 LOCATE_PORTION = Statement("counts/locate_portion")
 TALLY_DAYS = Statement("counts/tally_days")
+TALLY_CHANGES = Statement("counts/tally_changes")
+READ_TALLY = Statement("counts/read_tally")
+LOCK_TALLY = Statement("counts/lock_tally")
+SAVE_TALLY = Statement("counts/save_tally")
 READ_SNAPSHOT = Statement("history/read_snapshot")
 READ_CHANGES = Statement("history/read_changes")
 READ_DEPARTURE = Statement("history/read_departure")

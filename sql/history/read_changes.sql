@@ -2,7 +2,7 @@
 --
 -- The reader has seen the :known_size first events of the log, and the others with an event_id up
 -- to :seen_to, except for :gaps. A first reader passes NULL as :known_size.
--- snapshot, clock: as in read_snapshot. server: text, differs between servers and their recoveries.
+-- snapshot, clock: as in read_snapshot. server: text, as in server.sql.
 -- log_size: how many events the log has. queued: how many have no position, at most 10 * :most + 1.
 -- newest_queued: the greatest event_id of these; 0 if there are none.
 -- changes: json, an array for each event not seen: event_id, created_at, project_id, created_by,
@@ -10,13 +10,7 @@
 SELECT
     :snapshot AS snapshot,
     date_trunc('second', now()) AS clock,
-    concat_ws(
-        ' ',
-        pg_postmaster_start_time(),
-        CASE WHEN NOT pg_is_in_recovery() THEN pg_last_wal_replay_lsn() END,
-        current_database(),
-        'tasks'::regclass::oid
-    ) AS server,
+    :server AS server,
     log_size,
     queued,
     newest_queued,

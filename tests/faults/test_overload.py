@@ -211,14 +211,14 @@ async def test_expensive_requests_leave_connections_to_the_cheap_ones(
 ) -> None:
     tallying = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-        " AND state = 'active' AND query LIKE '-- tally_days:%'"
+        " AND state = 'active' AND query LIKE '-- read_tally:%'"
     )
 
     async def ask(number: int) -> int:
         return (await client.get(f"{API}/query?created_by=ada{number}")).status
 
     with psycopg.connect(dsn) as other:
-        other.execute("LOCK TABLE task_day_changes")
+        other.execute("LOCK TABLE task_tallies")
         asking = [asyncio.create_task(ask(number)) for number in range(filters)]
         await until(lambda: execute(dsn, tallying)[0][0])
         for number in range(10):

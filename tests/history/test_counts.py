@@ -213,6 +213,10 @@ TRUTHS: list[tuple[dict[str, Any], str]] = [
         "'a' = ANY (services_touched) AND 'b' = ANY (services_touched) AND created_by = 'ada'",
     ),
     (
+        {"created_by": "ada", "status": ["executing", "failed"]},
+        "created_by = 'ada' AND status IN ('executing', 'failed')",
+    ),
+    (
         {"outcome": '{"action_type":"y"}', "days": 30},
         f"outcome ->> 'action_type' = 'y' AND {OF_30_DAYS}",
     ),

@@ -171,7 +171,7 @@ COUNTS: dict[str, Attack] = {
             "INSERT INTO task_count_splits VALUES ('a', 'month', '2020-01-01Z')",
             "INSERT INTO task_log_marks VALUES (99999999, 0, 0, NULL, NULL, 0, now())",
             "UPDATE task_log_marks SET counted = 0",
-            "INSERT INTO task_day_changes VALUES ('2020-01-01Z', 1)",
+            "INSERT INTO task_tallies VALUES ('x', '2020-01-01Z', 1, '{}')",
             "INSERT INTO access_keys (name, digest, scopes) VALUES ('x', sha256('x'), '{read}')",
             "UPDATE access_keys SET scopes = '{read,record,admin}'",
             "UPDATE access_keys SET revoked_at = NULL",
@@ -181,7 +181,7 @@ COUNTS: dict[str, Attack] = {
                 for verb in ("DELETE FROM", "TRUNCATE")
                 for table in (
                     "task_counts", "task_count_splits", "task_count_splits_due", "task_log_marks",
-                    "task_day_changes",
+                    "task_tallies",
                 )
             ),
             "SELECT rebuild_task_counts()",
@@ -195,6 +195,9 @@ COUNTS: dict[str, Attack] = {
     },
     "what the service calls: fold": ("SELECT fold_task_counts(1)", None, None, DENIED),
     "what the service calls: sequence": ("SELECT sequence_task_events(1)", None, None, DENIED),
+    "what the service calls: tally": (
+        "SELECT save_task_tally('x', now(), 1, '{}', 9)", None, None, DENIED,
+    ),
     "what the service calls: partition": (
         "SELECT make_task_partition('2011-01-01', 'day')", None, None, DENIED,
     ),
@@ -247,7 +250,7 @@ def test_copy_cannot_set_recorded_at(history: dict[str, str], role: str) -> None
 
 TABLES = (
     "tasks", "task_keys", "task_counts", "task_count_splits", "task_count_deltas",
-    "task_count_splits_due", "task_day_changes", "task_partitions", "task_events",
+    "task_count_splits_due", "task_tallies", "task_partitions", "task_events",
     "task_event_queue", "task_log_marks", "task_log_state", "access_keys",
 )  # fmt: skip
 
