@@ -236,10 +236,12 @@ async function checkSession() {
  *   the view before. `mark`: stored with the entry of the browser's history.
  */
 function visit(view, { replace = !isStep(state.view, view), mark = null } = {}) {
+  const pages = ["cursor", "offset"].some((name) => one(state.view, name) !== one(view, name));
   const url = format(view, ROOT);
   if (replace) history.replaceState(mark ?? history.state, "", url);
   else history.pushState(mark, "", url);
   show(view);
+  if (pages) document.querySelector(".columns")?.scrollIntoView();
 }
 
 /** @param {import("./url.js").View} view */

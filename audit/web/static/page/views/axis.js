@@ -85,25 +85,24 @@ export function yTicks(highest, log) {
 
 /**
  * Which bars may carry a label, from the finest rule to the coarsest.
- * @type {{fits: (at: Clock) => boolean, time: boolean}[]}
+ * @type {{fits: (at: Clock) => boolean, shows: "time" | "day" | "month"}[]}
  */
 const RULES = [
   ...[1, 2, 5, 10, 15, 30].map((n) => ({
     fits: (/** @type {Clock} */ at) => +at.minute % n === 0,
-    time: true,
+    shows: /** @type {const} */ ("time"),
   })),
   ...[1, 2, 3, 6, 12].map((n) => ({
     fits: (/** @type {Clock} */ at) => at.minute === "00" && +at.hour % n === 0,
-    time: true,
+    shows: /** @type {const} */ ("time"),
   })),
-  { fits: isMidnight, time: false },
-  { fits: (at) => isMidnight(at) && +at.day % 2 === 1 && +at.day < 31, time: false },
-  { fits: (at) => isMidnight(at) && at.weekday === "Mon", time: false },
-  { fits: (at) => isMidnight(at) && (at.day === "01" || at.day === "15"), time: false },
+  { fits: isMidnight, shows: "day" },
+  { fits: (at) => isMidnight(at) && +at.day % 2 === 1 && +at.day < 31, shows: "day" },
+  { fits: (at) => isMidnight(at) && at.weekday === "Mon", shows: "day" },
   ...[1, 2, 3, 6, 12].map((n) => ({
     fits: (/** @type {Clock} */ at) =>
       isMidnight(at) && at.day === "01" && (+at.month - 1) % n === 0,
-    time: false,
+    shows: /** @type {const} */ ("month"),
   })),
 ];
 
@@ -121,32 +120,37 @@ function isMidnight(at) {
 export function xTicks(buckets, zone, narrow) {
   const most = narrow ? 5 : 10;
   const clocks = buckets.map((bucket) => clock(bucket.start, zone));
-  for (const rule of RULES) {
-    const indexes = clocks.flatMap((at, index) => (rule.fits(at) ? [index] : []));
+  for (const { fits, shows } of RULES) {
+    const indexes = clocks.flatMap((at, index) => (fits(at) ? [index] : []));
+    if (indexes.length < 2) break;
     if (indexes.length <= most) {
-      if (indexes.length < 2) break;
-      return indexes.map((index) => ({
-        index,
-        label: tickLabel(clocks[index], rule.time || narrow),
-      }));
+      return indexes.map((index) => ({ index, label: tickLabel(clocks[index], shows, narrow) }));
     }
   }
-  const every = Math.ceil(buckets.length / most);
-  return clocks
-    .flatMap((at, index) =>
-      index % every === 0
-        ? [{ index, label: `${at.month}-${at.day} ${at.hour}:${at.minute}` }]
-        : [],
-    )
-    .slice(0, most);
+  const days = clocks.every(isMidnight);
+  const every = Math.ceil(buckets.length / (narrow ? (days ? 5 : 3) : 8));
+  return clocks.flatMap((at, index) =>
+    index % every === 0 ? [{ index, label: days ? date(at) : `${date(at)} ${time(at)}` }] : [],
+  );
 }
 
 /**
  * @param {Clock} at
- * @param {boolean} time
+ * @param {"time" | "day" | "month"} shows
+ * @param {boolean} narrow
  */
-function tickLabel(at, time) {
-  if (time && !isMidnight(at)) return `${at.hour}:${at.minute}`;
-  if (at.day === "01" && at.month === "01") return at.year;
-  return time ? `${at.month}-${at.day}` : `${at.weekday} ${at.month}-${at.day}`;
+function tickLabel(at, shows, narrow) {
+  if (shows === "month") return at.month === "01" ? at.year : `${at.year}-${at.month}`;
+  if (shows === "time") return isMidnight(at) ? date(at) : time(at);
+  return narrow ? date(at) : `${at.weekday} ${date(at)}`;
+}
+
+/** @param {Clock} at */
+function date(at) {
+  return `${at.month}-${at.day}`;
+}
+
+/** @param {Clock} at */
+function time(at) {
+  return `${at.hour}:${at.minute}`;
 }
