@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pty
+import select
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,8 @@ ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith("AUDIT_")},
     "COLUMNS": "300",
     "FORCE_COLOR": "1",  # as many CI systems set: still no bar without a terminal
+    "XDG_CONFIG_HOME": os.devnull,  # the profiles of whoever runs the tests are not read
+    "TZ": "UTC",
 }
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["audit.commands.record_file", "audit.process.serve", __name__])
@@ -61,12 +66,54 @@ def audit(*arguments: str, given: str = "", **variables: str) -> Ended:
         return process.exitcode, files[1].read_text(), rest
 
 
+def on_terminal(width: int, *arguments: str, **variables: str) -> tuple[int | None, str]:
+    """Run a command on a terminal; return its exit code and what the terminal got.
+
+    What it writes to standard error is left out.
+    """
+    variables = {"COLUMNS": str(width), "LINES": "500", "FORCE_COLOR": "", **variables}
+    ours, its = pty.openpty()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder, "in"), Path(os.ttyname(its)), Path(folder, "err")]
+            files[0].touch()
+            process = FORKS.Process(target=_run, args=(arguments, variables, files))
+            process.start()
+            shown = b""
+            while process.is_alive() or select.select([ours], [], [], 0)[0]:
+                if select.select([ours], [], [], 0.05)[0]:
+                    shown += os.read(ours, 65536)
+            process.join()
+            if process.exitcode:
+                print(files[2].read_text())  # noqa: T201 - pytest shows it if the test fails
+    finally:
+        os.close(its)
+        os.close(ours)
+    return process.exitcode, shown.decode().replace("\r\n", "\n")
+
+
+def record_before_the_log(dsn: str, number: int) -> str:
+    """Record tasks that have no events; return the id of one."""
+    execute(
+        dsn,
+        "ALTER TABLE tasks DISABLE TRIGGER queue_recorded",
+        "INSERT INTO tasks (task_id, request_text, status)"
+        f" SELECT gen_random_uuid(), 'x', 'failed' FROM generate_series(1, {number})",
+        "ALTER TABLE tasks ENABLE ALWAYS TRIGGER queue_recorded",
+    )
+    return str(execute(dsn, "SELECT task_id FROM tasks LIMIT 1")[0][0])
+
+
 def _run(arguments: Sequence[str], variables: Mapping[str, str], files: Sequence[Path]) -> None:
     sys.stdin = files[0].open()
     for number, file in enumerate(files[1:], 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    # The stream of the server may have been one that can seek.
+    encoding = variables.get("PYTHONIOENCODING", "utf-8")
+    sys.stdout = os.fdopen(1, "w", encoding=encoding, closefd=False)
     os.environ.clear()
     os.environ.update({**ENVIRONMENT, **variables})
+    time.tzset()
     sys.argv = ["audit", *arguments]
     main.main()
 

@@ -10,7 +10,7 @@ import typer
 
 from audit.commands.output import note
 from audit.dsn import parse
-from audit.errors import Invalid
+from audit.errors import Invalid, Malformed
 from audit.settings import Settings
 
 if TYPE_CHECKING:
@@ -55,5 +55,5 @@ def run_with_pool(
     with database(settings) as dsn:
         try:
             return run(with_pool(dsn))
-        except Invalid as problem:
+        except (Invalid, Malformed) as problem:
             raise typer.BadParameter(problem.detail) from None

@@ -10,20 +10,45 @@ from typing import Annotated
 import typer
 
 from audit.access.identity import Insecure
-from audit.commands import counts, demo, history, keys, log, migrate, openapi, record, serve
+from audit.commands import (
+    counts,
+    demo,
+    keys,
+    log,
+    migrate,
+    openapi,
+    record,
+    serve,
+    show,
+    tasks,
+    watch,
+)
 from audit.commands.output import discard_output, note, prepare_streams, print_line
 from audit.commands.signals import StopSignals
-from audit.errors import Problem, TimedOut, Unavailable
+from audit.errors import (
+    Forbidden,
+    Problem,
+    TaskNotFound,
+    TimedOut,
+    Unauthenticated,
+    Unavailable,
+)
 
 
 class ExitCode(IntEnum):
     """How a command ended. The help explains each code."""
 
+    NO = 1
+    """The answer of a command that was asked for one by `--exit-status`."""
     USAGE = 2
     DATA = os.EX_DATAERR
+    NO_TASK = os.EX_NOINPUT
     UNAVAILABLE = os.EX_UNAVAILABLE
     INPUT_OUTPUT = os.EX_IOERR
+    NOT_ALLOWED = os.EX_NOPERM
     CONFIGURATION = os.EX_CONFIG
+    TIMEOUT = 124
+    """As the command `timeout` ends."""
     INTERRUPTED = 130
     BROKEN_PIPE = 141
     """The code that a shell shows for a program that SIGPIPE ended."""
@@ -35,19 +60,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Record the task history of an orchestrator in PostgreSQL, and query it over HTTP.",
     epilog=(
-        "Exit codes: 0 success; 2 wrong option or variable; 65 invalid data, or wrong counts;"
-        " 69 the database, the service or the port is not available; 74 a file or the output"
-        " cannot be read or written; 78 migrations are missing, or there are no API keys on an"
-        " address that is not a loopback address; 130 interrupted; 141 the reader of the output"
-        " has closed it."
+        "Exit codes: 0 success; 1 the task has failed, or there is one (--exit-status); 2 wrong"
+        " option or variable; 65 invalid data, or wrong counts; 66 no such task; 69 the database,"
+        " the service or the port is not available; 74 a file or the output cannot be read or"
+        " written; 77 no valid API key, or it does not permit this; 78 migrations are missing,"
+        " there are no API keys on an address that is not a loopback address, or config.toml is"
+        " not valid; 124 --timeout is over; 130 interrupted; 141 the reader of the output has"
+        " closed it."
     ),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(tasks.failures)
+app.command()(tasks.query)
+app.command()(tasks.service)
+app.command()(show.show)
+app.command()(watch.watch)
 app.command()(serve.serve)
 app.command()(migrate.migrate)
 app.command()(record.record)
 app.command()(demo.demo)
-app.command()(history.history)
 app.command()(counts.counts)
 app.command()(openapi.openapi)
 app.add_typer(keys.app, name="keys")
@@ -132,12 +163,19 @@ def _message(problem: Problem) -> str:
 
 
 def _exit_code(problem: Problem) -> ExitCode:
+    from audit.commands.profiles import BadConfiguration
     from audit.postgres.failures import UnsuitableDatabase
     from audit.postgres.schema import SchemaNotCurrent
 
     match problem:
         case SchemaNotCurrent() | Insecure() | UnsuitableDatabase():
             return ExitCode.CONFIGURATION
+        case BadConfiguration():
+            return ExitCode.CONFIGURATION
+        case TaskNotFound():
+            return ExitCode.NO_TASK
+        case Unauthenticated() | Forbidden():
+            return ExitCode.NOT_ALLOWED
         case Unavailable() | TimedOut():
             return ExitCode.UNAVAILABLE
         case _:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from inspect import Parameter
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from pydantic import SecretStr, ValidationError
@@ -59,7 +61,12 @@ def settings_from(**options: Any) -> Settings:
         raise typer.BadParameter(message) from None
 
 
-def _validate_url(given: str | None) -> str | None:
+def validate_url(given: str | None) -> str | None:
+    """Validate the URL of a service.
+
+    Raises:
+        typer.BadParameter: it is not one, or has a password.
+    """
     from urllib.parse import urlsplit
 
     if given is None:
@@ -78,7 +85,7 @@ def _validate_url(given: str | None) -> str | None:
     return given.strip()
 
 
-def _validate_key(given: str | None) -> str | None:
+def validate_key(given: str | None) -> str | None:
     """Validate a key without showing it. A key that was read from a file may end a line."""
     key = (given or "").strip()
     if not all("!" <= character <= "~" for character in key):
@@ -94,34 +101,68 @@ Partition = Annotated[settings.Partition | None, _option("partition", "--partiti
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
-def _url_option(purpose: str, otherwise: str) -> Any:
-    return typer.Option(
+Url = Annotated[
+    str | None,
+    typer.Option(
         "--url",
         envvar="AUDIT_URL",
         show_envvar=False,
-        callback=_validate_url,
-        help=f"URL of the service to {purpose}, such as http://127.0.0.1:8080. Without it, the"
-        f" command {otherwise} the database. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are used."
+        callback=validate_url,
+        help="URL of the service to record through, such as http://127.0.0.1:8080. Without it, the"
+        " command records in the database. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are used."
         " [AUDIT_URL; default: none]",
         show_default=False,
-    )
-
-
-def _key_option(scope: str) -> Any:
-    return typer.Option(
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
         "--key",
         envvar="AUDIT_KEY",
         show_envvar=False,
-        callback=_validate_key,
-        help=f"API key of scope {scope}, for --url. Prefer the variable, because other users of the"
+        callback=validate_key,
+        help="API key of scope record, for --url. Prefer the variable, because other users of the"
         " machine can see options. [AUDIT_KEY; default: none]",
         show_default=False,
-    )
+    ),
+]
+
+_Done = TypeVar("_Done")
 
 
-#: To record through a service.
-Url = Annotated[str | None, _url_option("record through", "records in")]
-ApiKey = Annotated[str | None, _key_option("record")]
-#: To read from a service.
-ReadUrl = Annotated[str | None, _url_option("ask", "reads")]
-ReadKey = Annotated[str | None, _key_option("read")]
+def with_option_groups(command: Callable[..., _Done]) -> Callable[..., _Done]:
+    """Return a command that takes the fields of its groups of options as its own options.
+
+    A group is a dataclass whose fields are annotated as options. So commands share options without
+    repeating them.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {}
+    parameters = []
+    for name, parameter in signature(command).parameters.items():
+        if not is_dataclass(hints[name]):
+            parameters.append(parameter.replace(annotation=hints[name]))
+            continue
+        groups[name] = hints[name]
+        options = get_type_hints(hints[name], include_extras=True)
+        parameters += [
+            Parameter(
+                field.name,
+                Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=options[field.name],
+            )
+            for field in fields(hints[name])
+        ]
+
+    def run(**given: Any) -> _Done:
+        made = {
+            name: group(**{field.name: given.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        return command(**made, **given)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    ordered = sorted(parameters, key=lambda parameter: parameter.kind)
+    run.__signature__ = Signature(ordered)  # type: ignore[attr-defined]
+    return run

@@ -92,7 +92,7 @@ class _Client:
             raise Unavailable(f"{self._url} does not answer: {failed}") from None
 
     async def _attempt(self, body: bytes) -> Recorded:
-        answer = await self._service.send("POST", body)
+        answer = await self._service.send("POST", "/tasks", body)
         if answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             raise _TooLarge
         answer.require_success(self._url)
@@ -116,5 +116,5 @@ async def service_sender(
     url: str, key: str | None = None
 ) -> AsyncIterator[Callable[[TaskBatch], Awaitable[Recorded]]]:
     """Open an HTTP client to record through the service at a URL. Only it gets the API key."""
-    async with service_at(url, "/api/v1/audit/tasks", key) as service:
+    async with service_at(url, key) as service:
         yield _Client(service).send

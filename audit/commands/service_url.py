@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Final
 from urllib.request import getproxies, proxy_bypass
 
@@ -13,10 +15,16 @@ import aiohttp
 from pydantic_core import from_json
 from yarl import URL
 
-from audit.errors import Invalid, TaskNotFound, Unavailable
+from audit.errors import Forbidden, Invalid, Problem, Unauthenticated, Unavailable
 
+_API: Final = "/api/v1/audit"
 _REQUEST_SECONDS: Final = 120
 _RETRIED: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
+#: What a status means, whatever the body says.
+_REFUSALS: Final[dict[int, type[Problem]]] = {
+    HTTPStatus.UNAUTHORIZED: Unauthenticated,
+    HTTPStatus.FORBIDDEN: Forbidden,
+}
 #: The URL is not that of this service.
 _WRONG_SERVICE: Final = frozenset(
     {
@@ -57,21 +65,22 @@ class Response:
         """Raise what an error of the service means.
 
         Raises:
-            TaskNotFound: the service has no such task.
-            Invalid: the service refuses the request.
+            Problem: the service refuses the request; the class is the one that it names.
             Unavailable: the URL is not that of the service.
             Failed: a retry may succeed.
         """
         if HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES:
             return
         problem = self._member("detail") or f"status {self.status}"
-        if self._member("type") == f"urn:task-audit:problem:{TaskNotFound.name}":
-            raise TaskNotFound(problem)
+        if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR or self.status in _RETRIED:
+            raise Failed(problem, int(self.retry_after) if self.retry_after.isdecimal() else 0)
+        named = (self._member("type") or "").removeprefix("urn:task-audit:problem:")
+        refusals = {kind.name: kind for kind in Problem.__subclasses__()}
+        if named in refusals:
+            raise refusals[named](problem)
         if self.status in _WRONG_SERVICE:
             raise Unavailable(f"{url} refuses the request: {problem}")
-        if self.status < HTTPStatus.INTERNAL_SERVER_ERROR and self.status not in _RETRIED:
-            raise Invalid(problem)
-        raise Failed(problem, int(self.retry_after) if self.retry_after.isdecimal() else 0)
+        raise _REFUSALS.get(self.status, Invalid)(problem)
 
     def _member(self, name: str) -> str | None:
         """Return a member of the problem in the body; None if there is none."""
@@ -82,7 +91,7 @@ class Response:
 
 
 class Service:
-    """Sends requests to one URL of a running service. Only the origin of the URL gets the key."""
+    """Sends requests to a running service. Only the origin of its URL gets the key."""
 
     def __init__(self, session: aiohttp.ClientSession, url: URL, key: str | None) -> None:
         self._session = session
@@ -90,16 +99,22 @@ class Service:
         self.url = url
 
     async def send(
-        self, method: str, body: bytes | None = None, query: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        query: Sequence[tuple[str, str]] = (),
     ) -> Response:
         """Send a request, follow redirects, and return the response, whatever its status.
+
+        `path` begins below `/api/v1/audit`.
 
         Raises:
             Unavailable: the service cannot be reached, or redirects to where no request may go.
             Failed: a retry may succeed.
         """
         try:
-            return await self._send(method, body, query or {})
+            return await self._send(method, path, body, query)
         except _NOT_RETRIED as failure:
             raise Unavailable(f"{self.url} cannot be reached: {_text_of(failure)}") from None
         except aiohttp.ClientHttpProxyError as refused:
@@ -110,8 +125,10 @@ class Service:
         except (aiohttp.ClientError, TimeoutError) as failure:
             raise Failed(_text_of(failure)) from None
 
-    async def _send(self, method: str, body: bytes | None, query: dict[str, str]) -> Response:
-        url = self.url.with_query(query)
+    async def _send(
+        self, method: str, path: str, body: bytes | None, query: Sequence[tuple[str, str]]
+    ) -> Response:
+        url = URL(f"{self.url}{_API}{path}").with_query(query)
         for _ in range(_MAX_REDIRECTS + 1):
             headers = {} if body is None else {"Content-Type": "application/json"}
             if self._key and url.origin() == self.url.origin():
@@ -170,8 +187,18 @@ def _text_of(failure: Exception) -> str:
 
 
 @asynccontextmanager
-async def service_at(url: str, path: str, key: str | None = None) -> AsyncIterator[Service]:
-    """Open an HTTP client for one path of the service at a URL."""
+async def service_at(
+    url: str, key: str | None = None, ca_file: Path | None = None
+) -> AsyncIterator[Service]:
+    """Open an HTTP client for the service at a URL.
+
+    `ca_file` has certificates to trust besides those of the system.
+    """
+    trusted: ssl.SSLContext | bool = True
+    if ca_file is not None:
+        trusted = ssl.create_default_context()
+        trusted.load_verify_locations(ca_file)
     timeout = aiohttp.ClientTimeout(total=_REQUEST_SECONDS)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
-        yield Service(session, URL(url.rstrip("/") + path), key)
+    connector = aiohttp.TCPConnector(ssl=trusted)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+        yield Service(session, URL(url.rstrip("/")), key)

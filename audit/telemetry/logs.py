@@ -12,10 +12,12 @@ from audit.settings import LogFormat
 from audit.telemetry import request_log
 from audit.telemetry.throttle import Throttle
 
-#: Control characters, and all other characters that end a line.
+#: Characters that change the direction of the text around them, so that it reads as another one.
+_DIRECTIONS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+#: Control characters, all other characters that end a line, and those above.
 _ESCAPES: Final = {
     code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"  # noqa: PLR2004
-    for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
+    for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *_DIRECTIONS)
 } | {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
 #: For tracebacks, which have several lines.
 _ESCAPES_IN_LINES: Final = {code: escape for code, escape in _ESCAPES.items() if code != ord("\n")}

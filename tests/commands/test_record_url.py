@@ -278,7 +278,7 @@ def test_any_other_redirect_is_reported(status: int, location: str, part: str) -
 
 
 @pytest.mark.parametrize(
-    ("status", "code"), [(404, 69), (405, 69), (401, 65), (400, 65), (409, 65), (422, 65)]
+    ("status", "code"), [(404, 69), (405, 69), (401, 77), (400, 65), (409, 65), (422, 65)]
 )
 def test_a_refusal_is_not_tried_again(status: int, code: int) -> None:
     answer = json.dumps({"detail": "not like this"}).encode()

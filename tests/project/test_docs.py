@@ -125,7 +125,7 @@ def paste(cwd: Path, url: str, home: str, folder: Path) -> list[str]:
     path = os.pathsep.join(one for one in folders if one != str(AUDIT.parent))
     subprocess.run(
         ["bash"], input="\n".join(script), text=True, check=True,
-        cwd=cwd, env={"HOME": home, "PATH": path},
+        cwd=cwd, env={"HOME": home, "PATH": path, "AUDIT_URL": url},
     )  # fmt: skip
     errors = "".join((folder / f"{n}.err").read_text() for n in range(len(pasted)))
     failed = folder / "failed"

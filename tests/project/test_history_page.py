@@ -45,7 +45,7 @@ async def test_commands_of_the_page_work(dsn: str) -> None:
                 },
             )
 
-        answered, *table = run(asks).replace("null}position", "null}\nposition").splitlines()
+        answered, *table = run(asks).replace("null}✖", "null}\n✖").splitlines()
         digest = run(checks).split()[0]
         said = run(imports)
 
@@ -55,7 +55,7 @@ async def test_commands_of_the_page_work(dsn: str) -> None:
     ]
     assert events[1]["request_id"] == "run-7"
     assert events[0].keys() == json.loads(shown)["events"][0].keys()
-    assert "nightly-import" in table[2]
+    assert any("nightly-import" in line for line in table)
     assert digest == events[-1]["content"]
     assert said == "imported 0 of 1 tasks; the others already had events\n"
     assert [None, {"status": "pending"}] == [

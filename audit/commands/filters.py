@@ -1,0 +1,100 @@
+"""The options that choose tasks. They have the names of the parameters of the service."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
+
+import typer
+
+from audit.commands.output import note
+from audit.history.states import State
+
+if TYPE_CHECKING:
+    from audit.commands.rendering.times import Zone
+
+_TIME = "an RFC 3339 time, a date or a date and a time in --tz, or 90m, 12h, 7d, 2w for before now"
+
+
+@dataclass(frozen=True)
+class Filters:
+    """The filters of `/failures`, which all lists share. They combine with AND."""
+
+    service: Annotated[
+        list[str] | None,
+        typer.Option("--service", help="Tasks that touched this service; repeated: all of them."),
+    ] = None
+    intent: Annotated[
+        list[str] | None,
+        typer.Option("--intent", help="Tasks with this intent; repeated: one of them."),
+    ] = None
+    last: Annotated[
+        str | None,
+        typer.Option("--last", help="Tasks created in the last 15m, 24h, 7d or 8w."),
+    ] = None
+    since: Annotated[
+        str | None, typer.Option("--since", help=f"Tasks created at or after {_TIME}.")
+    ] = None
+    until: Annotated[
+        str | None, typer.Option("--until", help="Tasks created before a time, as in --since.")
+    ] = None
+    created_by: Annotated[
+        str | None, typer.Option("--created-by", help="Tasks that this person or program created.")
+    ] = None
+    project_id: Annotated[
+        UUID | None, typer.Option("--project-id", help="Tasks of this project.")
+    ] = None
+    outcome: Annotated[
+        str | None,
+        typer.Option("--outcome", help="JSON object that the outcome of the task contains."),
+    ] = None
+
+    def params(self, zone: Zone) -> dict[str, str | list[str]]:
+        """Return the filters as parameters of a route."""
+        given: dict[str, str | list[str] | None] = {
+            "service": self.service,
+            "intent": self.intent,
+            "last": self.last,
+            "since": self._time("--since", self.since, zone),
+            "until": self._time("--until", self.until, zone),
+            "created_by": self.created_by,
+            "project_id": str(self.project_id or ""),
+            "outcome": self.outcome,
+        }
+        return {name: value for name, value in given.items() if value}
+
+    def _time(self, option: str, text: str | None, zone: Zone) -> str | None:
+        """Return a time as the service reads it. On a terminal, a note says which time that is."""
+        from audit.commands.rendering.times import read_span, utc_text
+
+        if text is None:
+            return None
+        try:
+            span = read_span(text)
+            time = zone.read(text) if span is None else datetime.now(UTC) - span
+            if time is None:
+                return text
+            made = utc_text(time)
+        except (ValueError, OverflowError) as wrong:
+            raise typer.BadParameter(f"{option}: {wrong}") from None
+        if sys.stderr.isatty():
+            note(f"{option[2:]} {made}")
+        return made
+
+
+@dataclass(frozen=True)
+class StatusFilters(Filters):
+    """The filters of `/query`."""
+
+    status: Annotated[
+        list[State] | None,
+        typer.Option("--status", help="Tasks in this state; repeated: in one of them."),
+    ] = None
+
+    def params(self, zone: Zone) -> dict[str, str | list[str]]:
+        """Return the filters as parameters of a route."""
+        params = super().params(zone)
+        return params | ({"status": list(map(str, self.status))} if self.status else {})

@@ -1,0 +1,1 @@
+"""How commands show tasks to people and to programs. Knows neither HTTP nor the database."""

@@ -1,0 +1,174 @@
+"""Reads the task history for people, from a service or from a database, as the same JSON text."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from uuid import UUID
+
+import typer
+
+from audit.commands.output import note
+from audit.errors import Invalid, Malformed, Unavailable
+
+if TYPE_CHECKING:
+    from audit.commands.place import Place
+    from audit.commands.service_url import Service
+    from audit.history.service import AuditService
+
+_Result = TypeVar("_Result")
+
+#: The parameters of a route, as in its URL.
+Params = Mapping[str, str | Sequence[str]]
+
+_ATTEMPTS: Final = 5
+_LONGEST_WAIT_SECONDS: Final = 30
+
+
+class Source(Protocol):
+    """Answers with the bodies of the routes of the service.
+
+    Each method raises the `Problem` that the service would answer, and `Unavailable` if it does
+    not answer.
+    """
+
+    async def list_tasks(self, route: str, params: Params) -> str:
+        """Return a page of the route `failures` or `query`."""
+
+    async def get_task(self, task_id: UUID) -> str:
+        """Return one task."""
+
+    async def get_history(self, task_id: UUID, params: Params) -> str:
+        """Return a page of the events of a task."""
+
+
+class ServiceSource:
+    """Asks a running service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._has_answered = False
+
+    async def list_tasks(self, route: str, params: Params) -> str:
+        """Return a page of the route `failures` or `query`."""
+        return await self._get(f"/{route}", params)
+
+    async def get_task(self, task_id: UUID) -> str:
+        """Return one task."""
+        return await self._get(f"/tasks/{task_id}")
+
+    async def get_history(self, task_id: UUID, params: Params) -> str:
+        """Return a page of the events of a task."""
+        return await self._get(f"/tasks/{task_id}/history", params)
+
+    async def whoami(self) -> str:
+        """Return whom the key belongs to."""
+        return await self._get("/whoami")
+
+    async def _get(self, path: str, params: Params | None = None) -> str:
+        """Send a request, and again if a service that has answered before fails for a while."""
+        from audit.commands.service_url import Failed
+
+        query = [(name, value) for name, values in (params or {}).items()
+                 for value in ([values] if isinstance(values, str) else values)]  # fmt: skip
+        for attempt in range(_ATTEMPTS):
+            try:
+                response = await self._service.send("GET", path, query=query)
+                response.require_success(self._service.url)
+            except Failed as failed:
+                may_recover = self._has_answered or failed.retry_after_seconds
+                if not may_recover or attempt == _ATTEMPTS - 1:
+                    raise Unavailable(f"{self._service.url} does not answer: {failed}") from None
+                wait_seconds = min(failed.retry_after_seconds or 2**attempt, _LONGEST_WAIT_SECONDS)
+                note(f"{self._service.url}: {failed}; trying again in {wait_seconds} s")
+                await asyncio.sleep(wait_seconds)
+            else:
+                break
+        self._has_answered = True
+        return response.body.decode()
+
+
+class DatabaseSource:
+    """Asks a database, without a service."""
+
+    def __init__(self, service: AuditService) -> None:
+        self._service = service
+
+    async def list_tasks(self, route: str, params: Params) -> str:
+        """Return a page of the route `failures` or `query`."""
+        from audit.history.query import AuditQuery, FailuresQuery, TaskQuery, parse_query
+
+        models: dict[str, type[TaskQuery]] = {"failures": FailuresQuery, "query": AuditQuery}
+        query = parse_query(models[route], _as_lists(params))
+        page = await self._service.reading.list_tasks(query)
+        return page.to_json().decode()
+
+    async def get_task(self, task_id: UUID) -> str:
+        """Return one task."""
+        return (await self._service.get_task(task_id)).json
+
+    async def get_history(self, task_id: UUID, params: Params) -> str:
+        """Return a page of the events of a task."""
+        from audit.history.query import HistoryQuery, parse_query
+
+        query = parse_query(HistoryQuery, {"task_id": [str(task_id)], **_as_lists(params)})
+        return (await self._service.log.get_history(query)).body.decode()
+
+
+def _as_lists(params: Params) -> dict[str, list[str]]:
+    """Return parameters as a URL gives them to the models of the routes."""
+    return {
+        name: [values] if isinstance(values, str) else list(values)
+        for name, values in params.items()
+    }
+
+
+def run_with_source(
+    work: Callable[[Source], Coroutine[object, object, _Result]], place: Place
+) -> _Result:
+    """Run `work` on the source of a place. On a terminal, a note names the place.
+
+    Raises:
+        typer.BadParameter: a value of an option is not valid.
+    """
+    if place.dsn is not None:
+        return _run_with_database(work, place.dsn)
+    from audit.process.loop import run
+
+    if sys.stderr.isatty():
+        note(f"service: {place.name}")
+
+    async def with_service() -> _Result:
+        async with service_source(place) as source:
+            return await work(source)
+
+    try:
+        return run(with_service())
+    except (Invalid, Malformed) as problem:
+        raise typer.BadParameter(problem.detail) from None
+
+
+@asynccontextmanager
+async def service_source(place: Place) -> AsyncIterator[ServiceSource]:
+    """Open an HTTP client for the service of a place."""
+    from audit.commands.service_url import service_at
+
+    if place.url is None:
+        raise typer.BadParameter("this command asks a service: give --url or --profile")
+    async with service_at(place.url, place.key(), place.ca_file) as service:
+        yield ServiceSource(service)
+
+
+def _run_with_database(
+    work: Callable[[Source], Coroutine[object, object, _Result]], dsn: str
+) -> _Result:
+    from audit.commands.database import run_with_pool
+    from audit.commands.options import settings_from
+    from audit.history.service import AuditService
+
+    return run_with_pool(
+        lambda pool: work(DatabaseSource(AuditService(pool))), settings_from(dsn=dsn)
+    )
