@@ -2,6 +2,7 @@
 
 import { login, logout, Problem, ROOT } from "./api.js";
 import { makeClipboard } from "./clipboard.js";
+import { taskActions } from "./taskactions.js";
 import { localZone } from "./time.js";
 import { changed, format, one, parse, timeChange } from "./url.js";
 import { shownWindow, widened, zoomed } from "./window.js";
@@ -262,17 +263,21 @@ export function makeActions(state, page) {
 
     /** @param {string} key */
     async login(key) {
-      Object.assign(state.session, { asking: true, problem: null });
+      Object.assign(state.session, { asking: true, refusal: "" });
       page.draw();
+      let refusal = "";
       try {
         await login(key);
+        await page.checkSession();
+        if (state.session.needed)
+          refusal = "This browser keeps a session on https or localhost only.";
       } catch (error) {
-        const problem = error instanceof Problem ? error : null;
-        Object.assign(state.session, { asking: false, problem });
-        page.draw();
-        return;
+        if (!(error instanceof Problem)) throw error;
+        refusal =
+          error.status === 401 ? "This key is not known, or no longer valid." : error.message;
       }
-      await page.checkSession();
+      Object.assign(state.session, { asking: false, refusal });
+      page.draw();
       if (!state.session.needed) page.load({ again: true });
     },
 
@@ -282,5 +287,5 @@ export function makeActions(state, page) {
       page.load({ again: true });
     },
   };
-  return { ...actions, ...makeClipboard(state, actions) };
+  return { ...actions, ...makeClipboard(state, actions), ...taskActions(state, page, actions) };
 }

@@ -1,4 +1,4 @@
-// JSON as it was sent: numbers of any length, members in their order, and repeated names survive.
+/** JSON as it was sent: numbers of any length, members in their order, and repeated names survive. */
 
 import { html, nothing } from "../lit-html/lit-html.js";
 
@@ -11,7 +11,10 @@ import { html, nothing } from "../lit-html/lit-html.js";
  * @property {boolean} [open] whether the reader opened or closed it; undefined: the default
  */
 
-/** @typedef {(path: string[], node: JsonNode) => unknown} Actions what to show after a value */
+/**
+ * What to show after a value. The path has null for an element of an array.
+ * @typedef {(path: (string | null)[], node: JsonNode) => unknown} After
+ */
 
 const TOKEN = /\s*([{}[\],:]|"(?:[^"\\]|\\.)*"|[^\s{}[\],:"]+)/y;
 /** Arrays and objects with more items than this begin closed. */
@@ -76,13 +79,13 @@ export function member(node, name) {
  * A value as a tree that opens and closes.
  * @param {JsonNode} node
  * @param {() => void} redraw
- * @param {Actions} [actions]
- * @param {string[]} [path]
+ * @param {After} [after]
+ * @param {(string | null)[]} [path]
  * @returns {unknown}
  */
-export function tree(node, redraw, actions, path = []) {
+export function tree(node, redraw, after, path = []) {
   if (!node.items.length) {
-    return html`<code class="json-${node.kind}">${node.text}</code>${actions?.(path, node)}`;
+    return html`<code class="json-${node.kind}">${node.text}</code>${after?.(path, node)}`;
   }
   const open = node.open ?? (path.length < 3 && node.items.length <= OPEN_AT_MOST);
   /** @param {Event} event */
@@ -95,7 +98,7 @@ export function tree(node, redraw, actions, path = []) {
   };
   return html`<details class="json" ?open=${open} @toggle=${toggled}>
     <summary>${summary(node)}</summary>
-    ${open ? children(node, redraw, actions, path) : nothing}
+    ${open ? children(node, redraw, after, path) : nothing}
   </details>`;
 }
 
@@ -110,16 +113,16 @@ function summary({ kind, items }) {
 /**
  * @param {JsonNode} node
  * @param {() => void} redraw
- * @param {Actions | undefined} actions
- * @param {string[]} path
+ * @param {After | undefined} after
+ * @param {(string | null)[]} path
  */
-function children(node, redraw, actions, path) {
+function children(node, redraw, after, path) {
   const shown = node.items.slice(0, SHOWN_AT_MOST);
   const rest = node.items.length - shown.length;
   return html`<ul>
     ${shown.map(
       ({ name, node: child }) =>
-        html`<li><span class="json-name">${name}</span> ${tree(child, redraw, actions, [...path, name])}</li>`,
+        html`<li><span class="json-name">${name}</span> ${tree(child, redraw, after, [...path, node.kind === "array" ? null : name])}</li>`,
     )}
     ${rest ? html`<li class="quiet">${rest} more. “Copy JSON” copies all of them.</li>` : nothing}
   </ul>`;

@@ -13,8 +13,10 @@ import { press } from "./keys.js";
 import { remember } from "./place.js";
 import { isZone } from "./time.js";
 import { changed, filterParams, format, isStep, listParams, one, parse } from "./url.js";
+import { askAround } from "./views/around.js";
 import { counted } from "./views/parts.js";
 import { shell } from "./views/shell.js";
+import { askOutside } from "./views/states.js";
 
 /**
  * One answer of the API, and how it is doing.
@@ -64,7 +66,7 @@ import { shell } from "./views/shell.js";
  * @typedef {object} State
  * @property {import("./url.js").View} view
  * @property {string} zone  The time zone in which all times are shown.
- * @property {{needed: boolean, who: import("./api.js").Whoami | null, problem: Problem | null, asking: boolean}} session
+ * @property {{needed: boolean, who: import("./api.js").Whoami | null, asking: boolean, refusal: string}} session  `refusal`: why the last try to sign in failed.
  * @property {Parts} parts
  * @property {Ui} ui
  */
@@ -91,7 +93,7 @@ function emptyPart() {
 const state = {
   view: parse(new URL(location.href), ROOT),
   zone: "UTC",
-  session: { needed: false, who: null, problem: null, asking: false },
+  session: { needed: false, who: null, asking: false, refusal: "" },
   parts: {
     list: emptyPart(),
     histogram: emptyPart(),
@@ -169,6 +171,7 @@ async function ask(name, path, params = {}, { again = false, keep = false } = {}
   part.loading = false;
   part.request = part.problem ? request : null;
   if (name === "list" && part.data && !part.problem) listArrived(part.data);
+  if (name === "task" && part.data && !part.problem) taskArrived(part.data);
   draw();
 }
 
@@ -178,6 +181,13 @@ function listArrived(page) {
   const total = counted(page.total, "task");
   document.title = `${total} · Task audit`;
   actions.say(total);
+  askOutside(state, ask);
+}
+
+/** @param {import("./api.js").Task} task */
+function taskArrived(task) {
+  if (state.view.page === "task") document.title = `${task.request_text.slice(0, 80)} · Task audit`;
+  askAround(task, ask);
 }
 
 /** @param {unknown} error */
@@ -221,10 +231,10 @@ function load({ again = false } = {}) {
 /** Find out who asks. A service without this route, or without keys, needs no login. */
 async function checkSession() {
   try {
-    state.session = { needed: false, who: (await whoami()).data, problem: null, asking: false };
+    state.session = { needed: false, who: (await whoami()).data, asking: false, refusal: "" };
   } catch (error) {
-    const problem = asProblem(error);
-    state.session = { needed: problem.status === 401, who: null, problem, asking: false };
+    const needed = asProblem(error).status === 401;
+    state.session = { needed, who: null, asking: false, refusal: "" };
   }
   draw();
 }

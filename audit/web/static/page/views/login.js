@@ -1,11 +1,37 @@
-/** Asks for a key. */
+/** Asks for a key, and exchanges it for a session. */
 
-import { html } from "../../lit-html/lit-html.js";
+import { html, nothing } from "../../lit-html/lit-html.js";
+import { ROOT } from "../api.js";
 
 /**
- * @param {import("../main.js").State} _state
- * @param {import("../main.js").Actions} _actions
+ * @param {import("../main.js").State} state
+ * @param {import("../main.js").Actions} actions
  */
-export function login(_state, _actions) {
-  return html`<main id="main"><h1>Sign in</h1></main>`;
+export function login(state, actions) {
+  const { asking, refusal } = state.session;
+  /** @param {Event} event */
+  const submit = (event) => {
+    event.preventDefault();
+    const form = /** @type {HTMLFormElement} */ (event.target);
+    const input = /** @type {HTMLInputElement} */ (form.elements.namedItem("key"));
+    if (input.value.trim() && !asking) actions.login(input.value.trim());
+  };
+  return html`
+    <main id="main" class="login">
+      <form @submit=${submit}>
+        <h1>Sign in</h1>
+        <p>This service asks for a key that may read the history.</p>
+        <label for="key">Key</label>
+        <input id="key" name="key" type="password" autocomplete="current-password" spellcheck="false" required autofocus
+          aria-describedby=${refusal ? "refusal" : nothing}>
+        ${refusal ? html`<p id="refusal" class="refusal" role="alert">${refusal}</p>` : nothing}
+        <button type="submit" class="primary" ?disabled=${asking}>${asking ? "Signing in…" : "Sign in"}</button>
+        <details>
+          <summary>Where do I get a key?</summary>
+          <p>Someone who may manage the service makes one:</p>
+          <pre tabindex="0">audit keys create --name ada --scope read --expires 90d</pre>
+          <p class="muted">The page keeps it as a session cookie that no script can read. The session ends with the browser. See the <a href="${ROOT}docs">documentation of the API</a>.</p>
+        </details>
+      </form>
+    </main>`;
 }

@@ -26,6 +26,7 @@ export function statusIcon(status) {
 }
 
 const ICONS = {
+  bookmark: svg`<path d="M4.5 2.5h7v11L8 10.8l-3.5 2.7z"/>`,
   chevron: svg`<path d="M4.5 6.5 8 10l3.5-3.5"/>`,
   close: svg`<path d="M4.5 4.5l7 7M11.5 4.5l-7 7"/>`,
   clock: svg`<circle cx="8" cy="8" r="5.8"/><path d="M8 4.8V8l2.2 1.6"/>`,

@@ -1,0 +1,86 @@
+"""One task: its timeline, what ran around it, and its JSON as it was sent."""
+
+from __future__ import annotations
+
+import json
+
+from playwright.async_api import Page
+
+from tests.page.conftest import STORY, STORY_OUTCOME, Opener, Site, settled
+from tests.processes import API, get
+
+
+async def lines(page: Page, selector: str) -> list[str]:
+    """The text of each element, with single spaces."""
+    return [" ".join(text.split()) for text in await page.locator(selector).all_inner_texts()]
+
+
+async def clipboard(page: Page) -> str:
+    text: str = await page.evaluate("navigator.clipboard.readText()")
+    return text
+
+
+async def test_timeline_says_who_changed_what(open_page: Opener) -> None:
+    page = await open_page(f"tasks/{STORY}")
+    await page.wait_for_selector(".timeline")
+
+    assert await page.inner_text("h1") == "Run the playbook of the week on story"
+    assert await lines(page, ".timeline .what > p:first-child") == [
+        "recorded as pending by deploy-bot",
+        "approved, was pending by grace@example.com",
+        "executing, was approved by orchestrator",
+        "failed, was executing by orchestrator",
+    ]
+    assert await lines(page, ".timeline > li:last-child .changes li") == [
+        "completed_at 2026-11-18 07:06:07.441000Z",
+        "outcome.attempts 2",
+        "error_message health check failed: 3 of 5 replicas did not become ready",
+    ]
+    assert await lines(page, ".phase-words span:not(.muted)") == [
+        "waited 3.2s for approval",
+        "ran 4m 47s",
+    ]
+
+
+async def test_json_is_shown_as_it_was_sent(open_page: Opener) -> None:
+    page = await open_page(f"tasks/{STORY}")
+    outcome = page.locator("section", has=page.get_by_role("heading", name="Outcome"))
+
+    shown = await outcome.locator(".json-number").all_inner_texts()
+    assert sorted(shown) == sorted([str(STORY_OUTCOME["big"]), "2"])
+
+    await page.get_by_role("button", name="Copy JSON").click()
+    await page.get_by_text("JSON copied").wait_for()
+    assert json.loads(await clipboard(page))["outcome"] == {**STORY_OUTCOME, "attempts": 2}
+
+
+async def test_task_leads_to_the_tasks_of_its_values(open_page: Opener, site: Site) -> None:
+    page = await open_page(f"tasks/{STORY}?tz=Asia/Kathmandu")
+
+    await page.get_by_role("link", name='Show tasks with environment "prod"').click()
+    await settled(page)
+
+    assert (
+        page.url == f"{site.url}/tasks?outcome=%7B%22environment%22:%22prod%22%7D&tz=Asia/Kathmandu"
+    )
+    _, answer = get(f"{site.url}{API}/query?outcome=%7B%22environment%22:%22prod%22%7D&limit=1")
+    assert f"{answer['total']:,} tasks" in await page.inner_text("h1")
+
+
+async def test_what_ran_before_a_failure_is_one_click_away(open_page: Opener, site: Site) -> None:
+    _, answer = get(f"{site.url}{API}/query?service=payments&status=failed&limit=5")
+    failure = answer["tasks"][-1]
+    service, before = failure["services_touched"][0], failure["created_at"]
+    _, earlier = get(f"{site.url}{API}/query?service={service}&until={before}&limit=3")
+    page = await open_page(f"tasks?service=payments&task={failure['task_id']}")
+    links = page.locator(".around a")
+    await links.first.wait_for()
+
+    hrefs = [await links.nth(number).get_attribute("href") or "" for number in range(3)]
+    expected = [task["task_id"] for task in reversed(earlier["tasks"])]
+    assert [href.rpartition("task=")[2] for href in hrefs] == expected
+
+    await links.nth(2).click()
+    await page.wait_for_url(f"**/tasks?service=payments&task={expected[2]}")
+    title = page.locator(".panel h2")
+    await title.get_by_text(earlier["tasks"][0]["request_text"]).wait_for()
