@@ -50,7 +50,7 @@ const API = `${ROOT}api/v1/audit/`;
 export class Problem extends Error {
   /**
    * @param {number} status  0 if the server could not be reached.
-   * @param {{title?: string, detail?: string, instance?: string, errors?: {field: string, detail: string}[]}} body
+   * @param {{title?: string, detail?: string, instance?: string, errors?: {field: string, detail: string}[], matching?: number, at_most?: number, fits?: string | null}} body
    * @param {number | null} retryAfterSeconds
    */
   constructor(status, body, retryAfterSeconds) {
@@ -60,6 +60,8 @@ export class Problem extends Error {
     this.detail = body.detail ?? "";
     this.requestId = body.instance ?? "";
     this.errors = body.errors ?? [];
+    /** Set if more tasks match than a statistic groups one by one. */
+    this.tooMany = body.matching === undefined ? null : body;
     this.retryAfterSeconds = retryAfterSeconds;
     this.at = Date.now();
   }

@@ -122,8 +122,6 @@ const state = {
 };
 
 let drawn = true;
-/** @type {ReturnType<typeof setTimeout> | undefined} */
-let countdown;
 
 /** Render soon, once for all changes that were made until then. */
 function draw() {
@@ -135,9 +133,6 @@ function draw() {
 function drawNow() {
   drawn = true;
   render(shell(state, actions), root);
-  clearTimeout(countdown);
-  const waits = Object.values(state.parts).some((part) => part.problem?.retryAfterSeconds);
-  if (waits) countdown = setTimeout(draw, 1000);
 }
 
 /**

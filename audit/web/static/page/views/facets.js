@@ -127,12 +127,12 @@ function item(name, { value, total }, most, chosen, state, actions) {
 }
 
 /**
- * Say why a facet is not counted, and offer the window in which it would be.
- * @param {Facet} found
+ * Say why tasks are not counted, and offer the window in which they would be.
+ * @param {{matching?: number, at_most?: number, fits?: string | null}} found
  * @param {State} state
  * @param {Actions} actions
  */
-function tooMany({ matching = 0, at_most = 0, fits }, state, actions) {
+export function tooMany({ matching = 0, at_most = 0, fits }, state, actions) {
   return html`
     <p class="note">${count(matching)} tasks are too many to group one by one; at most ${count(at_most)}.</p>
     ${

@@ -3,6 +3,8 @@
 import { html, nothing, svg } from "../../lit-html/lit-html.js";
 import { one } from "../url.js";
 import { barLabel, intervalWords, range, xTicks, yTicks } from "./axis.js";
+import { drop, key, move, press, release } from "./brush.js";
+import { tooMany } from "./facets.js";
 import { count, counted, icon, percent, STATUSES } from "./parts.js";
 import { failed } from "./states.js";
 
@@ -32,7 +34,7 @@ export function histogram(state, actions) {
         <p class="readout">${data ? readout(state, data) : "Tasks over time"}</p>
         ${data ? controls(state, actions, data) : nothing}
       </div>
-      ${failure ? failed(problem, actions.reload) : nothing}
+      ${failure ? refused(problem, state, actions) : nothing}
       ${data && !problem ? body(state, actions, data) : nothing}
       ${!data && !problem ? html`<div class="chart skeleton"></div>` : nothing}
     </section>`;
@@ -47,6 +49,16 @@ function body(state, actions, data) {
   if (data.buckets.length === 0) return html`<p class="chart none">No tasks to draw</p>`;
   if (state.ui.table) return table(state, data);
   return html`<div class="chart ${state.parts.histogram.loading ? "stale" : ""}">${chart(state, actions, data)}</div>`;
+}
+
+/**
+ * @param {import("../api.js").Problem} problem
+ * @param {State} state
+ * @param {Actions} actions
+ */
+function refused(problem, state, actions) {
+  if (!problem.tooMany) return failed(problem, actions.reload);
+  return html`<div class="refused">${tooMany(problem.tooMany, state, actions)}</div>`;
 }
 
 /**
@@ -199,87 +211,6 @@ function bar(bucket, index, width, scale, state, focusable) {
       ${segments}
       ${bucket.partial && below > 0 ? svg`<rect class="partial" x=${x} y=${floor} width="${width}%" height=${HEIGHT - floor}/>` : nothing}
     </g>`;
-}
-
-/**
- * @param {PointerEvent} event
- * @param {number} bars
- */
-function barAt(event, bars) {
-  const { left, width } = /** @type {Element} */ (event.currentTarget).getBoundingClientRect();
-  const index = Math.floor(((event.clientX - left) / width) * bars);
-  return Math.min(Math.max(index, 0), bars - 1);
-}
-
-/**
- * @param {PointerEvent} event
- * @param {Actions} actions
- * @param {number} bars
- */
-function press(event, actions, bars) {
-  if (event.button !== 0) return;
-  const target = /** @type {Element} */ (event.currentTarget);
-  target.setPointerCapture(event.pointerId);
-  const at = barAt(event, bars);
-  actions.set({ bar: at, selection: [at, at] });
-}
-
-/**
- * @param {PointerEvent} event
- * @param {State} state
- * @param {Actions} actions
- * @param {number} bars
- */
-function move(event, state, actions, bars) {
-  const target = /** @type {Element} */ (event.currentTarget);
-  const at = barAt(event, bars);
-  const { bar, selection } = state.ui;
-  if (at === bar) return;
-  const brushing = selection && target.hasPointerCapture(event.pointerId);
-  actions.set({ bar: at, selection: brushing ? [selection[0], at] : selection });
-}
-
-/**
- * @param {PointerEvent} event
- * @param {State} state
- * @param {Actions} actions
- */
-function release(event, state, actions) {
-  const target = /** @type {Element} */ (event.currentTarget);
-  if (state.ui.selection && target.hasPointerCapture(event.pointerId))
-    actions.zoom(...state.ui.selection);
-}
-
-/** @param {Actions} actions */
-function drop(actions) {
-  actions.set({ bar: -1, selection: null });
-}
-
-/**
- * @param {KeyboardEvent} event
- * @param {State} state
- * @param {Actions} actions
- * @param {number} bars
- */
-function key(event, state, actions, bars) {
-  const focused = document.activeElement?.closest("[data-bar]")?.getAttribute("data-bar");
-  if (!focused || event.ctrlKey || event.altKey || event.metaKey) return;
-  const { selection } = state.ui;
-  const steps = { ArrowLeft: -1, ArrowRight: 1, Home: -bars, End: bars };
-  const step = steps[/** @type {keyof typeof steps} */ (event.key)];
-  if (step) {
-    const to = Math.min(Math.max(+focused + step, 0), bars - 1);
-    actions.set({ bar: to, selection: event.shiftKey ? [selection?.[0] ?? +focused, to] : null });
-    actions.focus(`[data-bar="${to}"]`);
-  } else if (event.key === "Enter" || event.key === " ") {
-    // The focus goes to a bar that is there whatever the zoom shows.
-    actions.focus('[data-bar="0"]');
-    actions.zoom(...(selection ?? [+focused, +focused]));
-  } else if (event.key === "Escape" && selection) {
-    actions.set({ selection: null });
-  } else return;
-  event.preventDefault();
-  event.stopPropagation();
 }
 
 /**
