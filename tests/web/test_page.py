@@ -26,7 +26,7 @@ SERVED = sorted(
     if file.suffix in {".js", ".css", ".svg"}
 )
 TASK = "/tasks/0192f3a4-7b1c-7def-8a90-0123456789ab"
-IMPORT = re.compile(r"""(?:\bfrom|\bimport)\s*["']([^"']+)["']""")
+IMPORT = re.compile(r"""(?<!["'])\b(?:from|import)\s*["']([^"']+)["']""")
 
 
 async def assets_of(client: Client) -> str:

@@ -155,7 +155,7 @@ function changes(changed, state, actions) {
         ({ path, from, to }) => html`
           <li>
             <span class="json-name">${path.join(".")}</span>
-            ${from ? html`<span class="from">${value(path, from, state, actions)}</span> → ` : nothing}
+            ${from ? html`<span class="replaced">${value(path, from, state, actions)}</span> → ` : nothing}
             ${to ? value(path, to, state, actions) : html`<span class="muted">none</span>`}
           </li>`,
       )}
