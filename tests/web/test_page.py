@@ -124,6 +124,20 @@ async def test_the_page_of_a_task_and_the_list_have_different_etags(client: Clie
     assert len(tags) == 2
 
 
+async def test_the_document_preloads_every_module_that_it_imports(client: Client) -> None:
+    text = await (await client.get("/tasks")).text()
+    preloaded = set(re.findall(r'rel="modulepreload" href="assets/[0-9a-f]{16}/([^"]+)"', text))
+    imported, found = set(), {"page/main.js"}
+    while found:
+        module = found.pop()
+        imported.add(module)
+        names = IMPORT.findall((STATIC / module).read_text("utf-8"))
+        found |= {urljoin(module, name) for name in names} - imported
+
+    assert imported - preloaded == {"page/main.js"}
+    assert preloaded <= set(SERVED)
+
+
 # --- its scripts and styles -----------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ export function filters(state, actions) {
   const offered = open ? proposals(state) : [];
   const active = open && offered[state.ui.option] ? `option-${state.ui.option}` : nothing;
   return html`
-    <div class="filter-box" data-menu role="search" @click=${onBoxClick}>
+    <div class="filters filter-box" data-menu role="search" @click=${onBoxClick}>
       ${icon("search")}
       ${chips(state, actions)}
       <input id="filter" class="filter-input" type="text" role="combobox" aria-label="Filter" autocomplete="off"

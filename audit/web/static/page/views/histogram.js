@@ -226,7 +226,7 @@ function table(state, data) {
             <th scope="col">From</th>
             <th scope="col">Tasks</th>
             ${STATUSES.map((status) => html`<th scope="col">${status}</th>`)}
-            <th scope="col">Failed, in %</th>
+            <th scope="col">failed, share</th>
           </tr>
         </thead>
         <tbody>
