@@ -11,11 +11,14 @@ import typer
 
 from audit.access.identity import Insecure
 from audit.commands import (
+    completion,
     counts,
     demo,
     keys,
     log,
+    login,
     migrate,
+    open_page,
     openapi,
     record,
     serve,
@@ -23,6 +26,7 @@ from audit.commands import (
     tasks,
     watch,
 )
+from audit.commands.completion import prepare_completion
 from audit.commands.output import discard_output, note, prepare_streams, print_line
 from audit.commands.signals import StopSignals
 from audit.errors import (
@@ -75,6 +79,11 @@ app.command()(tasks.query)
 app.command()(tasks.service)
 app.command()(show.show)
 app.command()(watch.watch)
+app.command("open")(open_page.open_page)
+app.command()(login.login)
+app.command()(login.whoami)
+app.command()(login.profiles)
+app.command()(completion.completion)
 app.command()(serve.serve)
 app.command()(migrate.migrate)
 app.command()(record.record)
@@ -121,6 +130,7 @@ def _run(signals: StopSignals) -> int:
         from audit.telemetry import logs
 
         prepare_streams()
+        prepare_completion()
         logs.set_up("text")
         code = int(app(standalone_mode=False, obj=signals) or 0)
         sys.stdout.flush()

@@ -15,7 +15,7 @@ from audit.commands.options import validate_key, validate_url
 if TYPE_CHECKING:
     from audit.commands.profiles import Profile, Profiles
 
-_DEFAULT_URL: Final = "http://127.0.0.1:8080"
+DEFAULT_URL: Final = "http://127.0.0.1:8080"
 _NAMES: Final = ("url", "dsn", "profile")
 
 
@@ -55,7 +55,7 @@ class Where:
             callback=validate_url,
             show_default=False,
             help="URL of the service to read. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are used."
-            f" [AUDIT_URL; default: the default profile, or else {_DEFAULT_URL}]",
+            f" [AUDIT_URL; default: the default profile, or else {DEFAULT_URL}]",
         ),
     ] = None
     key: Annotated[
@@ -124,7 +124,7 @@ def _of_profile(name: str | None, key: str | None) -> Place:
     profiles = read_profiles()
     name = name or profiles.default
     if name is None:
-        return Place(_DEFAULT_URL, key_option=key)
+        return Place(DEFAULT_URL, key_option=key)
     profile: Profile = profiles.get(name)
     if (profile.url is None) == (profile.dsn is None):
         raise BadConfiguration(f"{profiles.path}: profile {name!r} needs either url or dsn")

@@ -29,7 +29,30 @@ _TABULAR = frozenset({Output.TSV, Output.CSV, Output.TABLE, Output.WIDE})
 
 
 @dataclass(frozen=True)
-class Show:
+class InZone:
+    """The option that says in which time zone people read and write times."""
+
+    tz: Annotated[
+        str | None,
+        typer.Option(
+            "--tz",
+            help="Time zone of tables and of times without an offset, such as Europe/Berlin.",
+            show_default="that of the profile or of the machine",
+        ),
+    ] = None
+
+    def zone(self, default: str | None) -> Zone:
+        """Return the time zone: the one of the options, or else the default of a profile."""
+        from audit.commands.rendering.times import Zone
+
+        try:
+            return Zone(self.tz or default)
+        except ValueError as unknown:
+            raise typer.BadParameter(f"--tz: {unknown}") from None
+
+
+@dataclass(frozen=True)
+class Show(InZone):
     """The options of all commands that show something."""
 
     output: Annotated[
@@ -51,14 +74,6 @@ class Show:
             "--header/--no-header",
             help="Whether TSV and CSV begin with the names of the columns.",
             show_default="only CSV",
-        ),
-    ] = None
-    tz: Annotated[
-        str | None,
-        typer.Option(
-            "--tz",
-            help="Time zone of tables and of times without an offset, such as Europe/Berlin.",
-            show_default="that of the profile or of the machine",
         ),
     ] = None
     color: Annotated[
@@ -92,14 +107,10 @@ class Show:
         """What the output can show."""
         return look_of_output(self.color)
 
-    def zone(self, default: str | None) -> Zone:
-        """Return the time zone: the one of the options, or else the default of a profile."""
-        from audit.commands.rendering.times import Zone
-
-        try:
-            return Zone(self.tz or default)
-        except ValueError as unknown:
-            raise typer.BadParameter(f"--tz: {unknown}") from None
+    def refuse(self, *forms: Output) -> None:
+        """Refuse the forms that a command does not have."""
+        if self.form in forms:
+            raise typer.BadParameter(f"-o {self.form}: this command has no such output")
 
     @contextlib.contextmanager
     def screen(self, *, may_page: bool = True) -> Iterator[Screen]:

@@ -97,41 +97,46 @@ class Profiles:
             return _read_secret(self.folder / profile.key_file.expanduser())
         return profile.key
 
+    def require_storable(self, name: str, url: str) -> Path:
+        """Return the file for the key of a profile, which may be new.
+
+        Raises:
+            BadConfiguration: the profile is for another URL, or takes its key from elsewhere.
+        """
+        profile = self.by_name.get(name)
+        if profile is None:
+            return self.folder / "keys" / name
+        if profile.url != url:
+            place = profile.url or "a database"
+            raise BadConfiguration(
+                f"{self.path}: profile {name!r} is for {place}; choose another name with --profile"
+            )
+        if profile.key_file is None:
+            source = profile.key_source or "no key"
+            raise BadConfiguration(
+                f'{self.path}: profile {name!r} has {source}; give it key_file = "keys/{name}"'
+                " instead"
+            )
+        return self.folder / profile.key_file.expanduser()
+
     def save_key(self, name: str, url: str, key: str) -> Path:
         """Store the key of a profile in a file that its owner alone may read; return its path.
 
         A profile that is new is added to the file of profiles.
-
-        Raises:
-            BadConfiguration: the profile takes its key from elsewhere.
         """
-        profile = self.by_name.get(name)
-        key_file = Path("keys", name) if profile is None else profile.key_file
-        if key_file is None:
-            source = profile.key_source if profile else ""
-            raise BadConfiguration(
-                f"{self.path}: profile {name!r} has {source or 'no key'};"
-                f' give it key_file = "keys/{name}" instead'
-            )
-        if profile is not None and profile.url != url:
-            raise BadConfiguration(
-                f"{self.path}: profile {name!r} is for {profile.url}; choose another name"
-                " with --profile"
-            )
-        path = self.folder / key_file.expanduser()
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self.require_storable(name, url)
+        for folder in (self.folder, path.parent):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _replace(path, f"{key}\n")
-        if profile is None:
-            _replace(self.path, self._with(name, url, key_file))
+        if name not in self.by_name:
+            _replace(self.path, self._with(name, url))
         return path
 
-    def _with(self, name: str, url: str, key_file: Path) -> str:
+    def _with(self, name: str, url: str) -> str:
         """Return the text of the file with a new profile at its end."""
         text = self.path.read_text() if self.path.exists() else f"default = {_quoted(name)}\n"
-        lines = [f"[profile.{name}]", f"url = {_quoted(url)}"]
-        lines.append(f"key_file = {_quoted(str(key_file))}")
-        return "\n".join([text.rstrip("\n"), "", *lines, ""])
+        profile = f'[profile.{name}]\nurl = {_quoted(url)}\nkey_file = "keys/{name}"\n'
+        return f"{text.rstrip()}\n\n{profile}"
 
 
 def _path(folder: Path) -> Path:

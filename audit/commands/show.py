@@ -47,8 +47,8 @@ def show(
     With --changes, these forms have the events of the task instead of the task.
     """
     form = show.form
-    if changes and form is Output.IDS:
-        raise typer.BadParameter("ids: an event has no id; --columns position has its position")
+    if changes:
+        show.refuse(Output.IDS)
     place = where.place()
     zone = show.zone(place.tz)
     is_table = form in {Output.TABLE, Output.WIDE} and show.columns is None

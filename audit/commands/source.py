@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from uuid import UUID
 
@@ -136,30 +135,31 @@ def run_with_source(
     """
     if place.dsn is not None:
         return _run_with_database(work, place.dsn)
+    return run_with_service(work, place)
+
+
+def run_with_service(
+    work: Callable[[ServiceSource], Coroutine[object, object, _Result]], place: Place
+) -> _Result:
+    """Run `work` on the service of a place, which must be one; like `run_with_source`."""
+    from audit.commands.service_url import service_at
     from audit.process.loop import run
 
+    url = place.url
+    if url is None:
+        raise typer.BadParameter("this command asks a service: give --url or --profile")
+    key = place.key()
     if sys.stderr.isatty():
         note(f"service: {place.name}")
 
     async def with_service() -> _Result:
-        async with service_source(place) as source:
-            return await work(source)
+        async with service_at(url, key, place.ca_file) as service:
+            return await work(ServiceSource(service))
 
     try:
         return run(with_service())
     except (Invalid, Malformed) as problem:
         raise typer.BadParameter(problem.detail) from None
-
-
-@asynccontextmanager
-async def service_source(place: Place) -> AsyncIterator[ServiceSource]:
-    """Open an HTTP client for the service of a place."""
-    from audit.commands.service_url import service_at
-
-    if place.url is None:
-        raise typer.BadParameter("this command asks a service: give --url or --profile")
-    async with service_at(place.url, place.key(), place.ca_file) as service:
-        yield ServiceSource(service)
 
 
 def _run_with_database(

@@ -59,8 +59,7 @@ def watch(
     Ends with 0 if the task is completed, 1 if it failed or was rejected, 66 if there is no such
     task, and 124 after --timeout.
     """
-    if show.form in {Output.JSON, Output.IDS}:
-        raise typer.BadParameter(f"-o {show.form}: choose table, tsv, csv or ndjson")
+    show.refuse(Output.JSON, Output.IDS)
     show.chosen(EVENT_COLUMNS)
     seconds = _seconds(timeout)
     place = where.place()
