@@ -30,12 +30,15 @@ class Problem(Exception):
         errors: list[FieldError] | None = None,
         retry_after_seconds: int | None = None,
         headers: Mapping[str, str] | None = None,
+        members: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.errors = errors
         self.retry_after_seconds = retry_after_seconds
         self.headers = headers or {}
+        self.members = members or {}
+        """Further members of the problem document."""
 
 
 class Malformed(Problem):
@@ -132,6 +135,13 @@ class Invalid(Problem):
     status = 422
     name = "invalid"
     title = "Parameters or fields are not valid"
+
+
+class TooMany(Invalid):
+    """More tasks match than a statistic may group one by one."""
+
+    name = "too-many"
+    title = "Too many tasks match"
 
 
 class TooManyRequests(Problem):

@@ -206,6 +206,9 @@ class Settings(BaseSettings):
     """Origins whose web pages may call the service (CORS), separated by commas."""
     max_page_bytes: int = Field(default=32 * 1024 * 1024, ge=1024, le=512 * 1024 * 1024)
     """Size limit of a page of tasks. A page of one task may be larger."""
+    most_grouped: int = Field(default=200_000, ge=1, le=10_000_000)
+    """The most tasks that a statistic groups one by one. The counts of tasks by service, time,
+    status and intent answer most statistics without that."""
     request_timeout_seconds: float = Field(default=30, gt=0, le=3600)
     """How long a request may take, with its body, and then how long the client may take to read the
     response."""

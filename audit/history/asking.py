@@ -77,7 +77,7 @@ class Reading:
         """Return the page, and the clock that its `days` count back from."""
         for attempt in range(_ATTEMPTS):
             async with self._database.reading(again=attempt > 0) as connection:
-                _require_server(connection, server)
+                require_server(connection, server)
                 clock = await _clock(connection, query, clock)
                 request = PageRequest(query, query.window_start(clock), limit, self._max_page_bytes)
                 page = await self.pager.find(connection, request)
@@ -98,7 +98,7 @@ class Reading:
         assert since is not None  # noqa: S101 - the window moves
         assert query.span is not None  # noqa: S101
         async with self._database.reading() as connection:
-            _require_server(connection, server)
+            require_server(connection, server)
             row = await fetch_row(
                 connection,
                 statements.READ_DEPARTURE,
@@ -130,7 +130,7 @@ class Reading:
         return TaskDocument(row["document"], row["etag"])
 
 
-def _require_server(connection: Connection, server: str | None) -> None:
+def require_server(connection: Connection, server: str | None) -> None:
     """Raise Unavailable if the connection is on another server than this one."""
     if server and server_of(connection) != server:
         raise Unavailable("the service has moved to another database server", retry_after_seconds=1)

@@ -23,6 +23,7 @@ from audit.history.query import (
     parse_arguments,
 )
 from audit.history.recording import Author, Recorded, Recording
+from audit.history.statistics import Statistics
 from audit.history.task import NewTask, TaskDocument, TaskPage, TaskSummary
 from audit.history.upkeep import Upkeep
 from audit.postgres import statements
@@ -95,6 +96,7 @@ class AuditService:
         self._settings = settings
         self.partitions = Partitions(database, settings)
         self.reading = Reading(database, settings)
+        self.statistics = Statistics(database, self.reading, settings)
         self.log = Log(database, settings)
         self.recording = Recording(database, settings, metrics, self.partitions)
         self.upkeep = Upkeep(database, settings, metrics, self.partitions)

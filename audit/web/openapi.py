@@ -19,6 +19,7 @@ from pydantic_core import core_schema
 
 from audit import errors
 from audit.access.identity import Scope
+from audit.errors import Problem
 from audit.history.parsing import MAX_TASKS_IN_ARRAY
 from audit.history.query import AuditQuery, NoParams, TaskPath
 from audit.history.task import NewTask
@@ -192,17 +193,14 @@ def _name(kind: type[errors.Problem]) -> str:
     return "Failed" if kind is errors.Problem else kind.__name__
 
 
-def _problem(kind: type[errors.Problem]) -> dict[str, Any]:
-    value = {
-        "type": f"urn:task-audit:problem:{kind.name}",
-        "title": kind.title,
-        "status": kind.status,
-        "instance": _REQUEST_ID,
-        **_EXAMPLES["problems"][kind.name],
-    }
+def _problem(kind: type[Problem]) -> dict[str, Any]:
+    """Describe a problem, with examples of it and of those of the same status that it extends."""
+    kinds = [
+        each for each in kind.__mro__ if issubclass(each, Problem) and each.status == kind.status
+    ]
     content = {
         "schema": {"$ref": _REF.format(model="Problem")},
-        "examples": {kind.name.replace("-", "_"): {"summary": kind.title, "value": value}},
+        "examples": {each.name.replace("-", "_"): _example_of(each) for each in kinds},
     }
     headers: tuple[str, ...] = ()
     if kind in (errors.TooManyRequests, errors.Unavailable):
@@ -210,9 +208,20 @@ def _problem(kind: type[errors.Problem]) -> dict[str, Any]:
     if kind is errors.Unauthenticated:
         headers = ("WWW-Authenticate",)
     return {
-        **_with_headers(kind.title, headers),
+        **_with_headers("; or: ".join(each.title for each in kinds), headers),
         "content": {"application/problem+json": content},
     }
+
+
+def _example_of(kind: type[Problem]) -> dict[str, Any]:
+    value = {
+        "type": f"urn:task-audit:problem:{kind.name}",
+        "title": kind.title,
+        "status": kind.status,
+        "instance": _REQUEST_ID,
+        **_EXAMPLES["problems"][kind.name],
+    }
+    return {"summary": kind.title, "value": value}
 
 
 class _Schemas(GenerateJsonSchema):

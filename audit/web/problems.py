@@ -95,6 +95,7 @@ def _respond(problem: Problem, request_id: str) -> BytesResponse:
         "status": problem.status,
         "detail": problem.detail,
         "instance": request_id,
+        **problem.members,
     }
     if problem.errors:
         members["errors"] = problem.errors

@@ -18,8 +18,19 @@ from audit.access.identity import Scope
 from audit.errors import Problem
 from audit.history.events import HistoryBody
 from audit.history.query import AuditQuery, FailuresQuery, HistoryQuery, NoParams
+from audit.history.statistics import Histogram
+from audit.history.statistics_query import HistogramQuery
 from audit.history.task import NewTask, RecordedBody, Task, TaskChange, TaskPageBody
-from audit.web.handlers import asking, docs, health, page, recording, session, whoami
+from audit.web.handlers import (
+    asking,
+    docs,
+    health,
+    page,
+    recording,
+    session,
+    statistics,
+    whoami,
+)
 from audit.web.handlers.recording import JSON, NDJSON
 from audit.web.state import ACCEPT_PATCH
 
@@ -89,6 +100,7 @@ _READING: Final = (
     errors.Unavailable,
     errors.TimedOut,
 )
+_COUNTING: Final = tuple(errors.TooMany if kind is errors.Invalid else kind for kind in _READING)
 _RECORDING: Final = (
     *_READING,
     errors.BodyTooSlow,
@@ -155,6 +167,16 @@ ROUTES: Final = (
     Route(
         "GET", f"{_API}/query", asking.audit_query, Scope.READ, _READING, _PAGE,
         query=AuditQuery, headers=("If-None-Match",),
+    ),
+    Route(
+        "GET", f"{_API}/statistics/histogram", statistics.get_histogram, Scope.READ, _COUNTING,
+        {
+            200: Response(
+                "The histogram", Content(Histogram, ("histogram",)), _CACHING
+            ),
+            304: Response("The answer with the sent ETag is still current", headers=_CACHING),
+        },
+        query=HistogramQuery, headers=("If-None-Match",),
     ),
     Route(
         "POST", f"{_API}/tasks", recording.record, Scope.RECORD, _RECORDING,

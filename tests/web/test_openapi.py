@@ -368,15 +368,16 @@ def test_every_route_lists_its_problems(path: str, method: str, expected: set[in
 async def test_example_of_a_problem_is_what_the_service_sends(
     aiohttp_client: AiohttpClient, kind: type[errors.Problem]
 ) -> None:
-    ((_, content),) = (
-        (where, content)
-        for where, content in media_types(DOCUMENT["components"]["responses"])
-        if next(iter(content["examples"].values()))["value"]["status"] == kind.status
+    content, example = next(
+        (content, content["examples"][name]["value"])
+        for _, content in media_types(DOCUMENT["components"]["responses"])
+        for name in content["examples"]
+        if name == kind.name.replace("-", "_")
     )
-    (example,) = (example["value"] for example in content["examples"].values())
+    further = {name: example[name] for name in ("matching", "at_most", "fits") if name in example}
 
     async def fail(request: web.Request) -> web.StreamResponse:
-        problem = kind(example["detail"], errors=example.get("errors"))
+        problem = kind(example["detail"], errors=example.get("errors"), members=further)
         return problem_response(request, problem, request_id_of(request))
 
     app = web.Application()

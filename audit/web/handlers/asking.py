@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from aiohttp import hdrs, web
 from multidict import istr
@@ -14,6 +14,7 @@ from audit.history.query import (
     AuditQuery,
     FailuresQuery,
     HistoryQuery,
+    TaskFilter,
     TaskPath,
     TaskQuery,
     parse_query,
@@ -28,6 +29,7 @@ _HEADERS: Final[dict[str, str]] = {
     hdrs.CACHE_CONTROL: "private, no-cache",
     hdrs.VARY: "Accept-Encoding, Authorization, Cookie",
 }
+Filter = TypeVar("Filter", bound=TaskFilter)
 _TOTAL_COUNT: Final = istr("X-Total-Count")
 #: A body up to this size fits in one packet, and is not compressed.
 _SHORT_BYTES: Final = 1024
@@ -63,13 +65,17 @@ async def _list(
     """Answer a list request: 304, or a page from the cache or the database."""
 
     def ask() -> Question:
-        query = _parse(request, model, in_path)
+        query = parse(request, model, in_path)
         return Question(query, partial(request.app[SERVICE].reading.list_tasks, query))
 
-    return await answer(request, ask)
+    return await answer(request, ask, _page_headers)
 
 
-async def answer(request: web.Request, ask: Callable[[], Question]) -> BytesResponse:
+async def answer(
+    request: web.Request,
+    ask: Callable[[], Question],
+    further_headers: Callable[[web.Request, Answer], dict[str, str]] = lambda *_: {},
+) -> BytesResponse:
     """Answer a question: 304, or the answer from the cache or the database.
 
     `ask` validates the request, if the cache does not know its question.
@@ -84,7 +90,19 @@ async def answer(request: web.Request, ask: Callable[[], Question]) -> BytesResp
     gzip_body = None
     if len(answer.body) > _SHORT_BYTES and accepts_gzip(request):
         gzip_body = await answers.gzip(key, answer)
-    return _page_response(request, answer, gzip_body)
+    request[ROWS] = answer.rows
+    if answer.headers is None:
+        answer.headers = {
+            **_HEADERS,
+            hdrs.CONTENT_TYPE: "application/json",
+            hdrs.ETAG: answer.etag,
+            **further_headers(request, answer),
+        }
+    headers = answer.headers.copy()
+    if gzip_body is None:
+        return BytesResponse(answer.body, headers)
+    headers[hdrs.CONTENT_ENCODING] = "gzip"
+    return BytesResponse(gzip_body, headers)
 
 
 def _cache_key(request: web.Request) -> str:
@@ -93,7 +111,7 @@ def _cache_key(request: web.Request) -> str:
     return request.raw_path if project_id is None else f"{project_id} {request.raw_path}"
 
 
-def _parse(request: web.Request, model: type[TaskQuery], in_path: str | None) -> TaskQuery:
+def parse(request: web.Request, model: type[Filter], in_path: str | None = None) -> Filter:
     """Return the validated query of a URL, limited to the project of the key.
 
     Raises:
@@ -109,23 +127,8 @@ def _parse(request: web.Request, model: type[TaskQuery], in_path: str | None) ->
     return query
 
 
-def _page_response(request: web.Request, answer: Answer, gzip_body: bytes | None) -> BytesResponse:
-    request[ROWS] = answer.rows
-    if answer.headers is None:
-        answer.headers = _page_headers(request, answer)
-    headers = answer.headers.copy()
-    if gzip_body is None:
-        return BytesResponse(answer.body, headers)
-    headers[hdrs.CONTENT_ENCODING] = "gzip"
-    return BytesResponse(gzip_body, headers)
-
-
 def _page_headers(request: web.Request, answer: Answer) -> dict[str, str]:
-    headers: dict[str, str] = {
-        **_HEADERS,
-        hdrs.CONTENT_TYPE: "application/json",
-        hdrs.ETAG: answer.etag,
-    }
+    headers: dict[str, str] = {}
     if answer.total is not None:
         headers[_TOTAL_COUNT] = str(answer.total)
     if link := links(request, answer.next_cursor):

@@ -1,0 +1,3 @@
+DROP FUNCTION outermost_bucket;
+DROP FUNCTION count_bars;
+DROP FUNCTION bar_parts;

@@ -1,0 +1,13 @@
+-- count_rows: how many tasks match a filter in each bar, by the tasks themselves.
+--
+-- It looks at the tasks between :read_since and :read_until, which are values in the plan, so that
+-- the planner opens only the partitions that are needed. :edges, :by_intent: as in count_bars.
+-- bar: int. status, intent: text. n: bigint.
+SELECT
+    width_bucket(created_at, :edges::timestamptz[]) AS bar,
+    status::text AS status,
+    CASE WHEN :by_intent::boolean THEN intent END AS intent,
+    count(*) AS n
+FROM tasks
+WHERE :filter AND created_at >= :read_since::timestamptz AND created_at < :read_until::timestamptz
+GROUP BY 1, 2, 3
