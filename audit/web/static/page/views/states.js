@@ -10,6 +10,8 @@ import { counted } from "./parts.js";
 /** @typedef {import("../main.js").Actions} Actions */
 /** @typedef {import("../url.js").View} View */
 
+/** Filters that no answer counts without. */
+const NOT_COUNTED_WITHOUT = ["service", "outcome"];
 /** Filters whose facet ignores the filter itself, so that it tells what is there without it. */
 const COUNTED_WITHOUT = ["status", "intent", "created_by", "project_id"];
 
@@ -91,13 +93,15 @@ export function empty(state, actions) {
   const without = COUNTED_WITHOUT.filter((name) => filters.includes(name))
     .map((name) => ({ name, total: totalWithout(state, name) }))
     .filter(({ total }) => total > 0);
+  const uncounted = NOT_COUNTED_WITHOUT.filter((name) => filters.includes(name));
   const outside = outsideWindow(state, actions);
   return html`
     <div class="state empty">
       <h2>No task matches</h2>
       ${
-        without.length > 0 || outside !== nothing
+        without.length > 0 || uncounted.length > 0 || outside !== nothing
           ? html`<ul>
+            ${uncounted.map((name) => html`<li><a href=${actions.href({ [name]: null })}>Without ${words(view, name)}</a></li>`)}
             ${without.map(({ name, total }) => html`<li>Without ${words(view, name)}: <a href=${actions.href({ [name]: null })}>${counted(total, "task")}</a></li>`)}
             ${outside}
           </ul>`
