@@ -7,6 +7,7 @@ A label names the task that an error is about. It is put before the name of the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -69,7 +70,7 @@ class ErrorList:
         if not isinstance(value, dict):
             self.add(labelled(label), NOT_AN_OBJECT)
             return None
-        known = model.model_fields.keys()
+        known = _names(model)
         has_unknown = not value.keys() <= known
         if has_unknown:
             # pydantic would make an object for each, and there may be a hundred thousand.
@@ -96,6 +97,12 @@ class ErrorList:
     def problem(self, kind: type[Problem] = Invalid) -> Problem:
         """Return the problem that lists the first errors and gives their number."""
         return kind(_summary(self._listed, self.total), errors=self._listed)
+
+
+@cache
+def _names(model: type[BaseModel]) -> frozenset[str]:
+    """Return the names of the members of a model. To compute them takes pydantic 0.3 µs."""
+    return frozenset(model.model_fields)
 
 
 def invalid_parameters(error: ValidationError, model: type[BaseModel]) -> Invalid:

@@ -38,33 +38,27 @@ sent AS MATERIALIZED (
         batch.external_ai_used,
         batch.error_message,
         batch.suggestions,
-        -- The text of one array of all members, in which equal numbers are spelled equally.
+        -- The text of all members, in which equal numbers are spelled equally. An array quotes its
+        -- elements, and the text of a JSON value has no line feed.
         sha256(convert_to(
-            left(
-                jsonb_build_array(
-                    batch.project_id,
-                    batch.request_text,
-                    batch.created_by,
-                    COALESCE(batch.status, 'pending'),
-                    extract(EPOCH FROM batch.created_at),
-                    extract(EPOCH FROM batch.approved_at),
-                    extract(EPOCH FROM batch.completed_at),
-                    COALESCE(batch.services_touched, '{}')
-                )::text,
-                -1
-            )
-            || ', '
-            || substr(
-                text_of_equal_numbers(jsonb_build_array(
-                    batch.outcome,
-                    batch.estimated_resources,
-                    batch.actual_resources,
-                    batch.external_ai_used,
-                    batch.error_message,
-                    batch.suggestions
-                )),
-                2
-            ),
+            ARRAY[
+                batch.project_id::text,
+                batch.request_text,
+                batch.created_by,
+                COALESCE(batch.status, 'pending')::text,
+                extract(EPOCH FROM batch.created_at)::text,
+                extract(EPOCH FROM batch.approved_at)::text,
+                extract(EPOCH FROM batch.completed_at)::text,
+                COALESCE(batch.services_touched, '{}')::text,
+                batch.error_message
+            ]::text
+            || text_of_equal_numbers(concat(
+                E'\n', batch.outcome,
+                E'\n', batch.estimated_resources,
+                E'\n', batch.actual_resources,
+                E'\n', batch.external_ai_used,
+                E'\n', batch.suggestions
+            )),
             'UTF8'
         )) AS digest
     FROM author
