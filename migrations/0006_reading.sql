@@ -6,11 +6,11 @@ DO $$ BEGIN
     PERFORM set_config('search_path', quote_ident(current_schema()) || ', pg_temp', TRUE);
 END $$;
 
--- The finest bucket of a service that holds a time, as a half-open range.
+-- The finest bucket of a service that holds a time, as a half-open range; NULL for NULL.
 CREATE FUNCTION count_bucket(
     counted text, held timestamptz, OUT since timestamptz, OUT until timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE STRICT
 SET search_path FROM CURRENT
 SET plan_cache_mode = force_generic_plan
 AS $$
@@ -35,90 +35,110 @@ $$;
 -- The first boundary at or after a time from which counts are kept: the tasks between the two are
 -- counted from the rows. NULL for NULL.
 CREATE FUNCTION count_edge(counted text, held timestamptz) RETURNS timestamptz
-LANGUAGE sql STABLE
-RETURN (
-    SELECT CASE WHEN bucket.since = held THEN held ELSE bucket.until END
-    FROM count_bucket(counted, held) AS bucket
-);
+LANGUAGE plpgsql STABLE STRICT
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    bucket record := count_bucket(counted, held);
+BEGIN
+    RETURN CASE WHEN bucket.since = held THEN held ELSE bucket.until END;
+END
+$$;
 
--- How many tasks were created at or after a boundary that count_edge returned; NULL: ever.
+-- How many tasks were created at or after each of some boundaries that count_edge returned.
 --
--- counted: a service; '' means all tasks. statuses, intents: any of them; NULL: any. Returns NULL
--- if the boundary is none of this service's.
-CREATE FUNCTION count_tasks_from(
-    counted text, statuses task_status[], intents text[], edge timestamptz
-) RETURNS bigint
+-- counted: a service; '' means all tasks. statuses, intents: any of them; NULL: any. -infinity and
+-- infinity are boundaries too. The result for NULL, or for a boundary that is none of this
+-- service's, is NULL.
+CREATE FUNCTION count_tasks_from_each(
+    counted text, statuses task_status[], intents text[], edges timestamptz[]
+) RETURNS bigint[]
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 SET enable_seqscan = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-    edges timestamptz[];
-    at_grain task_grain;
-    last_edge timestamptz := COALESCE(edge, '-infinity');
     state task_log_state;
-    logged bigint;
+    is_queued boolean;
+    edge timestamptz;
+    coarse task_grain;
+    part_since timestamptz;
+    part_until timestamptz;
+    part bigint;
+    total bigint;
+    totals bigint[] := '{}';
 BEGIN
     SELECT * INTO STRICT state FROM task_log_state;
-    -- From the edge on by seconds to the next minute, by minutes to the next hour, and so on.
-    FOREACH at_grain IN ARRAY '{second,minute,hour,day,month,year}'::task_grain[] LOOP
-        IF edge IS NOT NULL AND bucket_of(at_grain, last_edge) < last_edge THEN
-            IF last_edge = edge AND at_grain <> 'year' AND NOT EXISTS (
-                SELECT
-                FROM task_count_splits AS split
-                WHERE split.service = counted
-                    AND split.grain = at_grain
-                    AND split.bucket = bucket_of(at_grain, edge)
-            ) THEN
-                RETURN NULL;
+    is_queued := EXISTS (SELECT FROM task_event_queue WHERE event_id >= state.queue_floor);
+    FOREACH edge IN ARRAY edges LOOP
+        total := CASE WHEN edge IS NOT NULL THEN 0 END;
+        part_since := edge;
+        -- By seconds to the next minute, by minutes to the next hour, and so on, at last by years.
+        -- A statement takes longer to begin than to run, so each runs only if it has something to read.
+        FOREACH coarse IN ARRAY '{second,minute,hour,day,month,year,NULL}'::task_grain[] LOOP
+            part_until := COALESCE(bucket_of(coarse, part_since), 'infinity');
+            CONTINUE WHEN part_until = part_since OR total IS NULL;
+            IF coarse IS NOT NULL THEN
+                IF part_since = edge AND coarse <> 'year' AND NOT EXISTS (
+                    SELECT
+                    FROM task_count_splits AS split
+                    WHERE split.service = counted
+                        AND split.grain = coarse
+                        AND split.bucket = part_until
+                ) THEN
+                    total := NULL;
+                END IF;
+                part_until := bucket_after(coarse, part_until);
             END IF;
-            last_edge := bucket_after(at_grain, bucket_of(at_grain, last_edge));
-        END IF;
-        edges := edges || last_edge;
-    END LOOP;
-    -- A statement of its own, since to begin it takes longer than to find that it has no rows.
-    IF state.counted < state.size THEN
-        SELECT sum(n) INTO logged
-        FROM logged_task_changes(state.counted, NULL, state.uncounted_since)
-        WHERE (edge IS NULL OR created_at >= edge)
-            AND (counted = '' OR services_touched @> ARRAY[counted])
-            AND (statuses IS NULL OR status = ANY(statuses))
-            AND (intents IS NULL OR intent = ANY(intents));
-    END IF;
-    RETURN COALESCE(logged, 0) + (
-        SELECT COALESCE(sum(counts.n), 0)
-        FROM unnest(
-            '{second,minute,hour,day,month,year}'::task_grain[], edges,
-            edges[2:] || 'infinity'::timestamptz
-        ) AS part (grain, since, until)
-        CROSS JOIN LATERAL (
-            SELECT sum(n) AS n
+            SELECT sum(n) INTO part
             FROM task_counts
             WHERE service = counted
-                AND grain = part.grain
-                AND bucket >= part.since
-                AND bucket < part.until
+                AND grain = COALESCE(finer(coarse), 'year')
+                AND bucket >= part_since
+                AND bucket < part_until
                 AND (statuses IS NULL OR status = ANY(statuses))
-                AND (intents IS NULL OR intent = ANY(intents))
-        ) AS counts
-        WHERE part.since < part.until
-    ) + (
-        SELECT COALESCE(sum(n), 0)
-        FROM queued_task_changes(state.queue_floor)
-        WHERE (edge IS NULL OR created_at >= edge)
-            AND (counted = '' OR services_touched @> ARRAY[counted])
-            AND (statuses IS NULL OR status = ANY(statuses))
-            AND (intents IS NULL OR intent = ANY(intents))
-    );
+                AND (intents IS NULL OR intent = ANY(intents));
+            total := total + COALESCE(part, 0);
+            part_since := part_until;
+        END LOOP;
+        IF is_queued THEN
+            SELECT sum(n) INTO part
+            FROM queued_task_changes(state.queue_floor)
+            WHERE created_at >= edge
+                AND (counted = '' OR services_touched @> ARRAY[counted])
+                AND (statuses IS NULL OR status = ANY(statuses))
+                AND (intents IS NULL OR intent = ANY(intents));
+            total := total + COALESCE(part, 0);
+        END IF;
+        IF state.counted < state.size THEN
+            SELECT sum(n) INTO part
+            FROM logged_task_changes(state.counted, NULL, state.uncounted_since)
+            WHERE created_at >= edge
+                AND (counted = '' OR services_touched @> ARRAY[counted])
+                AND (statuses IS NULL OR status = ANY(statuses))
+                AND (intents IS NULL OR intent = ANY(intents));
+            total := total + COALESCE(part, 0);
+        END IF;
+        totals := totals || total;
+    END LOOP;
+    RETURN totals;
 END
 $$;
 
--- The finest bucket that holds the task of a rank, where the newest task has rank 1. Both are NULL
--- if there are fewer tasks. It reads no deltas: it says where to look, and may be out of date.
+-- The same of one boundary; NULL: ever.
+CREATE FUNCTION count_tasks_from(
+    counted text, statuses task_status[], intents text[], edge timestamptz
+) RETURNS bigint
+LANGUAGE sql STABLE
+RETURN (count_tasks_from_each(counted, statuses, intents, ARRAY[COALESCE(edge, '-infinity')]))[1];
+
+-- The finest bucket that holds the task of a rank, where the newest task has rank 1; how many tasks
+-- are newer than the bucket, and how many are not older. All are NULL if there are fewer tasks. It
+-- reads no deltas: it says where to look, and may be out of date.
 CREATE FUNCTION locate_task(
     counted text, statuses task_status[], intents text[], rank numeric,
-    OUT since timestamptz, OUT until timestamptz
+    OUT since timestamptz, OUT until timestamptz, OUT newer bigint, OUT not_older bigint
 )
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
@@ -126,15 +146,26 @@ SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     at_grain task_grain := 'year';
-    left_over numeric := rank;
     found_bucket timestamptz;
-    found_newer numeric;
+    own bigint;
+    passed bigint;
+    is_split boolean;
     low timestamptz := '-infinity';
     high timestamptz := 'infinity';
 BEGIN
     LOOP
-        SELECT running.bucket, running.n - running.own
-        INTO found_bucket, found_newer
+        SELECT
+            running.bucket,
+            running.own,
+            COALESCE(newer, 0) + running.n,
+            at_grain = 'year' OR EXISTS (
+                SELECT
+                FROM task_count_splits AS split
+                WHERE split.service = counted
+                    AND split.grain = at_grain
+                    AND split.bucket = running.bucket
+            )
+        INTO found_bucket, own, passed, is_split
         FROM (
             SELECT bucket, sum(n) AS own, sum(sum(n)) OVER (ORDER BY bucket DESC) AS n
             FROM task_counts
@@ -147,28 +178,25 @@ BEGIN
             GROUP BY bucket
             ORDER BY bucket DESC
         ) AS running
-        WHERE running.n >= left_over
+        WHERE running.n >= rank - COALESCE(newer, 0)
         LIMIT 1;
         EXIT WHEN NOT FOUND;
-        left_over := left_over - found_newer;
-        low := found_bucket;
-        high := bucket_after(at_grain, found_bucket);
-        since := low;
-        until := high;
-        EXIT WHEN at_grain = 'second' OR at_grain > 'year' AND NOT EXISTS (
-            SELECT
-            FROM task_count_splits AS split
-            WHERE split.service = counted AND split.grain = at_grain AND split.bucket = low
-        );
+        since := found_bucket;
+        until := bucket_after(at_grain, found_bucket);
+        newer := passed - own;
+        not_older := passed;
+        EXIT WHEN at_grain = 'second' OR NOT is_split;
         at_grain := finer(at_grain);
+        low := since;
+        high := until;
     END LOOP;
 END
 $$;
 
 -- Where in time the tasks of a page are; one row. sql/counts/locate_page.sql describes it.
 --
--- A function keeps the plan of its query for the life of a session. A statement of the service is
--- planned each time, which would take longer than to run this one.
+-- A function keeps the plans of its statements for the life of a session. A statement of the
+-- service is planned each time, which would take longer than to run this one.
 CREATE FUNCTION locate_page(
     of_service text,
     any_status task_status[],
@@ -177,129 +205,116 @@ CREATE FUNCTION locate_page(
     to_time timestamptz,
     cursor_time timestamptz,
     tasks_before bigint,
-    tasks_wanted int
-)
-RETURNS TABLE (
-    since_edge timestamptz, until_edge timestamptz, is_counted boolean,
-    page_since timestamptz, page_until timestamptz, skipped bigint, is_sparse boolean
+    tasks_wanted int,
+    OUT since_edge timestamptz,
+    OUT until_edge timestamptz,
+    OUT is_counted boolean,
+    OUT page_since timestamptz,
+    OUT page_until timestamptz,
+    OUT skipped bigint,
+    OUT is_sparse boolean
 )
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 SET enable_seqscan = off
 SET plan_cache_mode = force_generic_plan
 AS $$
-#variable_conflict use_column
 DECLARE
     state task_log_state;
     added bigint;
     removed bigint;
-    logged_added bigint := 0;
-    logged_removed bigint := 0;
+    logged_added bigint;
+    logged_removed bigint;
+    from_until bigint := 0;
+    upper_edge timestamptz;
+    from_upper bigint;
+    first_rank bigint;
+    newest record;
+    oldest record;
+    matching bigint;
+    passed bigint;
 BEGIN
-    SELECT * INTO STRICT state FROM task_log_state;
+    since_edge := count_edge(of_service, from_time);
+    until_edge := (count_bucket(of_service, to_time)).since;
+    is_counted := COALESCE(since_edge <= until_edge, TRUE);
+    skipped := 0;
+    is_sparse := FALSE;
+    IF NOT is_counted THEN
+        RETURN;
+    END IF;
+
     -- locate_task does not know the deltas: they may move a task by so many ranks.
+    SELECT * INTO STRICT state FROM task_log_state;
     SELECT count(*) FILTER (WHERE n > 0), count(*) FILTER (WHERE n < 0)
     INTO added, removed
     FROM queued_task_changes(state.queue_floor)
-    WHERE
-        (of_service = '' OR services_touched @> ARRAY[of_service])
+    WHERE (of_service = '' OR services_touched @> ARRAY[of_service])
         AND (any_status IS NULL OR status = ANY(any_status))
         AND (any_intent IS NULL OR intent = ANY(any_intent));
     IF state.counted < state.size THEN
         SELECT count(*) FILTER (WHERE n > 0), count(*) FILTER (WHERE n < 0)
         INTO logged_added, logged_removed
         FROM logged_task_changes(state.counted, NULL, state.uncounted_since)
-        WHERE
-            (of_service = '' OR services_touched @> ARRAY[of_service])
+        WHERE (of_service = '' OR services_touched @> ARRAY[of_service])
             AND (any_status IS NULL OR status = ANY(any_status))
             AND (any_intent IS NULL OR intent = ANY(any_intent));
+        added := added + logged_added;
+        removed := removed + logged_removed;
     END IF;
-    RETURN QUERY
-    WITH edges AS MATERIALIZED (
-        SELECT
-            count_edge(of_service, from_time) AS since_edge,
-            until_bucket.since AS until_edge,
-            CASE
-                WHEN cursor_time IS NULL THEN until_bucket.since
-                ELSE after_bucket.since
-            END AS newest_edge
-        FROM count_bucket(of_service, to_time) AS until_bucket
-        CROSS JOIN count_bucket(of_service, cursor_time) AS after_bucket
-    ),
 
-    ranks AS MATERIALIZED (
-        SELECT
-            tasks_before + 1 - added - logged_added
-            + CASE
-                WHEN to_time IS NULL THEN 0
-                ELSE count_tasks_from(of_service, any_status, any_intent, count_edge(of_service, to_time))
-            END AS first_rank,
-            tasks_before + tasks_wanted + 1 + removed + logged_removed
-            + CASE
-                WHEN newest_edge IS NULL THEN 0
-                ELSE count_tasks_from(of_service, any_status, any_intent, newest_edge)
-            END AS last_rank
-        FROM edges
-    ),
+    IF to_time IS NOT NULL THEN
+        from_until := count_tasks_from(of_service, any_status, any_intent, until_edge);
+    END IF;
+    upper_edge := until_edge;
+    from_upper := from_until;
+    IF cursor_time IS NOT NULL THEN
+        upper_edge := (count_bucket(of_service, cursor_time)).since;
+        from_upper := count_tasks_from(of_service, any_status, any_intent, upper_edge);
+    END IF;
+    oldest := locate_task(
+        of_service, any_status, any_intent,
+        tasks_before + tasks_wanted + 1 + removed + from_upper
+    );
+    IF from_time IS NULL OR oldest.since > from_time THEN
+        page_since := oldest.since;
+    END IF;
 
-    place AS MATERIALIZED (
-        SELECT
-            CASE
-                WHEN cursor_time IS NULL AND first_rank >= 1 AND newest.until IS NULL THEN 'infinity'
-                WHEN from_time IS NULL OR oldest.since > from_time THEN oldest.since
-            END AS page_since,
-            CASE
-                WHEN
-                    cursor_time IS NULL AND first_rank >= 1
-                    AND (to_time IS NULL OR newest.until < to_time)
-                    THEN newest.until
-            END AS page_until
-        FROM ranks
-        CROSS JOIN locate_task(of_service, any_status, any_intent, first_rank) AS newest
-        CROSS JOIN locate_task(of_service, any_status, any_intent, last_rank) AS oldest
-    ),
+    first_rank := tasks_before + 1 - added;
+    IF from_until > 0 THEN
+        first_rank := first_rank
+            + count_tasks_from(of_service, any_status, any_intent, count_edge(of_service, to_time));
+    END IF;
+    IF cursor_time IS NULL AND first_rank >= 1 THEN
+        newest := oldest;
+        IF oldest.since IS NULL OR first_rank <= oldest.newer THEN
+            newest := locate_task(of_service, any_status, any_intent, first_rank);
+        END IF;
+        IF newest.since IS NULL THEN
+            page_since := 'infinity';
+            RETURN;
+        END IF;
+        IF to_time IS NULL OR newest.until < to_time THEN
+            page_until := newest.until;
+            upper_edge := page_until;
+            from_upper := newest.newer;
+            IF added + removed > 0 THEN
+                from_upper := count_tasks_from(of_service, any_status, any_intent, page_until);
+            END IF;
+            skipped := from_upper - from_until;
+        END IF;
+    END IF;
 
-    newer AS MATERIALIZED (
-        SELECT
-            CASE
-                WHEN COALESCE(page_until, newest_edge) IS NULL THEN 0
-                ELSE
-                    count_tasks_from(
-                        of_service, any_status, any_intent, COALESCE(page_until, newest_edge)
-                    )
-            END AS matching,
-            CASE
-                WHEN COALESCE(page_until, newest_edge) IS NULL THEN 0
-                ELSE count_tasks_from('', NULL, NULL, COALESCE(page_until, newest_edge))
-            END AS passed
-        FROM place
-        CROSS JOIN edges
-    )
-
-    SELECT
-        since_edge,
-        until_edge,
-        COALESCE(since_edge <= until_edge, TRUE) AS is_counted,
-        page_since,
-        page_until,
-        CASE
-            WHEN page_until IS NULL THEN 0
-            WHEN until_edge IS NULL THEN newer.matching
-            ELSE newer.matching - count_tasks_from(of_service, any_status, any_intent, until_edge)
-        END AS skipped,
-        COALESCE(
-            100 * (
-                count_tasks_from(of_service, any_status, any_intent, COALESCE(page_since, since_edge))
-                - newer.matching
-            ) < (
-                count_tasks_from('', NULL, NULL, COALESCE(page_since, count_edge('', from_time)))
-                - newer.passed
-            ),
-            FALSE
-        ) AS is_sparse
-    FROM edges
-    CROSS JOIN place
-    CROSS JOIN newer;
+    IF of_service <> '' OR any_status IS NOT NULL OR any_intent IS NOT NULL THEN
+        matching := oldest.not_older;
+        IF page_since IS NULL THEN
+            matching := count_tasks_from(of_service, any_status, any_intent, since_edge);
+        END IF;
+        passed := count_tasks_from('', NULL, NULL, COALESCE(page_since, count_edge('', from_time)));
+        IF upper_edge IS NOT NULL THEN
+            passed := passed - count_tasks_from('', NULL, NULL, upper_edge);
+        END IF;
+        is_sparse := COALESCE(100 * (matching - from_upper) < passed, FALSE);
+    END IF;
 END
 $$;
 
