@@ -1,4 +1,5 @@
 DROP FUNCTION read_task_changes;
+DROP FUNCTION listed_task;
 DROP FUNCTION save_task_tally;
 DROP FUNCTION tally_task_changes;
 DROP FUNCTION locate_page;

@@ -392,7 +392,23 @@ BEGIN
 END
 $$;
 
--- Which events a reader has not seen yet; `sql/history/read_changes.sql` describes it.
+-- The JSON object of a task as lists show it; sql/history/list_tasks.sql builds the same.
+CREATE FUNCTION listed_task(task tasks) RETURNS text
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT row_to_json(shown)::text
+    FROM (
+        SELECT
+            task.task_id, task.status, task.request_text, task.services_touched, task.outcome,
+            rfc3339(task.created_at) AS created_at,
+            rfc3339(task.completed_at) AS completed_at,
+            task.error_message
+    ) AS shown
+$$;
+
+-- Which events a reader has not seen yet; `sql/history/read_changes.sql` describes it. An imported
+-- task was there before, as it is.
 --
 -- The function keeps the plans of its statements for the session, so that it takes a tenth of a
 -- millisecond. Its result is of the one snapshot of the statement that calls it, as it is STABLE.
@@ -401,13 +417,17 @@ CREATE FUNCTION read_task_changes(
     seen_to bigint,
     gaps bigint[],
     most integer,
+    most_documents integer,
     OUT log_size bigint,
     OUT queued bigint,
     OUT newest_queued bigint,
-    OUT changes json
+    OUT changes json,
+    OUT documents json
 )
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 SET enable_seqscan = off
 SET plan_cache_mode = force_generic_plan
 AS $$
@@ -434,8 +454,11 @@ BEGIN
         events := ARRAY(
             SELECT
                 json_build_array(
-                    event_id, created_at, project_id, created_by,
-                    status, services_touched, intent, before_status, before_services, before_intent
+                    event_id, task_id, created_at, project_id, created_by,
+                    status, services_touched, intent,
+                    CASE kind WHEN 'imported' THEN status ELSE before_status END,
+                    CASE kind WHEN 'imported' THEN services_touched ELSE before_services END,
+                    CASE kind WHEN 'imported' THEN intent ELSE before_intent END
                 )
             FROM task_event_queue
             WHERE
@@ -448,8 +471,11 @@ BEGIN
         events := events || ARRAY(
             SELECT
                 json_build_array(
-                    event_id, created_at, project_id, created_by,
-                    status, services_touched, intent, before_status, before_services, before_intent
+                    event_id, task_id, created_at, project_id, created_by,
+                    status, services_touched, intent,
+                    CASE kind WHEN 'imported' THEN status ELSE before_status END,
+                    CASE kind WHEN 'imported' THEN services_touched ELSE before_services END,
+                    CASE kind WHEN 'imported' THEN intent ELSE before_intent END
                 )
             FROM task_events
             WHERE
@@ -461,6 +487,26 @@ BEGIN
     END IF;
     IF cardinality(events) <= most THEN
         changes := to_json(events);
+    END IF;
+    IF cardinality(events) BETWEEN 1 AND most_documents THEN
+        SELECT json_object_agg(task_id, document)
+        INTO documents
+        FROM (
+            SELECT task.task_id, listed_task(task) AS document
+            FROM (
+                SELECT DISTINCT
+                    (event ->> 1)::uuid AS task_id,
+                    (event ->> 2)::timestamptz AS created_at
+                FROM unnest(events) AS event
+            ) AS changed
+            INNER JOIN tasks AS task USING (created_at, task_id)
+            -- A long task would take long.
+            WHERE pg_column_size(ROW(
+                task.request_text, task.services_touched, task.outcome, task.error_message
+            )) <= 4096
+            OFFSET 0
+        ) AS listed
+        WHERE octet_length(document) <= 8192;
     END IF;
 END
 $$;

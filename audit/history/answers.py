@@ -15,7 +15,9 @@ from typing import Final, Protocol, TypeVar
 from audit.history.asking import Reading
 from audit.history.changes import ChangeFilter, Changes
 from audit.history.freshness import Freshness, Version
+from audit.history.patching import FirstPage
 from audit.history.query import TaskFilter
+from audit.history.task import TaskPage
 from audit.once import Once
 from audit.telemetry.metrics import Metrics
 
@@ -29,6 +31,9 @@ _FASTEST: Final = 1
 #: A longer body is compressed or digested in a thread, so that it does not block the event loop.
 _LONG_BYTES: Final = 256 * 1024
 _ETAG_DIGITS: Final = 24
+#: Changes are applied to pages up to this size, and not many at once, since the event loop waits.
+_MAX_PATCHED_BYTES: Final = 1024 * 1024
+_MAX_PATCHES: Final = 200
 _SECOND: Final = timedelta(seconds=1)
 _FOREVER: Final = datetime.max.replace(tzinfo=UTC)
 
@@ -105,6 +110,8 @@ class _Entry:
         self.version = version
         """The version before the answer was computed; None if there is no answer."""
         self.answer: Answer | None = None
+        self.page: TaskPage | FirstPage | None = None
+        """The answer, if changes can be applied to it: it is of the snapshot of its version."""
         self.computing: Once[Answer] = Once()
         self.counted_bytes = 0
         if version:
@@ -155,20 +162,18 @@ class Answers:
     async def under(self, version: Version | None, key: str, question: Question) -> Answer:
         """Return the answer in a version: from the cache, or computed once for all who wait."""
         if version is None:
-            return await _answer(question.compute())
+            return await _answer(await question.compute())
         entry = self._entries.get(key)
         if entry and entry.answer and entry.valid_until <= version.clock < entry.answer.valid_until:
             if self._is_unaffected(entry, version):
                 await entry.extending.result(partial(self._extend, entry, version))
             entry = self._entries.get(key)
         if entry is None or not self._is_current(entry, version):
-            entry = _Entry(question, version)
+            entry = self._patched(entry, version) or _Entry(question, version)
             self._put(key, entry)
         self._metrics.answered(is_cached=entry.answer is not None)
         if entry.answer is None:
-            entry.answer = await entry.computing.result(
-                lambda: _answer(question.compute(clock=version.clock, server=version.server))
-            )
+            entry.answer = await entry.computing.result(partial(self._compute, entry, version))
             entry.valid_until = min(entry.valid_until, entry.answer.valid_until)
             self._count(key, entry)
         return entry.answer
@@ -212,6 +217,44 @@ class Answers:
         if self._is_unaffected(entry, await self._freshness.current()):
             entry.valid_until = until
 
+    async def _compute(self, entry: _Entry, version: Version) -> Answer:
+        result = await entry.question.compute(clock=version.clock, server=version.server)
+        if (
+            isinstance(result, TaskPage)
+            and result.snapshot == version.snapshot
+            and len(result.tasks_json) <= _MAX_PATCHED_BYTES
+        ):
+            entry.page = result
+            self._changes.reads_documents = True
+        return await _answer(result)
+
+    def _patched(self, entry: _Entry | None, version: Version) -> _Entry | None:
+        """Return an entry with the answer in a version, made from an earlier one and the changes.
+
+        None if the answer has to be computed.
+        """
+        if entry is None or entry.page is None or version.clock >= entry.valid_until:
+            return None
+        changes = self._changes.since(entry.checked_to)
+        if changes is None or len(changes) > _MAX_PATCHES:
+            return None
+        first: FirstPage | None
+        if isinstance(entry.page, TaskPage):
+            first = FirstPage.of(entry.question.query, entry.page)
+        else:
+            first = entry.page
+        patched = _Entry(entry.question, version)
+        patched.page = first = first.after(changes, patched.changes) if first else None
+        max_bytes = min(self._reading.max_page_bytes, _MAX_PATCHED_BYTES)
+        result = first.to_task_page(version.clock, max_bytes) if first else None
+        if result is None:
+            return None
+        body = result.to_json()
+        patched.answer = Answer(result, body, _etag(body))
+        patched.checked_to = self._changes.number
+        patched.valid_until = entry.valid_until
+        return patched
+
     def _put(self, key: str, entry: _Entry) -> None:
         self._drop(key)
         self._entries[key] = entry
@@ -241,11 +284,13 @@ def _size(key: str, entry: _Entry) -> int:
     size = _OVERHEAD_BYTES + _BYTES_PER_CHARACTER * len(key)
     if entry.answer:
         size += len(entry.answer.body) + len(entry.answer.gzip_body or b"")
+        if entry.page:
+            # The documents of its tasks as text.
+            size += len(entry.answer.body)
     return size
 
 
-async def _answer(computing: Awaitable[Result]) -> Answer:
-    result = await computing
+async def _answer(result: Result) -> Answer:
     body = result.to_json()
     return Answer(result, body, await _in_thread_if_long(_etag, body))
 

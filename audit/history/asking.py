@@ -34,7 +34,7 @@ class Reading:
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
-        self._max_page_bytes = settings.max_page_bytes
+        self.max_page_bytes = settings.max_page_bytes
         self.pager = Pager()
 
     async def list_tasks(
@@ -59,6 +59,7 @@ class Reading:
             offset=None if position else query.offset or 0,
             next_cursor=following.encode(query.fingerprint) if following else None,
             rows=page.rows,
+            snapshot=page.snapshot,
         )
 
     async def count_tasks(self, query: TaskQuery) -> int:
@@ -79,7 +80,7 @@ class Reading:
             async with self._database.reading(again=attempt > 0) as connection:
                 require_server(connection, server)
                 clock = await _clock(connection, query, clock)
-                request = PageRequest(query, query.window_start(clock), limit, self._max_page_bytes)
+                request = PageRequest(query, query.window_start(clock), limit, self.max_page_bytes)
                 page = await self.pager.find(connection, request)
             if page is not None:
                 return page, clock

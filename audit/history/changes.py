@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from uuid import UUID
 
 import asyncpg
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 #: If there are more changes than this between two versions, they are not read.
 _MAX_READ: Final = 1000
+#: If more tasks have changed, they are not read as lists show them.
+_MAX_DOCUMENTS: Final = 100
 #: The number of changes that are remembered.
 _MAX_KEPT: Final = 4000
 #: How long an `event_id` that was not visible is remembered. Most of them were rolled back.
@@ -47,11 +52,15 @@ class Change(NamedTuple):
     after: Facts
     before: Facts | None
     """None if the task is new."""
+    task_id: UUID
+    document: str | None
+    """The task as lists show it, maybe after later changes of the same version; None if that is
+    not known."""
 
     @classmethod
-    def of(cls, members: list[Any]) -> Self:
+    def of(cls, members: list[Any], documents: Mapping[str, str]) -> Self:
         """Return the change that a row of `read_changes` describes after its `event_id`."""
-        created_at, project_id, created_by, *facts = members
+        task_id, created_at, project_id, created_by, *facts = members
         status, services, intent, old_status, old_services, old_intent = facts
         return cls(
             datetime.fromisoformat(created_at),
@@ -59,6 +68,8 @@ class Change(NamedTuple):
             created_by,
             Facts(status, frozenset(services), intent),
             old_status and Facts(old_status, frozenset(old_services), old_intent),
+            UUID(task_id),
+            documents.get(task_id),
         )
 
 
@@ -88,20 +99,28 @@ class ChangeFilter:
         `outcome` is left out, because a change does not tell it. The page is left out too: it may
         have other tasks, but its total or its offset may depend on this one.
         """
+        return self._covers(change) and (self._match(change.before) or self._match(change.after))
+
+    def matches(self, change: Change) -> tuple[bool, bool]:
+        """Return whether the task matched the filters before the change, and after it."""
+        is_covered = self._covers(change)
+        return (
+            is_covered and self._match(change.before),
+            is_covered and self._match(change.after),
+        )
+
+    def _covers(self, change: Change) -> bool:
         return (
             (self._since is None or change.created_at >= self._since)
             and (self._until is None or change.created_at < self._until)
             and (self._created_by is None or change.created_by == self._created_by)
             and (self._project_id is None or change.project_id == self._project_id)
-            and (
-                self._match(change.after)
-                or (change.before is not None and self._match(change.before))
-            )
         )
 
-    def _match(self, facts: Facts) -> bool:
+    def _match(self, facts: Facts | None) -> bool:
         return (
-            (not self._statuses or facts.status in self._statuses)
+            facts is not None
+            and (not self._statuses or facts.status in self._statuses)
             and self._services <= facts.services
             and (not self._intents or facts.intent in self._intents)
         )
@@ -120,6 +139,8 @@ class Changes:
 
     def __init__(self, metrics: Metrics | None = None) -> None:
         self._metrics = metrics or Metrics()
+        self.reads_documents = False
+        """Whether the changed tasks are read as lists show them."""
         self.number = 0
         """The changes that were counted. It grows when tasks may have changed."""
         #: The last ones of them, without a gap.
@@ -144,6 +165,13 @@ class Changes:
             return True
         return any(map(selected.selects, islice(reversed(self._recent), missing)))
 
+    def since(self, number: int) -> Sequence[Change] | None:
+        """Return the changes after `number`, the oldest first; None if one is not remembered."""
+        missing = self.number - number
+        if missing > len(self._recent):
+            return None
+        return list(islice(self._recent, len(self._recent) - missing, None))
+
     async def read(self, connection: Connection) -> Version:
         """Return the version that a statement sees now."""
         row = None
@@ -157,9 +185,10 @@ class Changes:
                 seen_to=self._seen_to,
                 gaps=list(self._gaps),
                 most=_MAX_READ,
+                most_documents=_MAX_DOCUMENTS if self.reads_documents else 0,
             )
             self._note(row)
-        return Version(self.number, row["clock"], server_of(connection))
+        return Version(self.number, row["clock"], server_of(connection), row["snapshot"])
 
     def forget(self) -> None:
         """Forget all changes, so that any task may have changed."""
@@ -174,12 +203,14 @@ class Changes:
             self.forget()
             self._seen_to, self._gaps = row["newest_queued"], {}
         else:
-            changes = json.loads(row["changes"])
+            # The events of one task are in the order of their ids.
+            changes = sorted(json.loads(row["changes"]), key=itemgetter(0))
             if len(changes) != events - self._events:
                 self.forget()
             self.number += len(changes)
-            self._recent.extend(Change.of(members) for _, *members in changes)
-            self._note_gaps(sorted(event_id for event_id, *_ in changes), row["clock"])
+            documents = json.loads(row["documents"] or "{}")
+            self._recent.extend(Change.of(members, documents) for _, *members in changes)
+            self._note_gaps([event_id for event_id, *_ in changes], row["clock"])
         self._snapshot, self._server = row["snapshot"], row["server"]
         self._log_size, self._events = row["log_size"], events
 

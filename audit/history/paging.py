@@ -36,12 +36,13 @@ class Page:
     """How many tasks match; None if the request did not ask for it."""
     last: tuple[datetime, UUID] | None
     """`created_at` and `task_id` of the last task; None if no tasks follow the page."""
+    snapshot: str
 
     @classmethod
     def of(cls, row: asyncpg.Record, total: int | None) -> Self:
         """Return the page in a row of `list_tasks`."""
         last = (row["last_at"], row["last_id"]) if row["fetched"] > row["shown"] else None
-        return cls(row["tasks"], row["shown"], total, last)
+        return cls(row["tasks"], row["shown"], total, last, row["snapshot"])
 
 
 class Pager:

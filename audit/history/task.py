@@ -138,6 +138,8 @@ class TaskPage:
     next_cursor: str | None
     rows: int
     """The number of tasks in the page."""
+    snapshot: str | None = field(default=None, repr=False, compare=False)
+    """The snapshot of the database that it was read in; None if it was made otherwise."""
 
     @property
     def valid_until(self) -> None:

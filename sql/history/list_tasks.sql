@@ -5,7 +5,7 @@
 -- fetched: more than shown if tasks follow the page. last_at, last_id: of the last task shown.
 -- total: how many tasks match the filter. skipped: how many of them are at or after the end of
 -- :place, if it has one. Both are NULL if :edges are not edges of the counts, or are NULL.
--- snapshot: text, what the statement saw; NULL if it counted.
+-- snapshot: text, what the statement saw.
 -- docs/counts.md describes :place, :is_sparse, :edges and :offset. They are values in the plan, so
 -- that the planner opens only the partitions that are needed.
 
@@ -68,7 +68,7 @@ SELECT
         WHEN (:place)[2] IS NULL THEN 0
         ELSE from_each[3] - from_each[2] + after_edge
     END AS skipped,
-    CASE WHEN :edges IS NULL THEN :snapshot END AS snapshot
+    :snapshot AS snapshot
 FROM (
     SELECT
         array_agg(document) FILTER (WHERE part = 0) AS documents,

@@ -24,7 +24,7 @@ QUERIES: list[TaskQuery] = [
 ]
 #: What a reader of changes has seen that has seen them all.
 NOTHING_NEW = statements.READ_CHANGES.values(
-    {"known_size": 10**9, "seen_to": 10**9, "gaps": [], "most": 100}
+    {"known_size": 10**9, "seen_to": 10**9, "gaps": [], "most": 100, "most_documents": 100}
 )
 SLOT = "SELECT 1 FROM pg_replication_slots WHERE slot_name = 'abandoned'"
 DEAD = "SELECT pg_stat_get_dead_tuples('task_counts'::regclass)"
