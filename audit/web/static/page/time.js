@@ -35,6 +35,13 @@ function format(zone) {
 }
 
 /**
+ * Reading a clock is slow, and each rendering of the list needs some hundred times again.
+ * @type {Map<string, Clock>}
+ */
+const clocks = new Map();
+const MOST_CLOCKS = 5000;
+
+/**
  * A time as the clocks of a zone show it.
  * @typedef {object} Clock
  * @property {string} year
@@ -53,6 +60,22 @@ function format(zone) {
  * @returns {Clock}
  */
 export function clock(time, zone) {
+  const key = `${zone} ${+new Date(time)}`;
+  let found = clocks.get(key);
+  if (!found) {
+    found = read(time, zone);
+    if (clocks.size >= MOST_CLOCKS) clocks.clear();
+    clocks.set(key, found);
+  }
+  return found;
+}
+
+/**
+ * @param {string | number | Date} time
+ * @param {string} zone
+ * @returns {Clock}
+ */
+function read(time, zone) {
   const parts = Object.fromEntries(
     format(zone)
       .formatToParts(new Date(time))

@@ -104,13 +104,14 @@ function value(state, field) {
 function states(state, actions) {
   const counts = countsByStatus(state);
   const chosen = all(state.view, "status");
+  const missing = state.parts.facets.problem ? "–" : "…";
   return html`
     <div class="states ${state.parts.facets.loading ? "stale" : ""}" role="group" aria-label="States">
       ${STATUSES.map(
         (status) => html`
           <a class="state-count ${status}" role="button" aria-pressed=${chosen.includes(status)}
             href=${actions.href(toggled(state.view, "status", status))}>
-            ${statusIcon(status)}<span>${status}</span> <strong>${counts ? count(counts[status]) : "…"}</strong>
+            ${statusIcon(status)}<span>${status}</span> <strong>${counts ? count(counts[status]) : missing}</strong>
           </a>`,
       )}
     </div>`;
@@ -132,9 +133,11 @@ function rate(state) {
  * @param {State} state
  * @returns {import("../api.js").Counts | null}
  */
-function countsByStatus({ parts }) {
-  const values = parts.facets.data?.facets.status?.values;
-  if (!values) return null;
+function countsByStatus({ view, parts }) {
+  const values = parts.facets.problem ? null : parts.facets.data?.facets.status?.values;
+  // Without a filter of states, the bars count the same.
+  if (!values)
+    return all(view, "status").length > 0 ? null : (parts.histogram.data?.status ?? null);
   const counts = { pending: 0, approved: 0, executing: 0, completed: 0, failed: 0, rejected: 0 };
   for (const { value, total } of values) {
     if (value !== null) counts[/** @type {import("../api.js").Status} */ (value)] = total;
