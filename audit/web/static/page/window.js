@@ -27,7 +27,7 @@ function text(time) {
  * @returns {{since?: string, until?: string}}
  */
 export function shownWindow({ view, parts }) {
-  const [since, until] = [one(view, "since"), one(view, "until")];
+  const [since, until] = [instantOf(view, "since"), instantOf(view, "until")];
   const relative = relativeSeconds(view);
   if (relative === null) return { ...(since && { since }), ...(until && { until }) };
   const { list, histogram } = parts;
@@ -38,6 +38,16 @@ export function shownWindow({ view, parts }) {
     since: text(bars?.since ?? new Date(at.getTime() - relative * 1000)),
     until: text(ends.map(padded).sort().at(-1) ?? ""),
   };
+}
+
+/**
+ * Return a time of the URL, or null if it is none: the API says what is wrong with it.
+ * @param {import("./url.js").View} view
+ * @param {"since" | "until"} name
+ */
+function instantOf(view, name) {
+  const value = one(view, name);
+  return value && !Number.isNaN(Date.parse(value)) ? value : null;
 }
 
 /** @param {import("./url.js").View} view */
@@ -95,7 +105,7 @@ export function widened(state) {
     const next = SPANS.find((each) => (span(each)?.seconds ?? 0) > relative);
     return next ? { last: next } : {};
   }
-  const [since, until] = [one(view, "since"), one(view, "until")];
+  const [since, until] = [instantOf(view, "since"), instantOf(view, "until")];
   if (!since && !until) return null;
   if (!since || !until) return {};
   const half = (Date.parse(until) - Date.parse(since)) / 2;
