@@ -143,6 +143,15 @@ class TooMany(Invalid):
     name = "too-many"
     title = "Too many tasks match"
 
+    def __init__(self, matching: int, at_most: int, fits: str) -> None:
+        """`fits` is a start of the window with which few enough tasks match."""
+        super().__init__(
+            f"{matching:,} tasks match, and at most {at_most:,} can be read one by one:"
+            f" ask for those since {fits}",
+            members={"matching": matching, "at_most": at_most, "fits": fits},
+        )
+        self.matching = matching
+
 
 class TooManyRequests(Problem):
     """The client has exceeded its rate limit."""

@@ -1,3 +1,4 @@
+DROP FUNCTION bound_services;
 DROP FUNCTION outermost_bucket;
 DROP FUNCTION count_bars;
 DROP FUNCTION bar_parts;

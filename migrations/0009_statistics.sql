@@ -253,3 +253,135 @@ BEGIN
     END LOOP;
 END
 $$;
+
+-- At least as many tasks of each service as were created in a window, and not many more: those of
+-- the years and months in the window, and of the days or months that its ends cut through.
+--
+-- since, until: the ends of the window. any_status, any_intent: any of them; NULL: any.
+CREATE FUNCTION bound_services(
+    any_status task_status[], any_intent text[], since timestamptz, until timestamptz
+)
+RETURNS TABLE (service text, bound bigint)
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    state task_log_state;
+    -- The months that lie in the window.
+    first_month timestamptz := bucket_of('month', since);
+    last_month timestamptz := bucket_of('month', until);
+    after_month timestamptz := CASE
+        WHEN first_month = since THEN since ELSE bucket_after('month', first_month)
+    END;
+BEGIN
+    SELECT * INTO STRICT state FROM task_log_state;
+    RETURN QUERY
+    WITH RECURSIVE counted AS (
+        (SELECT service FROM task_counts WHERE service > '' ORDER BY service LIMIT 1)
+        UNION ALL
+        SELECT (
+            SELECT following.service
+            FROM task_counts AS following
+            WHERE following.service > counted.service
+            ORDER BY following.service
+            LIMIT 1
+        )
+        FROM counted
+        WHERE counted.service IS NOT NULL
+    ),
+
+    fresh AS (
+        SELECT touched.service, sum(delta.n) AS n
+        FROM (
+            SELECT created_at, status, services_touched, intent, n
+            FROM logged_task_changes(state.counted, NULL, state.uncounted_since)
+            WHERE state.counted < state.size
+            UNION ALL
+            SELECT created_at, status, services_touched, intent, n
+            FROM queued_task_changes(state.queue_floor)
+        ) AS delta
+        CROSS JOIN LATERAL unnest(delta.services_touched) AS touched (service)
+        WHERE
+            delta.n > 0
+            AND delta.created_at >= since
+            AND delta.created_at < until
+            AND (any_status IS NULL OR delta.status = ANY(any_status))
+            AND (any_intent IS NULL OR delta.intent = ANY(any_intent))
+        GROUP BY touched.service
+    ),
+
+    whole AS MATERIALIZED (
+        SELECT grain, since, until
+        FROM bar_parts('', ARRAY[after_month, greatest(after_month, last_month)])
+    ),
+
+    -- The month that the start cuts through, and the one that the end cuts through.
+    cut AS MATERIALIZED (
+        SELECT DISTINCT
+            month,
+            greatest(month, bucket_of('day', since)) AS since,
+            least(bucket_after('month', month), until) AS until
+        FROM (VALUES (first_month), (last_month)) AS ends (month)
+        WHERE (month < since OR month = last_month) AND month < until
+    ),
+
+    every_service AS (
+        SELECT service FROM counted WHERE service IS NOT NULL
+        UNION
+        SELECT service FROM fresh
+    )
+
+    SELECT
+        every_service.service,
+        (
+            COALESCE(
+                (
+                    SELECT sum(cell.n)
+                    FROM whole
+                    INNER JOIN task_counts AS cell
+                        ON
+                            cell.service = every_service.service
+                            AND cell.grain = whole.grain
+                            AND cell.bucket >= whole.since
+                            AND cell.bucket < whole.until
+                    WHERE
+                        (any_status IS NULL OR cell.status = ANY(any_status))
+                        AND (any_intent IS NULL OR cell.intent = ANY(any_intent))
+                ), 0
+            )
+            + COALESCE(
+                (
+                    SELECT sum(cell.n)
+                    FROM cut
+                    CROSS JOIN LATERAL (
+                        SELECT EXISTS (
+                            SELECT
+                            FROM task_count_splits AS split
+                            WHERE
+                                split.service = every_service.service
+                                AND split.grain = 'month'
+                                AND split.bucket = cut.month
+                        ) AS is_split
+                    ) AS month
+                    INNER JOIN task_counts AS cell
+                        ON
+                            cell.service = every_service.service
+                            AND cell.grain
+                            = CASE WHEN month.is_split THEN 'day' ELSE 'month' END::task_grain
+                            AND cell.bucket
+                            >= CASE WHEN month.is_split THEN cut.since ELSE cut.month END
+                            AND cell.bucket < cut.until
+                    WHERE
+                        (any_status IS NULL OR cell.status = ANY(any_status))
+                        AND (any_intent IS NULL OR cell.intent = ANY(any_intent))
+                ), 0
+            )
+            + COALESCE(fresh.n, 0)
+        )::bigint
+    FROM every_service
+    LEFT JOIN fresh USING (service);
+END
+$$;

@@ -36,7 +36,7 @@ from audit.history.values import (
 MAX_OFFSET: Final = 2**63 - 1
 DEFAULT_FAILURE_DAYS: Final = 7
 #: The parameters that may be given several times.
-_SEVERAL: Final = frozenset({"status", "service", "intent"})
+_SEVERAL: Final = frozenset({"status", "service", "intent", "facet"})
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 CursorText = Annotated[str, StringConstraints(min_length=1, max_length=200)]

@@ -24,6 +24,8 @@ from audit.history.query import (
 )
 from audit.history.recording import Author, Recorded, Recording
 from audit.history.statistics import Statistics
+from audit.history.statistics_body import Durations, Facets, Histogram
+from audit.history.statistics_query import DurationsQuery, FacetsQuery, HistogramQuery
 from audit.history.task import NewTask, TaskDocument, TaskPage, TaskSummary
 from audit.history.upkeep import Upkeep
 from audit.postgres import statements
@@ -71,6 +73,26 @@ class IterateParams(CountParams, PageParams, total=False):
     """The same, and those of a page."""
 
     limit: int
+
+
+class HistogramParams(CountParams, total=False):
+    """The filters of `audit_query` besides `status`, and the buckets of a histogram."""
+
+    interval: str | None
+    buckets: int | None
+    tz: str | None
+
+
+class FacetParams(CountParams, total=False):
+    """The filters of `audit_query` besides `status`, and the most values of a facet."""
+
+    top: int | None
+
+
+class DurationParams(HistogramParams, total=False):
+    """The filters of `audit_query` besides `status`, and how to group the tasks."""
+
+    by: Literal["none", "intent", "interval"] | None
 
 
 class AuditService:
@@ -206,6 +228,38 @@ class AuditService:
                 raise Invalid(f"{name}: a count has no pages")
         return await self.reading.count_tasks(_query(AuditQuery, **{"status": status, **filters}))
 
+    async def get_histogram(
+        self, status: OneOrMore | None = None, **given: Unpack[HistogramParams]
+    ) -> Histogram:
+        """Return how many tasks match every filter given, by time and state.
+
+        Raises:
+            TooMany: the counts do not know the filters, and too many tasks match.
+        """
+        query = _filter(HistogramQuery, status=status, **given)
+        return (await self.statistics.histogram(query)).body
+
+    async def get_facets(
+        self, facet: OneOrMore, status: OneOrMore | None = None, **given: Unpack[FacetParams]
+    ) -> Facets:
+        """Return the most frequent values of `facet` among the tasks that match every filter.
+
+        A facet for which too many tasks would have to be read is a `FacetRefused`.
+        """
+        query = _filter(FacetsQuery, facet=facet, status=status, **given)
+        return (await self.statistics.facets(query)).body
+
+    async def get_durations(
+        self, status: OneOrMore | None = None, **given: Unpack[DurationParams]
+    ) -> Durations:
+        """Return how long the tasks took that match every filter given.
+
+        Raises:
+            TooMany: too many tasks match.
+        """
+        query = _filter(DurationsQuery, status=status, **given)
+        return (await self.statistics.durations(query)).body
+
     async def get_task(
         self, task_id: UUID | str, *, project_id: UUID | None = None
     ) -> TaskDocument:
@@ -305,3 +359,10 @@ def _query(model: type[Params], *, limit: object = 100, **given: object) -> Para
     """Validate arguments by the rules of a URL. None means "not given", except as a `limit`."""
     given = {name: value for name, value in given.items() if value is not None}
     return parse_arguments(model, {**given, "limit": limit})
+
+
+def _filter(model: type[Params], **given: object) -> Params:
+    """Validate arguments that have no page; like `_query`."""
+    return parse_arguments(
+        model, {name: value for name, value in given.items() if value is not None}
+    )

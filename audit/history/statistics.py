@@ -1,104 +1,56 @@
-"""Statistics: how many tasks match a filter, by time and state. Knows no HTTP.
+"""Statistics: how many tasks match a filter, by time and value, and how long they took.
 
-All numbers of an answer are of one snapshot. Filters that the counts know are counted by them, and
-the tasks themselves are read only where an edge of a bar cuts through a bucket of the counts. For
-other filters all matching tasks are read, if there are not too many.
+All numbers of an answer are of one snapshot. Knows no HTTP.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar
-
-import asyncpg
-from pydantic import BaseModel, PlainSerializer
+from typing import TYPE_CHECKING, Any, Final
 
 from audit.errors import Invalid, TooMany
 from audit.history.asking import Reading, require_server
+from audit.history.bar_counts import Numbers, count_bars, count_tasks, find_window
 from audit.history.bars import AUTO, Bars, TooManyBars, bars_between
+from audit.history.facet_counts import Values, count_values, is_counted
 from audit.history.query import TaskFilter
 from audit.history.states import State
-from audit.history.statistics_query import HistogramQuery, StatisticsQuery
-from audit.history.task import Output
-from audit.history.values import Timestamp
+from audit.history.statistics_body import (
+    Bucket,
+    BucketDurations,
+    Durations,
+    FacetRefused,
+    Facets,
+    FacetValue,
+    FacetValues,
+    Histogram,
+    IntentDurations,
+    Statistic,
+    rfc3339,
+)
+from audit.history.statistics_query import (
+    DurationsQuery,
+    FacetsQuery,
+    HistogramQuery,
+    StatisticsQuery,
+)
 from audit.postgres import statements
 from audit.postgres.database import Database
 from audit.postgres.pool import fetch_row
 from audit.settings import Settings
 
 if TYPE_CHECKING:
+    import asyncpg
+
     from audit.postgres.pool import Connection
 
-#: If more spans than this have to be read, they are read as one.
-_MOST_READS: Final = 4
+_PERCENTILES: Final = ("p50", "p90", "p95", "p99", "max")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
-_MICROSECOND: Final = timedelta(microseconds=1)
 _MINUTE: Final = timedelta(minutes=1)
-
-
-def _rfc3339(time: datetime) -> str:
-    return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-Time = Annotated[Timestamp, PlainSerializer(_rfc3339, return_type=str, when_used="json")]
-
-
-class Numbers(Output):
-    """How many tasks there are, by state."""
-
-    total: int
-    status: dict[State, int]
-    """Always all six states."""
-
-
-class Bucket(Numbers):
-    """The tasks created from `start` on and before `end`."""
-
-    start: Time
-    end: Time
-    partial: bool
-    """Whether `since` or `until` cuts off a part of the bucket."""
-
-
-class Histogram(Numbers):
-    """How many tasks match, by time and state."""
-
-    interval: str
-    """The length of a bucket, also if `auto` was asked for."""
-    tz: str
-    since: Time | None
-    until: Time | None
-    """The window: `since` is in the first bucket, and `until` is the end of the last one or in it.
-    null if no task matches a filter without a start."""
-    failure_rate: float | None
-    """The failed tasks divided by the failed and completed ones, with six decimals. null if there
-    are none of either."""
-    buckets: list[Bucket]
-    """Ascending and without gaps: the `end` of one is the `start` of the next."""
-
-
-Body = TypeVar("Body", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class Statistic(Generic[Body]):
-    """The body of a response, and for how long it is current while no task changes."""
-
-    body: Body
-    valid_until: datetime | None = None
-    rows: int = 0
-    total: int | None = None
-    next_cursor: str | None = None
-
-    def to_json(self) -> bytes:
-        """Return the body of the response."""
-        return self.body.model_dump_json().encode()
 
 
 class Statistics:
@@ -118,40 +70,122 @@ class Statistics:
             Invalid: the histogram would have too many buckets.
             TooMany: the counts do not know the filter, and too many tasks match it.
         """
-        if not query.is_counted:
-            await self._require_few(query, clock, server)
+        if not query.is_counted and (problem := await self._too_many(query, clock, server)):
+            raise problem
         async with self._snapshot(query, clock, server) as (connection, now):
             since = query.window_start(now)
-            window = await _window(connection, query, since, now)
+            window = await find_window(connection, query, since, now)
             if window is None:
                 return Statistic(_empty(query))
             bars = _bars(query, *window)
-            edges = [since or bars.edges[0], *bars.edges[1:-1], query.until or bars.edges[-1]]
-            numbers = await _count_bars(connection, query, since, edges)
-        until = window[1] if query.ends_now else edges[-1]
+            edges = _edges(query, since, bars)
+            numbers = await count_bars(connection, query, since, edges)
         return Statistic(
-            _histogram(query, bars, edges[0], until, numbers),
+            _histogram(query, bars, since, window[1], numbers),
             valid_until=_next_minute(now) if query.ends_now else None,
         )
 
-    async def _require_few(
+    async def facets(
+        self, query: FacetsQuery, *, clock: datetime | None = None, server: str | None = None
+    ) -> Statistic[Facets]:
+        """Return the most frequent values of some members of the tasks that match `query`.
+
+        A facet for which too many tasks would have to be read says so instead.
+        """
+        filters = {facet: query.filter_of(facet) for facet in dict.fromkeys(query.facet)}
+        refused = {
+            facet: problem
+            for facet, filtered in filters.items()
+            if not is_counted(filtered, facet)
+            and (problem := await self._too_many(filtered, clock, server))
+        }
+        too_many = None if query.is_counted else await self._too_many(query, clock, server)
+        async with self._snapshot(query, clock, server) as (connection, now):
+            since = query.window_start(now)
+            found = {
+                facet: await count_values(
+                    connection,
+                    filtered,
+                    since,
+                    facet,
+                    most=query.top + 1,
+                    most_grouped=self._most_grouped,
+                )
+                for facet, filtered in filters.items()
+                if facet not in refused
+            }
+            if too_many is None:
+                total = await count_tasks(connection, query, since)
+        for facet, values in found.items():
+            if values is None and (problem := await self._too_many(filters[facet], clock, server)):
+                refused[facet] = problem
+        return Statistic(
+            Facets(
+                total=too_many.matching if too_many else total,
+                facets={
+                    facet: FacetRefused.model_validate(refused[facet].members)
+                    if facet in refused
+                    else _facet_values(found[facet] or [], query.top)
+                    for facet in filters
+                },
+            )
+        )
+
+    async def durations(
+        self, query: DurationsQuery, *, clock: datetime | None = None, server: str | None = None
+    ) -> Statistic[Durations]:
+        """Return how long the tasks took that match `query`.
+
+        Raises:
+            Invalid: there would be too many buckets.
+            TooMany: too many tasks match.
+        """
+        if problem := await self._too_many(query, clock, server):
+            raise problem
+        async with self._snapshot(query, clock, server) as (connection, now):
+            since = query.window_start(now)
+            bars = until = None
+            if query.by == "interval" and (
+                window := await find_window(connection, query, since, now)
+            ):
+                bars, until = _bars(query, *window), window[1]
+            values = statements.MEASURE_DURATIONS.values(
+                {
+                    **query.filter_values(since),
+                    "by_intent": query.by == "intent",
+                    "edges": _edges(query, since, bars) if bars else None,
+                }
+            )
+            rows = await connection.fetch(statements.MEASURE_DURATIONS, *values)
+        groups: list[IntentDurations | BucketDurations] = []
+        if query.by == "intent":
+            groups = _by_intent(rows)
+        elif bars and until:
+            groups = _by_bucket(rows, query, bars, since, until)
+        (of_all,) = (row for row in rows if row["is_all"])
+        return Statistic(
+            Durations(
+                **_percentiles(of_all),
+                unfinished=of_all["matching"] - of_all["tasks"],
+                negative=of_all["negative"],
+                groups=groups,
+            ),
+            valid_until=_next_minute(now) if query.by == "interval" and query.ends_now else None,
+        )
+
+    async def _too_many(
         self, query: StatisticsQuery, clock: datetime | None, server: str | None
-    ) -> None:
-        """Raise TooMany if more tasks match than may be read one by one."""
+    ) -> TooMany | None:
+        """Return the problem if more tasks match than may be read one by one."""
         most = self._most_grouped
         page = await self._reading.list_tasks(
             query.page(offset=most, limit=1), clock=clock, server=server
         )
         if page.rows == 0:
-            return
-        matching = page.total
-        assert matching is not None  # noqa: S101 - the query asks for it
+            return None
         fits = _fits(page.tasks[0].created_at, query.until or clock or datetime.now(UTC))
-        raise TooMany(
-            f"{matching:,} tasks match, and at most {most:,} can be grouped one by one:"
-            f" ask for those since {_rfc3339(fits)}",
-            members={"matching": matching, "at_most": most, "fits": _rfc3339(fits)},
-        )
+        assert page.total is not None  # noqa: S101 - the query asks for it
+        return TooMany(page.total, most, rfc3339(fits))
 
     @asynccontextmanager
     async def _snapshot(
@@ -183,73 +217,6 @@ def _next_minute(clock: datetime) -> datetime:
     return clock.replace(second=0, microsecond=0) + _MINUTE
 
 
-async def _window(
-    connection: Connection, query: HistogramQuery, since: datetime | None, clock: datetime
-) -> tuple[datetime, datetime] | None:
-    """Return the time that the bars cover; None if it has no start and no task matches.
-
-    Without a limit, it begins with the oldest matching task and ends after the newest one.
-    """
-    until = query.until
-    if since is None:
-        oldest = await _find_oldest(connection, query)
-        if oldest is None:
-            return None
-        since = oldest
-    if until is None:
-        # Tasks may be of the next 24 hours.
-        from_time = max(since, clock) if query.ends_now else since
-        newest = await _find_newest(connection, query, from_time)
-        until = max(since, clock + _SECOND) if query.ends_now else since
-        until = max(until, newest + _MICROSECOND) if newest else until
-    return since, until
-
-
-async def _find_oldest(connection: Connection, query: TaskFilter) -> datetime | None:
-    """Return when the oldest task was created that matches a filter without a start."""
-    since = until = None
-    if query.is_counted:
-        since, until = await _outermost_bucket(connection, query, is_newest=False)
-        if since is None:
-            return None
-    oldest: datetime | None = (await _measure_rows(connection, query, since, until))["oldest"]
-    return oldest
-
-
-async def _find_newest(
-    connection: Connection, query: TaskFilter, from_time: datetime
-) -> datetime | None:
-    """Return when the newest matching task was created; None if that is before `from_time`."""
-    until = None
-    if query.is_counted:
-        since, until = await _outermost_bucket(connection, query, is_newest=True)
-        if until is None or until <= from_time:
-            return None
-        from_time = max(from_time, since)
-    newest: datetime | None = (await _measure_rows(connection, query, from_time, until))["newest"]
-    return newest
-
-
-async def _outermost_bucket(
-    connection: Connection, query: TaskFilter, *, is_newest: bool
-) -> asyncpg.Record:
-    return await fetch_row(
-        connection, statements.OUTERMOST_BUCKET, **_counted_values(query), is_newest=is_newest
-    )
-
-
-async def _measure_rows(
-    connection: Connection, query: TaskFilter, since: datetime | None, until: datetime | None
-) -> asyncpg.Record:
-    return await fetch_row(
-        connection,
-        statements.MEASURE_ROWS,
-        **query.filter_values(query.since),
-        read_since=since,
-        read_until=until,
-    )
-
-
 def _bars(query: HistogramQuery, since: datetime, until: datetime) -> Bars:
     try:
         return bars_between(since, until, query.zone, interval=query.interval, most=query.most_bars)
@@ -261,65 +228,32 @@ def _bars(query: HistogramQuery, since: datetime, until: datetime) -> Bars:
     raise Invalid(f"{field}: {detail}", errors=[{"field": field, "detail": detail}])
 
 
-async def _count_bars(
-    connection: Connection, query: TaskFilter, since: datetime | None, edges: list[datetime]
-) -> Mapping[tuple[int, str], int]:
-    """Return how many tasks match in each bar, by the number of the bar from 1 on and the state."""
-    numbers: Counter[tuple[int, str]] = Counter()
-    reads = [(edges[0], edges[-1])]
-    if query.is_counted:
-        row = await fetch_row(
-            connection,
-            statements.COUNT_BARS,
-            **_counted_values(query),
-            edges=edges,
-            by_intent=False,
-            most_reads=_MOST_READS,
-        )
-        for bar, state, n in zip(
-            row["bars"] or (), row["statuses"] or (), row["numbers"] or (), strict=True
-        ):
-            numbers[bar, state] += n
-        reads = list(zip(row["read_since"] or (), row["read_until"] or (), strict=True))
-    for read_since, read_until in reads:
-        values = statements.COUNT_ROWS.values(
-            {
-                **query.filter_values(since),
-                "edges": edges,
-                "by_intent": False,
-                "read_since": read_since,
-                "read_until": read_until,
-            }
-        )
-        for row in await connection.fetch(statements.COUNT_ROWS, *values):
-            numbers[row["bar"], row["status"]] += row["n"]
-    return numbers
+def _edges(query: HistogramQuery, since: datetime | None, bars: Bars) -> list[datetime]:
+    """Return the edges of bars as far as they are in the window of the filter."""
+    return [since or bars.edges[0], *bars.edges[1:-1], query.until or bars.edges[-1]]
 
 
-def _counted_values(query: TaskFilter) -> dict[str, object]:
-    """Return the parameters of statements that ask the counts."""
-    return {
-        "service": query.service[0] if query.service else "",
-        "statuses": query.statuses or None,
-        "intents": query.intent or None,
-    }
+def _shown(
+    query: HistogramQuery, bars: Bars, since: datetime | None, until: datetime
+) -> tuple[datetime, datetime]:
+    """Return the window that a response shows. Without limits, it is that of all bars."""
+    has_end = query.until is not None or query.ends_now
+    return since or bars.edges[0], until if has_end else bars.edges[-1]
+
+
+def _spans(bars: Bars, since: datetime, until: datetime) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number of each bar, and its members in a response."""
+    for bar, (start, end) in enumerate(pairwise(bars.edges), 1):
+        yield bar, {"start": start, "end": end, "partial": start < since or end > until}
 
 
 def _histogram(
-    query: HistogramQuery,
-    bars: Bars,
-    since: datetime,
-    until: datetime,
-    numbers: Mapping[tuple[int, str], int],
+    query: HistogramQuery, bars: Bars, since: datetime | None, until: datetime, numbers: Numbers
 ) -> Histogram:
+    since, until = _shown(query, bars, since, until)
     buckets = [
-        Bucket(
-            **_totals({state: numbers.get((bar, state), 0) for state in State}),
-            start=start,
-            end=end,
-            partial=start < since or end > until,
-        )
-        for bar, (start, end) in enumerate(pairwise(bars.edges), 1)
+        Bucket(**_totals({state: numbers[bar, state, None] for state in State}), **span)
+        for bar, span in _spans(bars, since, until)
     ]
     status = {state: sum(bucket.status[state] for bucket in buckets) for state in State}
     ended = status[State.FAILED] + status[State.COMPLETED]
@@ -349,3 +283,35 @@ def _empty(query: HistogramQuery) -> Histogram:
 
 def _totals(status: dict[State, int]) -> dict[str, Any]:
     return {"total": sum(status.values()), "status": status}
+
+
+def _facet_values(found: Values, top: int) -> FacetValues:
+    return FacetValues(
+        values=[FacetValue(value=value, total=n) for value, n in found[:top]],
+        more=len(found) > top,
+    )
+
+
+def _percentiles(row: asyncpg.Record | None) -> dict[str, Any]:
+    """Return the members of durations; without a row, those of no tasks."""
+    seconds = (row and row["percentiles"]) or [None] * len(_PERCENTILES)
+    rounded = [None if each is None else round(each, 6) for each in seconds]
+    return {"tasks": row["tasks"] if row else 0, **dict(zip(_PERCENTILES, rounded, strict=True))}
+
+
+def _by_intent(rows: Sequence[asyncpg.Record]) -> list[IntentDurations | BucketDurations]:
+    found = [row for row in rows if not row["is_all"] and row["tasks"]]
+    found.sort(key=lambda row: (-row["tasks"], row["intent"] is None, row["intent"] or ""))
+    return [IntentDurations(value=row["intent"], **_percentiles(row)) for row in found]
+
+
+def _by_bucket(
+    rows: Sequence[asyncpg.Record],
+    query: HistogramQuery,
+    bars: Bars,
+    since: datetime | None,
+    until: datetime,
+) -> list[IntentDurations | BucketDurations]:
+    found = {row["bar"]: row for row in rows if not row["is_all"]}
+    spans = _spans(bars, *_shown(query, bars, since, until))
+    return [BucketDurations(**_percentiles(found.get(bar)), **span) for bar, span in spans]

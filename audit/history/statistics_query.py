@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import tzinfo
-from typing import Annotated, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, PlainValidator, WithJsonSchema, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    WithJsonSchema,
+    model_validator,
+)
 
 from audit.history.bars import AUTO, LENGTHS, MOST_BARS, zone_of
 from audit.history.query import AnyStatus, AuditQuery
@@ -41,8 +49,17 @@ class StatisticsQuery(AnyStatus):
 
     def page(self, *, offset: int, limit: int) -> AuditQuery:
         """Return the query for a part of the list of the same tasks."""
-        filters = {name: getattr(self, name) for name in AnyStatus.model_fields}
-        return AuditQuery.model_construct(**filters, offset=offset, limit=limit)
+        return AuditQuery.model_construct(**self._filters(), offset=offset, limit=limit)
+
+    def without(self, *names: str) -> StatisticsQuery:
+        """Return the filters besides those of these names."""
+        filters = self._filters()
+        return StatisticsQuery.model_construct(
+            **{name: value for name, value in filters.items() if name not in names}
+        )
+
+    def _filters(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in AnyStatus.model_fields}
 
 
 class HistogramQuery(StatisticsQuery):
@@ -83,3 +100,79 @@ class HistogramQuery(StatisticsQuery):
     def moves_with_clock(self) -> bool:
         """Whether bars may come or go a second later, with the same tasks."""
         return self.ends_now
+
+
+#: A member of tasks whose most frequent values are counted.
+FACETS: Final = ("status", "service", "intent", "created_by", "project_id")
+_BY: Final = ("none", "intent", "interval")
+
+
+def _facet(value: object) -> object:
+    if value not in FACETS:
+        raise ValueError(f"must be one of {', '.join(FACETS)}")
+    return value
+
+
+def _by(value: object) -> object:
+    if value not in _BY:
+        raise ValueError(f"must be one of {', '.join(_BY)}")
+    return value
+
+
+Facet = Annotated[
+    str, BeforeValidator(_facet), WithJsonSchema({"type": "string", "enum": list(FACETS)})
+]
+
+
+class FacetsQuery(StatisticsQuery):
+    """The parameters of `/statistics/facets`."""
+
+    facet: Annotated[tuple[Facet, ...], Field(max_length=len(FACETS))]
+    """A member whose most frequent values are counted. May be given several times."""
+    top: Annotated[int, whole_number(1, 100)] = 10
+    """The most values of a facet; 10 by default."""
+    _is_of_one_project: bool = PrivateAttr(default=False)
+
+    def of_one_project(self) -> FacetsQuery:
+        """Return the query of a caller who may see one project only."""
+        bound = self.model_copy()
+        bound._is_of_one_project = True  # noqa: SLF001 - of the same class
+        return bound
+
+    def filter_of(self, facet: str) -> StatisticsQuery:
+        """Return the filter of the tasks that a facet counts.
+
+        It is without the filter of the facet itself, so that a client sees what it could choose
+        instead. A task may have several services, so that of the services stays: it says how many
+        tasks have touched another service too.
+        """
+        return self.without(*self._ignored([facet]))
+
+    @property
+    def watched(self) -> StatisticsQuery:
+        """Matches every task that any of the facets counts."""
+        return self.without(*self._ignored(self.facet))
+
+    def _ignored(self, facets: Iterable[str]) -> set[str]:
+        kept = {"service", "project_id"} if self._is_of_one_project else {"service"}
+        return set(facets) - kept
+
+
+class DurationsQuery(HistogramQuery):
+    """The parameters of `/statistics/durations`."""
+
+    by: Annotated[Literal["none", "intent", "interval"], BeforeValidator(_by)] = "none"
+    """`intent` or `interval` also groups the tasks; `none` by default. `interval`, `buckets` and
+    `tz` are only for `interval`."""
+
+    @model_validator(mode="after")
+    def _interval_is_asked_for(self) -> Self:
+        given = self.model_fields_set & {"interval", "buckets", "tz"}
+        if self.by != "interval" and given:
+            raise ValueError(f"{min(given)}: only together with by=interval")
+        return self
+
+    @property
+    def moves_with_clock(self) -> bool:
+        """Whether tasks may leave the window, or bars may come or go."""
+        return self.ends_now if self.by == "interval" else self.span is not None

@@ -152,6 +152,8 @@ def _query_parameters(route: Route) -> list[dict[str, Any]]:
             description += f" For example `{_EXAMPLES['parameters'][name]}`."
             sent["examples"] = [_EXAMPLES["parameters"][name]]
         parameter = {"name": name, "in": "query", "description": description, "schema": sent}
+        if route.query and route.query.model_fields[name].is_required():
+            parameter["required"] = True
         if schema.get("type") == "array":
             parameter |= {"style": "form", "explode": True}
         if name == "service" and "{service_name}" in route.path:

@@ -18,8 +18,8 @@ from audit.access.identity import Scope
 from audit.errors import Problem
 from audit.history.events import HistoryBody
 from audit.history.query import AuditQuery, FailuresQuery, HistoryQuery, NoParams
-from audit.history.statistics import Histogram
-from audit.history.statistics_query import HistogramQuery
+from audit.history.statistics_body import Durations, Facets, Histogram
+from audit.history.statistics_query import DurationsQuery, FacetsQuery, HistogramQuery
 from audit.history.task import NewTask, RecordedBody, Task, TaskChange, TaskPageBody
 from audit.web.handlers import (
     asking,
@@ -147,6 +147,13 @@ def _status(value: str) -> dict[str, Any]:
     }
 
 
+def _statistics(description: str, content: Content) -> dict[int, Response]:
+    return {
+        200: Response(description, content, _CACHING),
+        304: Response("The response with one of the sent ETags is still current", headers=_CACHING),
+    }
+
+
 def _of_first_task(operation: str, description: str) -> dict[str, Any]:
     return {
         "operationId": operation,
@@ -170,13 +177,18 @@ ROUTES: Final = (
     ),
     Route(
         "GET", f"{_API}/statistics/histogram", statistics.get_histogram, Scope.READ, _COUNTING,
-        {
-            200: Response(
-                "The histogram", Content(Histogram, ("histogram",)), _CACHING
-            ),
-            304: Response("The answer with the sent ETag is still current", headers=_CACHING),
-        },
+        _statistics("The histogram", Content(Histogram, ("histogram",))),
         query=HistogramQuery, headers=("If-None-Match",),
+    ),
+    Route(
+        "GET", f"{_API}/statistics/facets", statistics.get_facets, Scope.READ, _READING,
+        _statistics("The facets", Content(Facets, ("facets",))),
+        query=FacetsQuery, headers=("If-None-Match",),
+    ),
+    Route(
+        "GET", f"{_API}/statistics/durations", statistics.get_durations, Scope.READ, _COUNTING,
+        _statistics("The durations", Content(Durations, ("durations",))),
+        query=DurationsQuery, headers=("If-None-Match",),
     ),
     Route(
         "POST", f"{_API}/tasks", recording.record, Scope.RECORD, _RECORDING,

@@ -367,11 +367,39 @@ async def test_every_route_that_reads_shows_a_key_only_the_tasks_of_its_project(
 
     for task_id in foreign:
         path = route.path.format(service_name="payments", task_id=task_id)
+        path += "?facet=status" if path.endswith("/facets") else ""
         response = await client.get(path, headers=bearing(ours))
         body = await response.text()
 
         assert response.status == (404 if "{task_id}" in route.path else 200)
         assert not [each for each in foreign - {task_id} if each in body]
+
+
+async def test_statistics_for_a_key_of_a_project_count_only_its_tasks(
+    start: Start, pool: Pool, history: list[dict[str, Any]]
+) -> None:
+    """Also the facet of projects, which otherwise ignores the filter by project."""
+    ours = await make(pool, Scope.READ, project_id=OURS)
+    client = await start()
+    number = sum(one["project_id"] == str(OURS) for one in history)
+    names = ("project_id", "status", "service", "intent", "created_by")
+    facets = "&".join(f"facet={name}" for name in names)
+    bodies = {}
+    for path in ("histogram?", f"facets?{facets}", "durations?"):
+        for given in ("", f"&project_id={OURS}"):
+            response = await client.get(f"{API}/statistics/{path}{given}", headers=bearing(ours))
+            assert response.status == 200, await response.text()
+            bodies[path[:6]] = await response.json()
+        theirs = f"{API}/statistics/{path}&project_id={THEIRS}"
+        assert (await client.get(theirs, headers=bearing(ours))).status == 403
+
+    assert 0 < number < len(history)
+    assert number == bodies["histog"]["total"] == bodies["facets"]["total"]
+    assert number == bodies["durati"]["tasks"] + bodies["durati"]["unfinished"]
+    found = bodies["facets"]["facets"]
+    assert [{"value": str(OURS), "total": number}] == found["project_id"]["values"]
+    for facet in ("status", "intent", "created_by"):
+        assert number == sum(each["total"] for each in found[facet]["values"])
 
 
 async def test_a_task_of_another_project_is_not_found(

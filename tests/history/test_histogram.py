@@ -10,7 +10,7 @@ import pytest
 from audit.errors import Invalid
 from audit.history.query import parse_arguments
 from audit.history.service import AuditService
-from audit.history.statistics import Histogram
+from audit.history.statistics_body import Histogram
 from audit.history.statistics_query import HistogramQuery
 from tests.conftest import task
 

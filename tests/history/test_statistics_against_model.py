@@ -11,7 +11,7 @@ import json
 import random
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -24,8 +24,19 @@ from audit.history.bars import LENGTHS
 from audit.history.query import AuditQuery, parse_arguments
 from audit.history.service import AuditService
 from audit.history.states import State
-from audit.history.statistics import Histogram, Statistics
-from audit.history.statistics_query import HistogramQuery
+from audit.history.statistics import Statistics
+from audit.history.statistics_body import (
+    BucketDurations,
+    Histogram,
+    IntentDurations,
+    Percentiles,
+)
+from audit.history.statistics_query import (
+    FACETS,
+    DurationsQuery,
+    FacetsQuery,
+    HistogramQuery,
+)
 from audit.postgres.database import Database
 from audit.settings import Settings
 from audit.telemetry.metrics import Metrics
@@ -35,7 +46,7 @@ from tests.history.conftest import SPLIT_ABOVE
 if TYPE_CHECKING:
     from audit.postgres.pool import Connection
 
-ROUNDS, QUESTIONS = 100, 20
+ROUNDS, QUESTIONS = 50, 40
 SERVICES = ["a", "b", "c/d", "é"]
 INTENTS = ["deploy", "rotate"]
 PEOPLE = ["ada", "alan"]
@@ -45,7 +56,8 @@ SETTINGS = Settings(pool_size=8)
 #: A night in which clocks are set back in Berlin, and hours before and after.
 NIGHT = datetime(2025, 10, 26, 1, tzinfo=UTC)
 COLUMNS = (
-    "created_at, status::text, services_touched, intent, created_by, project_id::text, outcome"
+    "created_at, completed_at, status::text, services_touched, intent, created_by,"
+    " project_id::text, outcome"
 )
 
 
@@ -81,6 +93,7 @@ def random_task() -> dict[str, Any]:
         status=random.choice(list(State)),
         services_touched=random.sample(SERVICES, random.randint(0, 3)),
         outcome=random.choice([None, outcome, outcome, outcome]),
+        completed_at=random.choice([None, random_time()]),
         created_by=random.choice([None, *PEOPLE]),
         project_id=random.choice([None, *PROJECTS]),
     )
@@ -111,12 +124,10 @@ def random_filters() -> dict[str, Any]:
     return {**{name: filters[name] for name in names}, **window}
 
 
-def matching(
-    rows: list[Any], asked: dict[str, Any], since: datetime | None
-) -> list[tuple[datetime, State]]:
+def matching(rows: list[Any], asked: dict[str, Any], since: datetime | None) -> list[Any]:
     """Return the rows that match the filters, in the order of their times."""
-    return sorted(
-        (row["created_at"], State(row["status"]))
+    return [
+        row
         for row in rows
         if ("status" not in asked or row["status"] in asked["status"])
         and ("service" not in asked or set(asked["service"]) <= set(row["services_touched"]))
@@ -132,7 +143,7 @@ def matching(
         )
         and (since is None or row["created_at"] >= since)
         and ("until" not in asked or row["created_at"] < asked["until"])
-    )
+    ]
 
 
 def slot(at: datetime, interval: str, zone: ZoneInfo) -> Any:
@@ -163,7 +174,7 @@ async def check_histogram(
     }
     query = parse_arguments(HistogramQuery, {**asked, **by})
     since = query.window_start(clock)
-    tasks = matching(rows, asked, since)
+    tasks = [(row["created_at"], State(row["status"])) for row in matching(rows, asked, since)]
 
     try:
         answer = (await statistics.histogram(query, clock=clock)).body
@@ -217,6 +228,88 @@ def check_window(
     assert first.partial == (first.start < (since or first.start) or first.end > answer.until)  # type: ignore[operator]
 
 
+def most_frequent(values: list[Any]) -> list[tuple[str | None, int]]:
+    return sorted(
+        Counter(values).items(), key=lambda each: (-each[1], each[0] is None, each[0] or "")
+    )
+
+
+async def check_facets(
+    statistics: Statistics, reading: Reading, rows: list[Any], clock: datetime
+) -> None:
+    asked = random_filters()
+    facets = random.sample(FACETS, random.randint(1, 3))
+    top = random.choice([1, 2, 3, 10])
+    query = parse_arguments(FacetsQuery, {**asked, "facet": facets, "top": top})
+    since = query.window_start(clock)
+
+    answer = (await statistics.facets(query, clock=clock)).body
+    page = await reading.list_tasks(parse_arguments(AuditQuery, {**asked, "limit": 1}), clock=clock)
+
+    assert len(matching(rows, asked, since)) == answer.total == page.total
+    assert facets == list(answer.facets)
+    for facet, found in answer.facets.items():
+        others = asked if facet == "service" else without(asked, facet)
+        tasks = matching(rows, others, since)
+        values: list[Any] = [row[facet] for row in tasks if facet != "service"]
+        if facet == "service":
+            values = [service for row in tasks for service in row["services_touched"]]
+        expected = most_frequent(values)
+        assert found.values is not None
+        assert expected[:top] == [(each.value, each.total) for each in found.values], facet
+        assert found.more == (len(expected) > top)
+
+
+def without(asked: dict[str, Any], name: str) -> dict[str, Any]:
+    return {other: value for other, value in asked.items() if other != name}
+
+
+async def check_durations(
+    statistics: Statistics, reading: Reading, rows: list[Any], clock: datetime
+) -> None:
+    asked = random_filters()
+    by = random.choice(["none", "intent", "interval"])
+    tz = {"tz": random.choice(ZONES)} if by == "interval" else {}
+    query = parse_arguments(DurationsQuery, {**asked, "by": by, **tz})
+    tasks = matching(rows, asked, query.window_start(clock))
+    ended = [
+        row for row in tasks if row["status"] in ("completed", "failed") and row["completed_at"]
+    ]
+
+    answer = (await statistics.durations(query, clock=clock)).body
+
+    assert percentiles(ended) == shown(answer)
+    assert len(tasks) == answer.tasks + answer.unfinished
+    assert answer.negative == sum(row["completed_at"] < row["created_at"] for row in ended)
+    if by == "intent":
+        intents = most_frequent([row["intent"] for row in ended])
+        assert [intent for intent, _ in intents] == [
+            group.value for group in answer.groups if isinstance(group, IntentDurations)
+        ]
+        for (intent, _), group in zip(intents, answer.groups, strict=True):
+            assert percentiles([row for row in ended if row["intent"] == intent]) == shown(group)
+    if by == "interval":
+        assert sum(group.tasks for group in answer.groups) == len(ended)
+        for group in answer.groups:
+            assert isinstance(group, BucketDurations)
+            held = [row for row in ended if group.start <= row["created_at"] < group.end]
+            assert percentiles(held) == shown(group)
+
+
+def percentiles(ended: list[Any]) -> list[float | None]:
+    seconds = sorted((row["completed_at"] - row["created_at"]).total_seconds() for row in ended)
+    if not seconds:
+        return [None] * 5
+    return [
+        round(seconds[max(0, -(-len(seconds) * percent // 100) - 1)], 6)
+        for percent in (50, 90, 95, 99, 100)
+    ]
+
+
+def shown(durations: Percentiles) -> list[float | None]:
+    return [durations.p50, durations.p90, durations.p95, durations.p99, durations.max]
+
+
 async def write(service: AuditService) -> None:
     """Record tasks, and move them on."""
     open_tasks: list[str] = []
@@ -261,20 +354,21 @@ async def test_statistics_equal_the_model_while_others_write(fresh: str) -> None
         await service.record([random_task() for _ in range(500)])
         async with working(service):
             for _ in range(ROUNDS):
-                await one_round(service, check_histogram)
+                await one_round(service)
         assert await service.upkeep.check_counts() == []
 
 
-async def one_round(service: AuditService, check: Callable[..., Any]) -> None:
+async def one_round(service: AuditService) -> None:
     pool = service.database.pool
     async with (
         pool.acquire() as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
-        rows = await connection.fetch(f"SELECT {COLUMNS} FROM tasks")
+        rows = await connection.fetch(f"SELECT {COLUMNS} FROM tasks ORDER BY created_at")
         clock = await connection.fetchval("SELECT date_trunc('second', now())")
         database = OneSnapshot(service.database, connection)
         reading = Reading(database, SETTINGS)
         statistics = Statistics(database, reading, SETTINGS)
         for _ in range(QUESTIONS):
+            check = random.choice([check_histogram, check_histogram, check_facets, check_durations])
             await check(statistics, reading, rows, clock)

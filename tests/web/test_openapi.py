@@ -374,10 +374,14 @@ async def test_example_of_a_problem_is_what_the_service_sends(
         for name in content["examples"]
         if name == kind.name.replace("-", "_")
     )
-    further = {name: example[name] for name in ("matching", "at_most", "fits") if name in example}
 
     async def fail(request: web.Request) -> web.StreamResponse:
-        problem = kind(example["detail"], errors=example.get("errors"), members=further)
+        if kind is errors.TooMany:
+            problem: errors.Problem = errors.TooMany(
+                example["matching"], example["at_most"], example["fits"]
+            )
+        else:
+            problem = kind(example["detail"], errors=example.get("errors"))
         return problem_response(request, problem, request_id_of(request))
 
     app = web.Application()

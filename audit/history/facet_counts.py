@@ -1,0 +1,174 @@
+"""Counts the most frequent values of a member of tasks, in one snapshot."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from audit.history.bar_counts import (
+    MOST_READS,
+    count_bars,
+    count_tasks,
+    counted_values,
+    spans,
+    whole_window,
+)
+from audit.history.query import TaskFilter
+from audit.postgres import statements
+
+if TYPE_CHECKING:
+    from audit.postgres.pool import Connection
+
+#: At most this number of services is counted one by one to find the most frequent ones.
+_MOST_SERVICES: Final = 1000
+#: The fewest services that one statement counts.
+_FEW_SERVICES: Final = 16
+
+#: How many tasks each value has, the most frequent value first.
+Values = list[tuple[str | None, int]]
+
+
+def is_counted(query: TaskFilter, facet: str) -> bool:
+    """Return whether the counts know the values of a facet under a filter."""
+    if facet == "service":
+        return query.is_counted and not query.service
+    return query.is_counted and facet in ("status", "intent")
+
+
+async def count_values(
+    connection: Connection,
+    query: TaskFilter,
+    since: datetime | None,
+    facet: str,
+    *,
+    most: int,
+    most_grouped: int,
+) -> Values | None:
+    """Return the `most` most frequent values.
+
+    `since` is the start of the window of the filter. It is None if too many services would have to
+    be counted one by one, and more tasks than `most_grouped` match.
+    """
+    if not is_counted(query, facet):
+        return await _group_rows(connection, query, since, facet, most)
+    if facet == "service":
+        return await _top_services(connection, query, since, most, most_grouped)
+    edges = whole_window(query, since)
+    numbers = await count_bars(connection, query, since, edges, by_intent=facet == "intent")
+    totals: Counter[str | None] = Counter()
+    for (_, state, intent), n in numbers.items():
+        totals[state.value if facet == "status" else intent] += n
+    return _most_frequent(totals, most)
+
+
+async def _group_rows(
+    connection: Connection, query: TaskFilter, since: datetime | None, facet: str, most: int
+) -> Values:
+    if facet == "service":
+        return await _group_services(connection, query, since, most=most)
+    values = statements.GROUP_ROWS.values(
+        {**query.filter_values(since), "member": facet, "most": most}
+    )
+    rows = await connection.fetch(statements.GROUP_ROWS, *values)
+    return [(row["value"], row["n"]) for row in rows]
+
+
+async def _group_services(
+    connection: Connection,
+    query: TaskFilter,
+    since: datetime | None,
+    *,
+    read: tuple[datetime, datetime] | None = None,
+    candidates: Sequence[str] | None = None,
+    most: int,
+) -> Values:
+    """Return how many tasks each service has, by reading tasks: all, or those of a span."""
+    values = statements.GROUP_SERVICES.values(
+        {
+            **query.filter_values(since),
+            "read_since": read[0] if read else None,
+            "read_until": read[1] if read else None,
+            "candidates": candidates,
+            "most": most,
+        }
+    )
+    rows = await connection.fetch(statements.GROUP_SERVICES, *values)
+    return [(row["value"], row["n"]) for row in rows]
+
+
+async def _top_services(
+    connection: Connection,
+    query: TaskFilter,
+    since: datetime | None,
+    most: int,
+    most_grouped: int,
+) -> Values | None:
+    """Return the services with the most tasks, by the counts.
+
+    Services are counted in the order of an upper bound of their numbers, until the next bound is
+    below the number of the last service to return.
+    """
+    edges = whole_window(query, since)
+    of_all = counted_values(query)
+    values = statements.BOUND_SERVICES.values(
+        {**of_all, "window_since": edges[0], "window_until": edges[1]}
+    )
+    bounds = [
+        (row["service"], row["bound"])
+        for row in await connection.fetch(statements.BOUND_SERVICES, *values)
+    ]
+    totals: Counter[str | None] = Counter()
+    remaining = iter(bounds)
+    for begun in range(0, len(bounds), max(most, _FEW_SERVICES)):
+        top = _most_frequent(totals, most)
+        if len(top) == most and bounds[begun][1] < top[-1][1]:
+            return top
+        if begun >= _MOST_SERVICES:
+            if await count_tasks(connection, query, since) > most_grouped:
+                return None
+            return await _group_services(connection, query, since, most=most)
+        candidates = [service for service, _ in islice(remaining, max(most, _FEW_SERVICES))]
+        totals += await _count_services(connection, query, since, edges, candidates)
+    return _most_frequent(totals, most)
+
+
+async def _count_services(
+    connection: Connection,
+    query: TaskFilter,
+    since: datetime | None,
+    edges: Sequence[datetime],
+    candidates: Sequence[str],
+) -> Counter[str | None]:
+    """Return how many tasks these services have."""
+    totals: Counter[str | None] = Counter()
+    #: The counts of many services lack the same span. It is read once for all of them.
+    lacking: defaultdict[tuple[datetime, datetime], list[str]] = defaultdict(list)
+    values = statements.COUNT_SERVICES.values(
+        {
+            **counted_values(query),
+            "candidates": candidates,
+            "edges": edges,
+            "most_reads": MOST_READS,
+        }
+    )
+    for row in await connection.fetch(statements.COUNT_SERVICES, *values):
+        totals[row["service"]] += sum(row["numbers"] or ())
+        for span in spans(row):
+            lacking[span].append(row["service"])
+    for span, services in lacking.items():
+        found = await _group_services(
+            connection, query, since, read=span, candidates=services, most=len(services)
+        )
+        for service, n in found:
+            totals[service] += n
+    return totals
+
+
+def _most_frequent(totals: Counter[str | None], most: int) -> Values:
+    """Return the most frequent values; those of the same number by name, and None last."""
+    found = [(value, n) for value, n in totals.items() if n > 0]
+    found.sort(key=lambda each: (-each[1], each[0] is None, each[0] or ""))
+    return found[:most]
