@@ -52,7 +52,7 @@ def _announce(settings: Settings, started: Started) -> None:
     api = f"{started.url}/api/v1/audit"
     key = '-H "Authorization: Bearer $AUDIT_KEY" ' if started.needs_key else ""
     lines = [
-        f"task-audit listens on {started.url} (read and try the API at {started.url}/docs)",
+        f"task-audit listens on {started.url} (open it in a browser; API: {started.url}/docs)",
         f"Database: {name_of(settings)}, {started.tasks:,} tasks",
         "Try, with an API key of scope read in AUDIT_KEY:" if key else "Try:",
         f"  curl {key}'{api}/failures?days=7&limit=3'",

@@ -7,6 +7,7 @@ import itertools
 import random
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -54,7 +55,19 @@ _ERRORS = [
 _PER_DAY = [1, 1, 1, 1, 1, 2, 4, 7, 12, 15, 16, 15, 11, 13, 16, 16, 14, 10, 6, 4, 3, 3, 2, 2]
 _PER_WEEK = [10, 11, 11, 10, 8, 2, 2]
 _BURST_EVERY_DAYS = 9
+#: A burst begins this long before the end of its nine days: five days include three working days.
+_BURST_DAYS = range(1, 6)
 _BURST_HOURS = 3
+#: The weight of the hours in which a burst may begin: those in the middle of a working day.
+_BURST_WEIGHT = 110
+
+
+@dataclass(frozen=True)
+class _Burst:
+    """Some hours in which one service fails for one reason."""
+
+    service: str
+    error: str
 
 
 def generate(tasks: int, *, days: int, until: datetime, seed: int = 1) -> Iterator[dict[str, Any]]:
@@ -62,22 +75,29 @@ def generate(tasks: int, *, days: int, until: datetime, seed: int = 1) -> Iterat
 
     The members are those of `POST /api/v1/audit/tasks`, ready for JSON. The frequencies of the
     services are similar to Zipf's law, and the number of tasks depends on the hour and the weekday.
-    About every nine days, one service fails for some hours. Only tasks of the last six hours are
-    still open. The same arguments give the same tasks. Memory does not grow with `tasks`.
+    Every nine days, a deployment breaks one service for some hours; the last time is one to six
+    days before `until`. Only tasks of the last six hours are still open. The same arguments give
+    the same tasks. Memory does not grow with `tasks`.
     """
     rng = random.Random(seed)  # noqa: S311 - repeatable on purpose
     start = until - timedelta(days=days)
     hours = days * 24
     weights = list(itertools.accumulate(_weight(start, hour) for hour in range(hours)))
-    bursts = _bursts(rng, days)
+    bursts = _bursts(rng, start, days)
+    last_burst = None
     sent = 0
     for hour, weight in enumerate(weights):
         due = round(tasks * weight / weights[-1])
         began = start + timedelta(hours=hour)
-        failing = bursts.get(hour)
+        burst = bursts.get(hour)
         offsets = sorted(rng.randrange(3_600_000_000) for _ in range(due - sent))
         for offset in offsets:
-            yield _task(rng, began + timedelta(microseconds=offset), until, failing)
+            task = _task(rng, began + timedelta(microseconds=offset), until, burst)
+            if burst is not last_burst:
+                last_burst = burst
+                if burst is not None:
+                    _break(task, burst)
+            yield task
         sent = due
 
 
@@ -86,14 +106,34 @@ def _weight(start: datetime, hour: int) -> int:
     return _PER_DAY[at.hour] * _PER_WEEK[at.weekday()]
 
 
-def _bursts(rng: random.Random, days: int) -> dict[int, str]:
-    """Return the service that fails in an hour, by the number of the hour from the start."""
-    failing = {}
-    for day in range(0, days, _BURST_EVERY_DAYS):
-        first = (day + rng.randrange(_BURST_EVERY_DAYS)) * 24 + rng.randrange(8, 18)
-        service = _SERVICES[rng.randrange(60)]
-        failing.update(dict.fromkeys(range(first, first + _BURST_HOURS), service))
-    return failing
+def _bursts(rng: random.Random, start: datetime, days: int) -> dict[int, _Burst]:
+    """Return the burst of an hour, by the number of the hour from the start."""
+    bursts = {}
+    for end in range(days, 0, -_BURST_EVERY_DAYS):
+        hours = [
+            hour
+            for day in _BURST_DAYS
+            for hour in range((end - day - 1) * 24, (end - day) * 24)
+            if hour >= 0 and _weight(start, hour) >= _BURST_WEIGHT
+        ]
+        if hours:
+            first = rng.choice(hours)
+            burst = _Burst(rng.choice(_NAMES), rng.choice(_ERRORS))
+            bursts.update(dict.fromkeys(range(first, first + _BURST_HOURS), burst))
+    return bursts
+
+
+def _break(task: dict[str, Any], burst: _Burst) -> None:
+    """Make a task the deployment with which a burst begins."""
+    release = task["estimated_resources"]["cpu_seconds"]
+    text, _ = _INTENTS["deploy_service"]
+    task["request_text"] = text.format(service=burst.service, release=release)
+    task["services_touched"] = [burst.service]
+    if "outcome" in task:
+        task["outcome"] = {"action_type": "deploy_service", "environment": "prod"}
+    if task["status"] == State.FAILED:
+        task["status"] = State.COMPLETED.value
+        del task["error_message"], task["suggestions"]
 
 
 def _pick(rng: random.Random, cumulated: list[float] | list[int]) -> int:
@@ -101,13 +141,13 @@ def _pick(rng: random.Random, cumulated: list[float] | list[int]) -> int:
 
 
 def _task(
-    rng: random.Random, created_at: datetime, until: datetime, failing: str | None
+    rng: random.Random, created_at: datetime, until: datetime, burst: _Burst | None
 ) -> dict[str, Any]:
     intent = _INTENT_NAMES[_pick(rng, _INTENTS_CUMULATED)]
     touched = [_SERVICES[_pick(rng, _SERVICES_CUMULATED)] for _ in range(rng.choice((1, 1, 2, 3)))]
-    in_burst = failing is not None and rng.random() < 0.5
-    if failing is not None and in_burst:
-        touched[0] = failing
+    in_burst = burst is not None and rng.random() < 0.6
+    if burst is not None and in_burst:
+        touched[0] = burst.service
     services = list(dict.fromkeys(touched))
     state = _state(rng, until - created_at, failing=in_burst)
     took = timedelta(seconds=int(rng.expovariate(1 / 240)) + 2)
@@ -140,7 +180,7 @@ def _task(
         if intent == "run_playbook":
             task["external_ai_used"] = {"model": "planner", "tokens": release * 31}
     if state is State.FAILED:
-        task["error_message"] = rng.choice(_ERRORS)
+        task["error_message"] = burst.error if burst and in_burst else rng.choice(_ERRORS)
         task["suggestions"] = ["retry", f"roll {services[0]} back"]
     return task
 
@@ -149,7 +189,7 @@ def _state(rng: random.Random, age: timedelta, *, failing: bool) -> State:
     if age < timedelta(hours=6) and rng.random() < 0.5:
         return rng.choice((State.PENDING, State.APPROVED, State.EXECUTING))
     chance = rng.random()
-    if chance < (0.7 if failing else 0.05):
+    if chance < (0.85 if failing else 0.05):
         return State.FAILED
     return State.REJECTED if chance > 0.97 else State.COMPLETED
 

@@ -17,7 +17,7 @@ from audit.access.identity import Insecure
 from audit.access.keys import read_keys
 from audit.errors import Unavailable
 from audit.history import demo
-from audit.history.parsing import batch_of
+from audit.history.demo_log import record_history
 from audit.history.service import AuditService
 from audit.postgres import embedded, migrate
 from audit.postgres.pool import open_pool
@@ -32,7 +32,6 @@ log = logging.getLogger("audit")
 
 DEMO_TASKS = 20_000
 DEMO_DAYS = 90
-_BATCH = 1000
 #: The transaction that records the demo tasks may take longer than a request.
 _DEMO_SECONDS = 600
 #: Connections of the embedded PostgreSQL beyond those of the workers.
@@ -211,6 +210,4 @@ async def _record_demo(service: AuditService) -> int:
     # With a full hour, services that start at once on one database generate the same tasks.
     until = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     history = list(demo.generate(DEMO_TASKS, days=DEMO_DAYS, until=until))
-    batches = [history[i : i + _BATCH] for i in range(0, len(history), _BATCH)]
-    done = await service.recording.record_batches([batch_of(batch) for batch in batches])
-    return done.recorded + done.duplicates
+    return await record_history(service, history, until)

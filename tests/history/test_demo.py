@@ -101,6 +101,32 @@ def test_some_hours_are_bursts_of_failures_of_one_service(history: list[dict[str
     assert burst > 10 * ordinary
 
 
+@pytest.mark.parametrize("hours", range(0, 7 * 24, 13))
+def test_the_last_days_have_a_burst_that_a_deployment_began(hours: int) -> None:
+    until = UNTIL + timedelta(hours=hours)
+    history = list(demo.generate(20_000, days=DAYS, until=until))
+    recent = [
+        task
+        for task in history
+        if datetime.fromisoformat(task["created_at"]) >= until - timedelta(days=7)
+    ]
+    failed = [task for task in recent if task["status"] == State.FAILED]
+    ((service, burst),) = Counter(task["services_touched"][0] for task in failed).most_common(1)
+    of_service = [task for task in failed if task["services_touched"][0] == service]
+    ((_, same_error),) = Counter(task["error_message"] for task in of_service).most_common(1)
+    begin = of_service[len(of_service) // 2]["created_at"]
+    before = [
+        task
+        for task in recent
+        if task["services_touched"] == [service] and task["created_at"] < begin
+    ]
+
+    assert burst > 15
+    assert burst > len(failed) / 5
+    assert same_error > burst * 0.7
+    assert any(task["request_text"].startswith("Deploy") for task in before)
+
+
 def test_the_same_seed_makes_the_same_tasks() -> None:
     first, again, other = (
         list(demo.generate(300, days=DAYS, until=UNTIL, seed=seed)) for seed in (5, 5, 6)
