@@ -15,6 +15,8 @@ DROP FUNCTION sequence_task_events;
 DROP FUNCTION require_own_transaction;
 DROP FUNCTION append_task_log_mark;
 DROP FUNCTION make_event_partition;
+DROP FUNCTION update_task;
+DROP FUNCTION record_tasks;
 DROP FUNCTION queue_changed_tasks;
 DROP FUNCTION queue_recorded_tasks;
 DROP FUNCTION audit_setting;

@@ -249,6 +249,18 @@ async def test_an_id_that_another_transaction_records_delays_only_its_own_reques
     assert 1 == (await stuck).recorded
 
 
+async def test_a_lock_on_the_table_does_not_hold_a_group(service: AuditService, dsn: str) -> None:
+    with psycopg.connect(dsn) as other:
+        other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
+        requests = [
+            asyncio.create_task(record(service, request_text=str(number))) for number in range(3)
+        ]
+        # The group has given up, and its requests are served one by one.
+        await until(lambda: execute(dsn, STUCK)[0][0] > 1)
+
+    assert [1, 1, 1] == [(await request).recorded for request in requests]
+
+
 async def test_if_the_time_limit_is_over_nothing_of_the_group_is_recorded(dsn: str) -> None:
     limits = Settings(pool_size=8, write_timeout_seconds=0.4)
     async with open_pool(limits, dsn) as pool:

@@ -22,6 +22,12 @@ from tests.processes import AUDIT
 
 PAGE = (Path(__file__).parents[2] / "docs/operations.md").read_text()
 
+USE_TRANSACTION_IDS = (
+    "DO $$ BEGIN FOR n IN 1..3000 LOOP COMMIT; PERFORM pg_current_xact_id(); END LOOP; END $$"
+)
+LAST_TRANSACTION_ID = "SELECT pg_current_xact_id()::text::bigint"
+FLOOR = "SELECT queue_floor > 1, next_floor_xid IS NOT NULL FROM task_log_state"
+
 
 @pytest.fixture
 def other_server(tmp_path: Path) -> Iterator[str]:
@@ -100,17 +106,15 @@ async def test_counts_stay_exact_in_a_server_whose_transaction_ids_are_lower(
             for n in range(first, first + 40)
         ]
 
-    use_transaction_ids = "DO $$ BEGIN FOR n IN 1..3000 LOOP COMMIT; "
-    execute(dsn, use_transaction_ids + "PERFORM pg_current_xact_id(); END LOOP; END $$")
+    execute(dsn, USE_TRANSACTION_IDS)
     await service.record(some(0))
     await service.upkeep.fold_counts()
     restored = of_database(other_server, "audit_restored")
     execute(other_server, f"CREATE ROLE {SERVING}", "CREATE DATABASE audit_restored")
-    last_id = "SELECT pg_current_xact_id()::text::bigint"
 
     await restore(dsn, restored, tmp_path)
 
-    assert execute(restored, last_id) < execute(dsn, last_id)
+    assert execute(restored, LAST_TRANSACTION_ID) < execute(dsn, LAST_TRANSACTION_ID)
     asked: list[dict[str, Any]] = [
         {"created_by": "ada"}, {"created_by": "ada", "status": "failed"}, {"status": "pending"},
         {"created_by": "ada", "days": 30},
@@ -127,3 +131,31 @@ async def test_counts_stay_exact_in_a_server_whose_transaction_ids_are_lower(
                 anew = await AuditService(pool).audit_query(**one, limit=1000)
                 assert (anew.total, anew.total) == (page.total, len(page.tasks))
         assert await again.upkeep.check_counts() == []
+
+
+async def test_events_are_sequenced_in_a_server_whose_transaction_ids_are_lower(
+    service: AuditService, dsn: str, other_server: str, tmp_path: Path
+) -> None:
+    restored = of_database(other_server, "audit_restored")
+    execute(other_server, f"CREATE ROLE {SERVING}", "CREATE DATABASE audit_restored")
+    execute(dsn, USE_TRANSACTION_IDS)
+    # The queue has a floor, and the next floor waits for transactions of this server to end.
+    while execute(dsn, FLOOR) != [(True, True)]:
+        await service.record([task()])
+        await service.upkeep.sequence_events()
+    await service.record([task() for _ in range(5)])
+    [(recorded,)] = execute(dsn, "SELECT count(*) FROM tasks")
+
+    await restore(dsn, restored, tmp_path)
+
+    assert execute(restored, LAST_TRANSACTION_ID) < execute(dsn, LAST_TRANSACTION_ID)
+    [(last_id,)] = execute(restored, "SELECT max(event_id) FROM task_event_queue")
+    async with open_pool(Settings(pool_size=2), restored) as pool:
+        again = AuditService(pool)
+        while execute(restored, "SELECT queue_floor FROM task_log_state") <= [(last_id,)]:
+            await again.record([task()])
+            recorded += 1
+            assert execute(restored, "SELECT task_event_count()") == [(recorded,)]
+            await again.upkeep.sequence_events()
+    log = execute(restored, "SELECT count(*), max(position) + 1 FROM task_events")
+    assert log == [(recorded, recorded)]
