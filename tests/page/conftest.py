@@ -60,7 +60,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == FOLDER:
             item.add_marker(installed)
-            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+            if item.get_closest_marker("asyncio"):
+                item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, text in report.user_properties:
+            if name == "page" and report.when == "call":
+                terminalreporter.write_line(str(text))
 
 
 @dataclass(frozen=True)
@@ -88,10 +96,10 @@ class Watched:
         context.on("request", lambda request: self._request(request.url))
 
     def _console(self, message: ConsoleMessage) -> None:
-        # The browser itself logs each response of the API that is no success. Tests look at those.
-        api = "/api/v1/audit/" in message.location["url"] or "/session" in message.location["url"]
+        # The browser itself logs each answer that is no success. Tests look at those of the API.
+        answered = message.text.startswith("Failed to load resource")
         if message.type in {"error", "warning"} and not (
-            api and message.text.startswith("Failed to load resource")
+            answered and "/assets/" not in message.location["url"]
         ):
             self.complaints.append(f"{message.type}: {message.text}")
 
@@ -154,6 +162,22 @@ async def site(databases: Callable[[], str]) -> AsyncIterator[Site]:
         await record_story(service)
         while await service.upkeep.sequence_events() or await service.upkeep.fold_counts():
             pass
+    with serving("--dsn", dsn, log=subprocess.DEVNULL) as (_, url, _lines):
+        yield Site(url, dsn)
+
+
+@pytest.fixture(scope="session")
+def scratch(databases: Callable[[], str]) -> Iterator[Site]:
+    """The service on a history that begins empty. Tests record into it what they look at."""
+    dsn = databases()
+    with serving("--dsn", dsn, log=subprocess.DEVNULL) as (_, url, _lines):
+        yield Site(url, dsn)
+
+
+@pytest.fixture(scope="session")
+def scratch_empty(databases: Callable[[], str]) -> Iterator[Site]:
+    """The service on a history without tasks."""
+    dsn = databases()
     with serving("--dsn", dsn, log=subprocess.DEVNULL) as (_, url, _lines):
         yield Site(url, dsn)
 
@@ -241,6 +265,31 @@ async def settled(page: Page) -> None:
     await page.wait_for_selector("[aria-busy=true]", state="detached")
 
 
+#: What a person sees, without what may change between two looks at it.
+SEEN = """() => {
+  const text = (element) => element.textContent.replace(/\\s+/g, " ").trim();
+  const texts = (selector) => [...document.querySelectorAll(selector)].map(text);
+  return {
+    url: location.pathname + location.search,
+    heading: texts("h1")[0],
+    tasks: [...document.querySelectorAll("[data-task]")].map((link) => link.dataset.task),
+    times: texts("[data-task]"),
+    chips: texts(".chip-text"),
+    states: texts(".state-count"),
+    bars: document.querySelectorAll(".bar").length,
+    facets: texts(".facet .value"),
+    panel: texts(".panel h2")[0] ?? null,
+  };
+}"""
+
+
+async def seen(page: Page) -> dict[str, Any]:
+    """Return what the page shows when all answers are there."""
+    await settled(page)
+    shown: dict[str, Any] = await page.evaluate(SEEN)
+    return shown
+
+
 async def axe(page: Page) -> list[str]:
     """Return what axe-core finds wrong on a page, in readable lines."""
     await page.evaluate(AXE.read_text())
@@ -251,6 +300,12 @@ async def axe(page: Page) -> list[str]:
         for violation in result["violations"]
         for node in violation["nodes"]
     ]
+
+
+@pytest.fixture
+def told(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Say something in the summary of the run."""
+    return lambda text: record_property("page", text)
 
 
 @pytest.fixture(scope="session")

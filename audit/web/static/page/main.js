@@ -75,6 +75,9 @@ import { askOutside } from "./views/states.js";
 
 const NARROW = matchMedia("(max-width: 719px)");
 const root = /** @type {HTMLElement} */ (document.getElementById("page"));
+// Its URL is relative to the document, whose own URL is about to change.
+const favicon = document.querySelector("link[rel=icon]");
+if (favicon instanceof HTMLLinkElement) favicon.setAttribute("href", favicon.href);
 
 /** @returns {Part<any>} */
 function emptyPart() {
@@ -280,7 +283,10 @@ const actions = makeActions(state, { ask, checkSession, draw, drawNow, load, vis
 /** Follow a link of the page without loading the page again. */
 addEventListener("click", (event) => {
   const target = /** @type {Element} */ (event.target);
-  if (!target.closest("[data-menu]")) actions.closeMenu();
+  // The clicked element may be gone already: its own listener may have drawn the page anew.
+  const path = event.composedPath();
+  if (!path.some((each) => each instanceof Element && each.matches("[data-menu]")))
+    actions.closeMenu();
   const link = target.closest("a[href]");
   if (!(link instanceof HTMLAnchorElement) || link.target || link.download) return;
   if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey)

@@ -1,0 +1,148 @@
+"""The histogram: the same totals as the list, in any zone, and a way to zoom for every hand."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
+
+import pytest
+from playwright.async_api import Page
+
+from audit.history.service import AuditService
+from tests.conftest import task
+from tests.page.conftest import Opener, Site, settled
+from tests.processes import API, get
+
+#: Both nights of 2026 in which the clocks of these zones change, as far as the history goes.
+NIGHTS = {
+    "America/New_York": ("2026-10-30T04:00:00Z", "2026-11-03T05:00:00Z"),
+    "Europe/Berlin": ("2026-10-23T22:00:00Z", "2026-10-27T23:00:00Z"),
+    "Asia/Kathmandu": ("2026-10-30T18:15:00Z", "2026-11-03T18:15:00Z"),
+}
+
+
+async def bars(page: Page) -> list[tuple[str, int]]:
+    """The label and the total of each bar, from the table that the chart turns into."""
+    await page.get_by_role("button", name="Table", exact=True).click()
+    rows = page.locator(".twin tbody tr")
+    await rows.first.wait_for()
+    cells = await rows.evaluate_all(
+        "rows => rows.map(row => [...row.cells].map(cell => cell.textContent.trim()))"
+    )
+    await page.get_by_role("button", name="Table", exact=True).click()
+    return [(label, int(n.replace(",", ""))) for label, n, *_ in cells]
+
+
+def total_of(site: Site, query: str) -> int:
+    _, answer = get(f"{site.url}{API}/query?{query}&limit=1")
+    total: int = answer["total"]
+    return total
+
+
+async def shown_total(page: Page) -> int:
+    return int((await page.inner_text("h1")).split()[0].replace(",", ""))
+
+
+async def test_bars_sum_up_to_the_total_of_the_list(open_page: Opener, site: Site) -> None:
+    rng = random.Random(3)
+    zones = ["UTC", "America/New_York", "Asia/Kathmandu"]
+    page = await open_page("tasks")
+    for number in range(12):
+        chosen = rng.sample(
+            [
+                ("status", rng.choice(["failed", "completed", "rejected"])),
+                ("service", rng.choice(["payments", "checkout", "catalog"])),
+                ("intent", rng.choice(["deploy_service", "restart_service"])),
+                ("since", f"2026-10-{rng.randrange(10, 29)}T0{rng.randrange(9)}:30:00Z"),
+                ("until", f"2026-11-{rng.randrange(10, 19)}T12:00:{rng.randrange(10, 59)}Z"),
+            ],
+            rng.randrange(1, 5),
+        )
+        query, zone = urlencode(chosen), zones[number % 3]
+        await page.goto(f"{site.url}/tasks?{query}&tz={quote(zone)}")
+        await settled(page)
+        total = total_of(site, query)
+        assert await shown_total(page) == total, query
+        assert sum(n for _, n in await bars(page)) == total if total else True, (query, zone)
+
+
+@pytest.mark.parametrize("zone", NIGHTS)
+async def test_days_are_those_of_the_zone(open_page: Opener, site: Site, zone: str) -> None:
+    since, until = NIGHTS[zone]
+    page = await open_page(f"tasks?since={since}&until={until}&interval=1d&tz={quote(zone)}")
+    _, answer = get(
+        f"{site.url}{API}/statistics/histogram?since={since}&until={until}&interval=1d&tz={zone}"
+    )
+    hours = [
+        (datetime.fromisoformat(each["end"]) - datetime.fromisoformat(each["start"])).seconds
+        // 3600
+        for each in answer["buckets"]
+    ]
+
+    shown = await bars(page)
+    assert [n for _, n in shown] == [bucket["total"] for bucket in answer["buckets"]]
+    assert all(":" not in label for label, _ in shown), shown  # each begins at a midnight there
+    changes = {"America/New_York": 1, "Europe/Berlin": 1, "Asia/Kathmandu": 0}[zone]
+    assert hours.count(1) == changes, hours  # 25 hours are a day and 1 hour
+
+
+async def brush_by_mouse(page: Page, first: int, last: int) -> None:
+    boxes = [await page.locator(f"[data-bar='{n}'] .hit").bounding_box() for n in (first, last)]
+    assert boxes[0]
+    assert boxes[1]
+    middle = boxes[0]["y"] + boxes[0]["height"] / 2
+    await page.mouse.move(boxes[0]["x"] + boxes[0]["width"] / 2, middle)
+    await page.mouse.down()
+    await page.mouse.move(boxes[1]["x"] + boxes[1]["width"] / 2, middle, steps=8)
+    await page.mouse.up()
+
+
+async def brush_by_keyboard(page: Page, first: int, last: int) -> None:
+    await page.locator(".bar[tabindex='0']").focus()
+    await page.keyboard.press("Home")
+    for _ in range(first):
+        await page.keyboard.press("ArrowRight")
+    for _ in range(last - first):
+        await page.keyboard.press("Shift+ArrowRight")
+    await page.keyboard.press("Enter")
+
+
+@pytest.mark.parametrize("brush", [brush_by_mouse, brush_by_keyboard], ids=["mouse", "keyboard"])
+async def test_brush_zooms_to_the_edges_of_bars(
+    open_page: Opener, site: Site, brush: Callable[[Page, int, int], Awaitable[None]]
+) -> None:
+    query = "since=2026-10-10T00:00:00Z&until=2026-11-09T00:00:00Z"
+    page = await open_page(f"tasks?{query}&interval=1d")
+    before = page.url
+
+    await brush(page, 5, 9)
+    await page.wait_for_url(lambda url: url != before)
+    await settled(page)
+
+    window = parse_qs(urlsplit(page.url).query)
+    assert (window["since"], window["until"]) == (
+        ["2026-10-15T00:00:00Z"],
+        ["2026-10-20T00:00:00Z"],
+    )
+    inside = total_of(site, "since=2026-10-15T00:00:00Z&until=2026-10-20T00:00:00Z")
+    assert await shown_total(page) == inside
+    await page.keyboard.press("0")
+    await page.wait_for_url(before)
+
+
+async def test_one_task_and_many_at_once_have_a_readable_axis(
+    open_page: Opener, site: Site, scratch: Site
+) -> None:
+    page = await open_page("tasks?service=story")
+    assert [n for _, n in await bars(page)].count(1) == 1
+
+    at = datetime(2026, 11, 1, 12, 0, 30, tzinfo=UTC)
+    async with AuditService.open(scratch.dsn) as service:
+        await service.record(task(services_touched=["burst"], created_at=at) for _ in range(3000))
+    page = await open_page("tasks?service=burst", at=scratch)
+    assert sum(n for _, n in await bars(page)) == 3000
+    labels = await page.locator(".scale text").all_text_contents()
+    assert labels
+    assert all("NaN" not in label and "Infinity" not in label for label in labels)

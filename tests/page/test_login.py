@@ -1,0 +1,148 @@
+"""Signing in: a key that may only read becomes a session that no script can read."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+from playwright.async_api import Page
+
+from tests.commandline import audit
+from tests.conftest import execute, task
+from tests.page.conftest import Opener, Site, settled
+from tests.processes import API, serving
+
+
+class Locked(NamedTuple):
+    """A service that asks for a key."""
+
+    site: Site
+    reader: str
+    leaver: str
+    recorder: str
+    both: str
+
+
+def make_key(dsn: str, name: str, *scopes: str) -> str:
+    options = [option for scope in scopes for option in ("--scope", scope)]
+    code, out, err = audit("keys", "create", "--name", name, *options, "--dsn", dsn)
+    assert code == 0, err
+    return out.split()[0]
+
+
+@pytest.fixture(scope="module")
+def locked(databases: Callable[[], str]) -> Iterator[Locked]:
+    dsn = databases()
+    reader, leaver = make_key(dsn, "ada", "read"), make_key(dsn, "leaver", "read")
+    recorder, both = make_key(dsn, "bot", "record"), make_key(dsn, "all", "read", "record")
+    with serving("--dsn", dsn, log=subprocess.DEVNULL) as (_, url, _lines):
+        request = urllib.request.Request(
+            f"{url}{API}/tasks",
+            json.dumps(task(request_text="Deploy the locked service")).encode(),
+            {"Authorization": f"Bearer {recorder}", "Content-Type": "application/json"},
+        )
+        urllib.request.urlopen(request, timeout=20).close()
+        yield Locked(Site(url, dsn), reader, leaver, recorder, both)
+
+
+async def sign_in(page: Page, key: str) -> None:
+    await page.fill("#key", key)
+    await page.get_by_role("button", name="Sign in").click()
+
+
+async def test_a_service_without_keys_asks_for_none(open_page: Opener, site: Site) -> None:
+    page = await open_page("tasks?status=failed")
+
+    assert await page.locator("[data-task]").count() > 0
+    assert await page.locator("#key").count() == 0
+
+
+async def test_a_reader_signs_in_and_sees_what_the_link_shows(
+    open_page: Opener, locked: Locked
+) -> None:
+    page = await open_page("tasks?status=completed&tz=Asia/Kathmandu", at=locked.site)
+    await sign_in(page, locked.reader)
+    await page.wait_for_selector("[data-task]")
+
+    assert page.url.endswith("/tasks?status=completed&tz=Asia/Kathmandu")
+    assert await page.evaluate("document.cookie") == ""
+    (cookie,) = await page.context.cookies()
+    assert (cookie["httpOnly"], cookie["secure"], cookie["sameSite"]) == (True, True, "Strict")
+    stored = await page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}])")
+    assert locked.reader not in stored
+    await page.reload()
+    await page.wait_for_selector("[data-task]")
+
+    await page.keyboard.press("?")
+    await page.get_by_role("button", name="Sign out").click()
+    await page.wait_for_selector("#key")
+    assert await page.context.cookies() == []
+
+
+async def test_what_may_not_sign_in_is_told_why(open_page: Opener, locked: Locked) -> None:
+    page = await open_page("tasks", at=locked.site)
+    for key, says in (
+        ("no-such-key", "not known"),
+        (locked.recorder, "read"),
+        (locked.both, "audit keys create"),
+    ):
+        await sign_in(page, key)
+        await page.locator("#refusal", has_text=says).wait_for()
+    assert await page.context.cookies() == []
+
+
+async def test_a_key_that_ends_asks_for_another_within_seconds(
+    open_page: Opener, locked: Locked
+) -> None:
+    page = await open_page("tasks?status=completed", at=locked.site)
+    await sign_in(page, locked.leaver)
+    await page.wait_for_selector("[data-task]")
+
+    execute(locked.site.dsn, "UPDATE access_keys SET revoked_at = now() WHERE name = 'leaver'")
+    for _ in range(30):
+        await page.get_by_role("button", name="Reload").click()
+        await settled(page)
+        if await page.locator("#key").count():
+            break
+        await page.wait_for_timeout(500)
+
+    assert await page.locator("#key").count() == 1
+    assert page.url.endswith("/tasks?status=completed")
+    await sign_in(page, locked.reader)
+    await page.wait_for_selector("[data-task]")
+
+
+async def test_a_session_can_only_read(open_page: Opener, locked: Locked) -> None:
+    page = await open_page("tasks", at=locked.site)
+    await sign_in(page, locked.reader)
+    await page.wait_for_selector("[data-task]")
+    fetch = """async ([path, options]) => (await fetch(path, options)).status"""
+    body = {"body": "{}", "headers": {"Content-Type": "application/json"}}
+    task_url = f"{API}/tasks/0193400a-1111-7000-8000-00000000f001"
+
+    assert await page.evaluate(fetch, [f"{API}/query", {}]) == 200
+    assert await page.evaluate(fetch, [f"{API}/tasks", {"method": "POST", **body}]) == 401
+    assert await page.evaluate(fetch, [task_url, {"method": "PATCH", **body}]) == 401
+    assert await page.evaluate(fetch, ["/metrics", {}]) == 401
+
+
+def test_another_site_cannot_use_the_session(locked: Locked) -> None:
+    """Requests as a browser sends them for another site: neither its scripts nor images get in."""
+    for site, mode in (("cross-site", "cors"), ("cross-site", "no-cors"), ("same-site", "cors")):
+        request = urllib.request.Request(
+            f"{locked.site.url}{API}/query",
+            headers={
+                "Cookie": f"task_audit_session={locked.reader}",
+                "Sec-Fetch-Site": site,
+                "Sec-Fetch-Mode": mode,
+            },
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=20)
+        refused.value.close()
+        assert refused.value.code == 401
