@@ -27,9 +27,9 @@ async def test_timeline_says_who_changed_what(open_page: Opener) -> None:
     assert await page.inner_text("h1") == "Run the playbook of the week on story"
     assert await lines(page, ".timeline .what > p:first-child") == [
         "recorded as pending by deploy-bot",
-        "approved, was pending by grace@example.com",
-        "executing, was approved by orchestrator",
-        "failed, was executing by orchestrator",
+        "approved by grace@example.com, was pending",
+        "executing by orchestrator, was approved",
+        "failed by orchestrator, was executing",
     ]
     assert await lines(page, ".timeline > li:last-child .changes li") == [
         "completed_at 2026-11-18 07:06:07.441000Z",

@@ -2,7 +2,7 @@
 
 import { html, nothing } from "../../lit-html/lit-html.js";
 import { duration, exact, secondsBetween } from "../time.js";
-import { count, counted, statusIcon } from "./parts.js";
+import { count, counted, partHeading, statusIcon } from "./parts.js";
 
 /** @typedef {import("../main.js").State} State */
 /** @typedef {import("../main.js").Actions} Actions */
@@ -62,14 +62,14 @@ export function around(task, state, actions) {
   const failed = [state.parts.around, state.parts.before].some((part) => part?.problem);
   return html`
     <section class="task-section">
-      <h3>Around it <span class="muted">on ${service}</span></h3>
+      ${partHeading(state, "Around it", `on ${service}`)}
       ${
         near && before
           ? html`
             <p>${summary(task, near, service, actions)}</p>
             <ol class="around">
               ${earlier(before).map((row) => line(row, task, state, actions))}
-              <li class="this"><span class="distance">now shown</span>${statusIcon(task.status)}<span>${task.request_text}</span></li>
+              <li class="this"><span class="distance">this one</span>${statusIcon(task.status)}<span>${task.request_text}</span></li>
               ${later(near, task).map((row) => line(row, task, state, actions))}
             </ol>
             ${lastSuccess(task, state, actions)}`

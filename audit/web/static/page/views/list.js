@@ -76,7 +76,7 @@ function wrong(state, actions) {
   const fields = new Map(errors.map(({ field, detail }) => [field, detail]));
   if (fields.size === 0) return nothing;
   return html`
-    <ul class="wrong" role="alert">
+    <div class="wrong" role="alert"><ul>
       ${[...fields].map(
         ([field, detail]) => html`
           <li>
@@ -84,7 +84,7 @@ function wrong(state, actions) {
             <a href=${actions.href({ [field]: null })}>Remove it</a>
           </li>`,
       )}
-    </ul>`;
+    </ul></div>`;
 }
 
 /**

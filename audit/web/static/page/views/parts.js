@@ -68,3 +68,14 @@ export function percent(share) {
   if (value < 0.1) return "< 0.1 %";
   return `${Math.min(value, 99.9).toFixed(value < 10 ? 1 : 0)} %`;
 }
+
+/**
+ * The heading of a part of a task. The task itself has an h1 on its own page, and an h2 in the panel.
+ * @param {import("../main.js").State} state
+ * @param {string} title
+ * @param {string} [note]
+ */
+export function partHeading({ view }, title, note = "") {
+  const words = html`${title} <span class="muted">${note}</span>`;
+  return view.page === "task" ? html`<h2>${words}</h2>` : html`<h3>${words}</h3>`;
+}

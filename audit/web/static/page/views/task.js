@@ -5,7 +5,7 @@ import { member, parse, tree } from "../json.js";
 import { duration, exact, secondsBetween } from "../time.js";
 import { all } from "../url.js";
 import { around } from "./around.js";
-import { icon, statusIcon } from "./parts.js";
+import { icon, partHeading, statusIcon } from "./parts.js";
 import { failed, loadingTask } from "./states.js";
 import { timeline } from "./timeline.js";
 
@@ -94,29 +94,35 @@ function details(data, state, actions) {
     ${
       data.error_message === null
         ? nothing
-        : section("Error", html`<pre class="error-text" tabindex="0">${data.error_message}</pre>`)
+        : section(
+            state,
+            "Error",
+            html`<pre class="error-text" tabindex="0">${data.error_message}</pre>`,
+          )
     }
     ${
       short === data.request_text
         ? nothing
         : section(
+            state,
             "Request",
             html`<pre class="request-text" tabindex="0">${data.request_text}</pre>`,
           )
     }
     ${facts(data, state, actions)}
-    ${section("Timeline", timeline(state, actions), `(${state.zone})`)}
+    ${section(state, "Timeline", timeline(state, actions), `(${state.zone})`)}
     ${around(data, state, actions)}
     ${documents(state, actions)}`;
 }
 
 /**
+ * @param {State} state
  * @param {string} title
  * @param {unknown} content
  * @param {string} [note]
  */
-function section(title, content, note = "") {
-  return html`<section class="task-section"><h3>${title} <span class="muted">${note}</span></h3>${content}</section>`;
+function section(state, title, content, note = "") {
+  return html`<section class="task-section">${partHeading(state, title, note)}${content}</section>`;
 }
 
 /**
@@ -202,7 +208,7 @@ function documents(state, actions) {
     const value = node && member(node, name);
     if (!value || value.text === "null") return nothing;
     const after = name === "outcome" ? outcomeFilter(actions) : undefined;
-    return section(title, tree(value, actions.redraw, after));
+    return section(state, title, tree(value, actions.redraw, after));
   });
 }
 

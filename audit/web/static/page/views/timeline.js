@@ -100,7 +100,7 @@ function events(entries, state, actions) {
             </div>
             ${statusIcon(entry.status)}
             <div class="what">
-              <p>${headline(entry)} ${author(entry)}</p>
+              <p>${headline(entry)}</p>
               ${changes(parsed.changes[place], state, actions)}
               ${record(entry)}
             </div>
@@ -109,19 +109,19 @@ function events(entries, state, actions) {
     </ol>`;
 }
 
-/** @param {TaskEvent} entry */
-function headline({ kind, status, changed }) {
+/**
+ * Such as "failed by orchestrator, was executing".
+ * @param {TaskEvent} entry
+ */
+function headline({ kind, status, changed, actor, role }) {
   const was = changed?.status?.from;
-  if (kind === "recorded") return html`recorded as <strong>${status}</strong>`;
+  const by = actor
+    ? html`by <b class="actor">${actor}</b>`
+    : html`<span class="muted">through ${role ?? "an unknown role"}</span>`;
   if (kind === "imported") return html`was <strong>${status}</strong> when the log began`;
-  if (was !== undefined) return html`<strong>${status}</strong>, was ${was}`;
-  return kind === "changed" ? "changed" : kind;
-}
-
-/** @param {TaskEvent} entry */
-function author({ actor, role, kind }) {
-  if (actor) return html`by <b class="actor">${actor}</b>`;
-  return role && kind !== "imported" ? html`<span class="muted">through ${role}</span>` : nothing;
+  if (kind === "recorded") return html`recorded as <strong>${status}</strong> ${by}`;
+  if (was !== undefined) return html`<strong>${status}</strong> ${by}, was ${was}`;
+  return html`${kind} ${by}`;
 }
 
 /** @param {TaskEvent} entry */
@@ -163,7 +163,7 @@ function changes(changed, state, actions) {
 }
 
 /**
- * Return the members that differ. Objects are compared member by member.
+ * Return the members that differ. Objects are compared member by member, and no object with none.
  * @param {string[]} path
  * @param {JsonNode | undefined} from
  * @param {JsonNode | undefined} to
@@ -171,14 +171,13 @@ function changes(changed, state, actions) {
  */
 function compare(path, from, to) {
   if (from?.text === to?.text) return [];
-  if (from?.kind !== "object" || to?.kind !== "object") {
-    const present = (/** @type {JsonNode | undefined} */ node) =>
-      node?.text === "null" ? undefined : node;
-    return [{ path, from: present(from), to: present(to) }];
-  }
-  const names = new Set([...from.items, ...to.items].map((item) => item.name));
+  const before = from?.text === "null" ? undefined : from;
+  const after = to?.text === "null" ? undefined : to;
+  const objects = (!before || before.kind === "object") && after?.kind === "object";
+  if (!objects || after.items.length === 0) return [{ path, from: before, to: after }];
+  const names = new Set([...(before?.items ?? []), ...after.items].map((item) => item.name));
   return [...names].flatMap((name) =>
-    compare([...path, name], member(from, name), member(to, name)),
+    compare([...path, name], before && member(before, name), member(after, name)),
   );
 }
 
