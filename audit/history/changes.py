@@ -188,7 +188,9 @@ class Changes:
                 most_documents=_MAX_DOCUMENTS if self.reads_documents else 0,
             )
             self._note(row)
-        return Version(self.number, row["clock"], server_of(connection), row["snapshot"])
+        return Version(
+            self.number, row["clock"], server_of(connection), row["snapshot"], self._log_size or 0
+        )
 
     def forget(self) -> None:
         """Forget all changes, so that any task may have changed."""

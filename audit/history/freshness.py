@@ -62,6 +62,9 @@ class Version:
     """The database server it was read on."""
     snapshot: str = ""
     """The snapshot it was read in. While that is the same, no task has changed."""
+    log_size: int = 0
+    """How many events had a position in the log: 0 to `log_size - 1`. What is not known of the
+    tasks of this version yet comes with events from this position on."""
 
 
 class Freshness:

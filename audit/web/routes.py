@@ -125,7 +125,7 @@ _SESSION: Final = (
     errors.TimedOut,
 )
 
-_CACHING: Final = ("ETag", "Cache-Control", "Vary")
+_CACHING: Final = ("ETag", "Cache-Control", "Vary", "Feed-Position")
 _PAGE: Final = {
     200: Response(
         "A page of tasks",

@@ -30,6 +30,7 @@ _HEADERS: Final[dict[str, str]] = {
     hdrs.VARY: "Accept-Encoding, Authorization, Cookie",
 }
 Filter = TypeVar("Filter", bound=TaskFilter)
+_FEED_POSITION: Final = istr("Feed-Position")
 _TOTAL_COUNT: Final = istr("X-Total-Count")
 #: A body up to this size fits in one packet, and is not compressed.
 _SHORT_BYTES: Final = 1024
@@ -85,7 +86,12 @@ async def answer(
     question = answers.known_question(key) or answers.remember(key, ask())
     version = await answers.current_version()
     answer = await answers.under(version, key, question)
-    if unchanged := not_modified(request, answer.etag, _HEADERS):
+    # An answer from the cache is what the query returns in this version. So a client that follows
+    # the log from here misses no change, and gets few that the answer contains.
+    position: dict[str, str] = {}
+    if version is not None:
+        position[_FEED_POSITION] = str(version.log_size)
+    if unchanged := not_modified(request, answer.etag, {**_HEADERS, **position}):
         return unchanged
     gzip_body = None
     if len(answer.body) > _SHORT_BYTES and accepts_gzip(request):
@@ -98,7 +104,7 @@ async def answer(
             hdrs.ETAG: answer.etag,
             **further_headers(request, answer),
         }
-    headers = answer.headers.copy()
+    headers = {**answer.headers, **position}
     if gzip_body is None:
         return BytesResponse(answer.body, headers)
     headers[hdrs.CONTENT_ENCODING] = "gzip"
