@@ -23,6 +23,7 @@ from audit.commands import (
     record,
     serve,
     show,
+    stats,
     tasks,
     watch,
 )
@@ -79,6 +80,7 @@ app.command()(tasks.query)
 app.command()(tasks.service)
 app.command()(show.show)
 app.command()(watch.watch)
+app.command()(stats.stats)
 app.command("open")(open_page.open_page)
 app.command()(login.login)
 app.command()(login.whoami)

@@ -98,6 +98,11 @@ class Show(InZone):
         return self.output
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether people get the drawing of the command, and not columns of their choice."""
+        return self.form in {Output.TABLE, Output.WIDE} and self.columns is None
+
+    @property
     def is_for_people(self) -> bool:
         """Whether a table is shown on a terminal."""
         return self.look.width is not None and self.form in {Output.TABLE, Output.WIDE}
@@ -147,7 +152,7 @@ class Rows:
         self._screen = screen
         self._columns = show.chosen(columns)
         self._began = False
-        self._lines = self._plain_lines if lines is None or show.columns is not None else lines
+        self._lines = lines if lines is not None and show.is_drawn else self._plain_lines
         self._has_header = show.header if show.header is not None else show.form is Output.CSV
 
     def write(self, rows: Iterable[tuple[str, Any]]) -> None:

@@ -51,7 +51,6 @@ def show(
         show.refuse(Output.IDS)
     place = where.place()
     zone = show.zone(place.tz)
-    is_table = form in {Output.TABLE, Output.WIDE} and show.columns is None
     show.chosen(EVENT_COLUMNS if changes else ALL_COLUMNS)
 
     async def work(source: Source) -> None:
@@ -61,17 +60,17 @@ def show(
                 screen.write(show.look.data(body))
                 return
             ((text, task),) = elements(await source.get_task(task_id))
-            if is_table:
+            if show.is_drawn:
                 link = task_url(place.url, str(task_id))
                 for line in [*task_lines(task, show.look, zone, link), ""]:
                     screen.write(line + "\n")
-            if changes or is_table:
+            if changes or show.is_drawn:
                 timeline = Timeline(show.look, zone, has_changes=changes)
                 await _write_events(
                     source,
                     task_id,
                     Rows(show, screen, EVENT_COLUMNS, timeline.lines),
-                    screen if is_table else None,
+                    screen if show.is_drawn else None,
                 )
             else:
                 Rows(show, screen, ALL_COLUMNS).write([(text, task)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from uuid import UUID
 
 import typer
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from audit.commands.place import Place
     from audit.commands.service_url import Service
     from audit.history.service import AuditService
+    from audit.history.statistics_body import Statistic
 
 _Result = TypeVar("_Result")
 
@@ -43,6 +44,9 @@ class Source(Protocol):
     async def get_history(self, task_id: UUID, params: Params) -> str:
         """Return a page of the events of a task."""
 
+    async def get_statistics(self, name: str, params: Params) -> str:
+        """Return the statistic of a name, such as `histogram`."""
+
 
 class ServiceSource:
     """Asks a running service."""
@@ -53,22 +57,30 @@ class ServiceSource:
 
     async def list_tasks(self, route: str, params: Params) -> str:
         """Return a page of the route `failures` or `query`."""
-        return await self._get(f"/{route}", params)
+        return await self._get(f"/{route}", "next_cursor", params)
 
     async def get_task(self, task_id: UUID) -> str:
         """Return one task."""
-        return await self._get(f"/tasks/{task_id}")
+        return await self._get(f"/tasks/{task_id}", "task_id")
 
     async def get_history(self, task_id: UUID, params: Params) -> str:
         """Return a page of the events of a task."""
-        return await self._get(f"/tasks/{task_id}/history", params)
+        return await self._get(f"/tasks/{task_id}/history", "next_cursor", params)
+
+    async def get_statistics(self, name: str, params: Params) -> str:
+        """Return the statistic of a name, such as `histogram`."""
+        member = "tasks" if name == "durations" else "total"
+        return await self._get(f"/statistics/{name}", member, params)
 
     async def whoami(self) -> str:
         """Return whom the key belongs to."""
-        return await self._get("/whoami")
+        return await self._get("/whoami", "scopes")
 
-    async def _get(self, path: str, params: Params | None = None) -> str:
-        """Send a request, and again if a service that has answered before fails for a while."""
+    async def _get(self, path: str, member: str, params: Params | None = None) -> str:
+        """Send a request, and again if a service that has answered before fails for a while.
+
+        The body must be an object with this member, as those of the service are.
+        """
         from audit.commands.service_url import Failed
 
         query = [(name, value) for name, values in (params or {}).items()
@@ -86,8 +98,11 @@ class ServiceSource:
                 await asyncio.sleep(wait_seconds)
             else:
                 break
+        body = response.body.decode(errors="replace")
+        if not body.startswith("{") or f'"{member}' not in body:
+            raise Unavailable(f"{self._service.url} is not a task-audit service")
         self._has_answered = True
-        return response.body.decode()
+        return body
 
 
 class DatabaseSource:
@@ -115,6 +130,22 @@ class DatabaseSource:
 
         query = parse_query(HistoryQuery, {"task_id": [str(task_id)], **_as_lists(params)})
         return (await self._service.log.get_history(query)).body.decode()
+
+    async def get_statistics(self, name: str, params: Params) -> str:
+        """Return the statistic of a name, such as `histogram`."""
+        from audit.history.query import parse_query
+        from audit.history.statistics_query import DurationsQuery, FacetsQuery, HistogramQuery
+
+        ask, given = self._service.statistics, _as_lists(params)
+        statistic: Statistic[Any]
+        match name:
+            case "histogram":
+                statistic = await ask.histogram(parse_query(HistogramQuery, given))
+            case "facets":
+                statistic = await ask.facets(parse_query(FacetsQuery, given))
+            case _:
+                statistic = await ask.durations(parse_query(DurationsQuery, given))
+        return statistic.to_json().decode()
 
 
 def _as_lists(params: Params) -> dict[str, list[str]]:

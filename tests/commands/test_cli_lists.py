@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.commandline import ENVIRONMENT, audit, fails_with, lines, on_terminal
+from tests.commands.conftest import AnsweringServer
 from tests.conftest import ago, execute, task
 from tests.processes import AUDIT, serving
 
@@ -237,6 +238,27 @@ def test_exit_status_says_whether_there_are_tasks(recorded: str) -> None:
 
 def status_and_lines(result: tuple[int | None, str, str]) -> tuple[int | None, int]:
     return result[0], len(result[1].splitlines())
+
+
+def test_a_service_that_is_busy_is_asked_again() -> None:
+    page = '{"tasks":[],"total":0,"limit":50,"offset":0,"next_cursor":null}'
+    with AnsweringServer(503, 429, 200, body=page) as server:
+        code, out, notes = audit("query", "-o", "json", "--url", server.url, **NO_PROXY)
+    with AnsweringServer(503) as busy:
+        result = audit("query", "--url", busy.url, **NO_PROXY)
+
+    assert (0, page + "\n", 3) == (code, out, len(server.keys))
+    assert 2 == notes.count("trying again in 1 s")
+    assert (69, 5) == (result[0], len(busy.keys))
+    assert "does not answer" in result[2].splitlines()[-1]
+
+
+@pytest.mark.parametrize("body", ["hello", "[]", "{}"])
+def test_what_is_not_the_service_is_refused(body: str) -> None:
+    with AnsweringServer(200, body=body) as server:
+        for form in ("json", "tsv"):
+            result = audit("query", "-o", form, "--url", server.url, **NO_PROXY)
+            assert fails_with(result, 69, "is not a task-audit service")
 
 
 def test_a_closed_pipe_is_a_success_without_a_word(dsn: str) -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import ssl
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.certificates import make_certificates
 from tests.commandline import audit, fails_with, lines, on_terminal
+from tests.commands.conftest import AnsweringServer
 from tests.conftest import task
 from tests.processes import get, serving
 
@@ -202,17 +199,17 @@ def test_places_that_are_not_clear_end_with_2(
 
 
 def test_the_key_of_a_profile_is_sent_to_its_own_url_only(config: Path) -> None:
-    with recording_server() as (url, headers):
+    with AnsweringServer() as server:
         write(
             config / "config.toml",
-            f'default = "a"\n[profile.a]\nurl = "{url}"\nkey = "secret"\n',
+            f'default = "a"\n[profile.a]\nurl = "{server.url}"\nkey = "secret"\n',
         )
-        run(config, "whoami")
-        run(config, "whoami", AUDIT_KEY="other")
-        run(config, "whoami", "--url", url)
-        run(config, "whoami", AUDIT_URL=url)
+        run(config, "whoami", "-o", "json")
+        run(config, "whoami", "-o", "json", AUDIT_KEY="other")
+        run(config, "whoami", "-o", "json", "--url", server.url)
+        run(config, "whoami", "-o", "json", AUDIT_URL=server.url)
 
-    assert ["Bearer secret", "Bearer other", None, None] == headers
+    assert ["Bearer secret", "Bearer other", None, None] == server.keys
 
 
 # --- the files ------------------------------------------------------------------------------------
@@ -273,7 +270,8 @@ def test_a_profile_has_a_time_zone(config: Path, dsn: str) -> None:
 
 def test_a_profile_trusts_the_certificates_of_its_file(config: Path) -> None:
     make_certificates(config)
-    with recording_server(config) as (url, headers):
+    with AnsweringServer(certificates=config) as server:
+        url = server.url
         write(
             config / "config.toml",
             f'[profile.a]\nurl = "{url}"\nca_file = "ca.crt"\n[profile.b]\nurl = "{url}"\n',
@@ -281,43 +279,8 @@ def test_a_profile_trusts_the_certificates_of_its_file(config: Path) -> None:
         trusted = run(config, "whoami", "--profile", "a", "-o", "json")
         untrusted = run(config, "whoami", "--profile", "b")
 
-    assert (0, "{}\n", [None]) == (trusted[0], trusted[1], headers)
+    assert (0, '{"scopes":[]}\n', [None]) == (trusted[0], trusted[1], server.keys)
     assert fails_with(untrusted, 69, "certificate")
-
-
-class recording_server:  # noqa: N801 - a context
-    """A service that answers anything, with or without TLS, and keeps the keys that it gets."""
-
-    def __init__(self, certificates: Path | None = None) -> None:
-        self.headers: list[str | None] = []
-        headers = self.headers
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                headers.append(self.headers.get("Authorization"))
-                self.send_response(200)
-                self.send_header("Content-Length", "2")
-                self.end_headers()
-                self.wfile.write(b"{}")
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._scheme = "http"
-        if certificates is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificates / "server.crt", certificates / "server.key")
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-            self._scheme = "https"
-
-    def __enter__(self) -> tuple[str, list[str | None]]:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return f"{self._scheme}://127.0.0.1:{self._server.server_port}", self.headers
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 # --- the page -------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ _SYMBOLS: Final = {
 }
 _ID_WIDTH: Final = 36
 _NARROWEST_TABLE: Final = 76
-_NARROWEST_LINE: Final = 110
+_NARROWEST_LINE: Final = 140
 _WIDEST_NAME: Final = 28
 _LEAST_REQUEST: Final = 20
 

@@ -64,7 +64,7 @@ def _machine_zone() -> str:
         _zone_of(named)
     except ValueError:
         return "UTC"
-    return named or "UTC"
+    return "UTC" if named in {"", "Etc/UTC"} else named
 
 
 def _offset(time: datetime) -> str:
