@@ -15,7 +15,7 @@ from typing import Final, Protocol, TypeVar
 from audit.history.asking import Reading
 from audit.history.changes import ChangeFilter, Changes
 from audit.history.freshness import Freshness, Version
-from audit.history.patching import FirstPage
+from audit.history.patching import PageInList, widened
 from audit.history.query import TaskFilter
 from audit.history.task import TaskPage
 from audit.once import Once
@@ -110,8 +110,10 @@ class _Entry:
         self.version = version
         """The version before the answer was computed; None if there is no answer."""
         self.answer: Answer | None = None
-        self.page: TaskPage | FirstPage | None = None
+        self.page: TaskPage | PageInList | None = None
         """The answer, if changes can be applied to it: it is of the snapshot of its version."""
+        self.reads_wide = False
+        """Whether the page is read with tasks around it, because changes did not tell it alone."""
         self.computing: Once[Answer] = Once()
         self.counted_bytes = 0
         if version:
@@ -169,7 +171,7 @@ class Answers:
                 await entry.extending.result(partial(self._extend, entry, version))
             entry = self._entries.get(key)
         if entry is None or not self._is_current(entry, version):
-            entry = self._patched(entry, version) or _Entry(question, version)
+            entry = self._patched(entry, version) or self._replaced(entry, question, version)
             self._put(key, entry)
         self._metrics.answered(is_cached=entry.answer is not None)
         if entry.answer is None:
@@ -217,16 +219,36 @@ class Answers:
         if self._is_unaffected(entry, await self._freshness.current()):
             entry.valid_until = until
 
+    @property
+    def _max_patched_bytes(self) -> int:
+        return min(self._reading.max_page_bytes, _MAX_PATCHED_BYTES)
+
     async def _compute(self, entry: _Entry, version: Version) -> Answer:
+        query = entry.question.query
+        wide = widened(query) if entry.reads_wide else None
+        if wide is not None:
+            page = await self._reading.list_tasks(wide, clock=version.clock, server=version.server)
+            part = PageInList.of(query, page)
+            made = part.to_task_page(version.clock, self._max_patched_bytes) if part else None
+            if made is not None:
+                self._keep_page(entry, version, page.snapshot, part)
+                return await _answer(made)
         result = await entry.question.compute(clock=version.clock, server=version.server)
-        if (
-            isinstance(result, TaskPage)
-            and result.snapshot == version.snapshot
-            and len(result.tasks_json) <= _MAX_PATCHED_BYTES
-        ):
-            entry.page = result
-            self._changes.reads_documents = True
+        if isinstance(result, TaskPage) and len(result.tasks_json) <= _MAX_PATCHED_BYTES:
+            self._keep_page(entry, version, result.snapshot, result)
         return await _answer(result)
+
+    def _keep_page(
+        self,
+        entry: _Entry,
+        version: Version,
+        snapshot: str | None,
+        page: TaskPage | PageInList | None,
+    ) -> None:
+        """Keep the page of an entry for the changes to come, if it is of the version's snapshot."""
+        if snapshot == version.snapshot:
+            entry.page = page
+            self._changes.reads_documents = True
 
     def _patched(self, entry: _Entry | None, version: Version) -> _Entry | None:
         """Return an entry with the answer in a version, made from an earlier one and the changes.
@@ -238,15 +260,14 @@ class Answers:
         changes = self._changes.since(entry.checked_to)
         if changes is None or len(changes) > _MAX_PATCHES:
             return None
-        first: FirstPage | None
+        part: PageInList | None
         if isinstance(entry.page, TaskPage):
-            first = FirstPage.of(entry.question.query, entry.page)
+            part = PageInList.of(entry.question.query, entry.page)
         else:
-            first = entry.page
+            part = entry.page
         patched = _Entry(entry.question, version)
-        patched.page = first = first.after(changes, patched.changes) if first else None
-        max_bytes = min(self._reading.max_page_bytes, _MAX_PATCHED_BYTES)
-        result = first.to_task_page(version.clock, max_bytes) if first else None
+        patched.page = part = part.after(changes, patched.changes) if part else None
+        result = part.to_task_page(version.clock, self._max_patched_bytes) if part else None
         if result is None:
             return None
         body = result.to_json()
@@ -254,6 +275,13 @@ class Answers:
         patched.checked_to = self._changes.number
         patched.valid_until = entry.valid_until
         return patched
+
+    def _replaced(self, entry: _Entry | None, question: Question, version: Version) -> _Entry:
+        """Return an entry without an answer, in the place of one that is out of date."""
+        new = _Entry(question, version)
+        if entry is not None and (entry.page is not None or entry.reads_wide):
+            new.reads_wide = not self._is_unaffected(entry, version)
+        return new
 
     def _put(self, key: str, entry: _Entry) -> None:
         self._drop(key)
@@ -284,9 +312,8 @@ def _size(key: str, entry: _Entry) -> int:
     size = _OVERHEAD_BYTES + _BYTES_PER_CHARACTER * len(key)
     if entry.answer:
         size += len(entry.answer.body) + len(entry.answer.gzip_body or b"")
-        if entry.page:
-            # The documents of its tasks as text.
-            size += len(entry.answer.body)
+        if entry.page is not None:
+            size += entry.page.size
     return size
 
 

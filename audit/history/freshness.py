@@ -26,9 +26,9 @@ any program. The service ensures this without running the query again:
 7. A response is computed on the server that its version was read on. If the connection pool moves
    to another server in between, the request fails, and nothing is cached.
 
-8. If changes affect the first page of a list, the service may make the new page from the cached one
-   and these changes (`audit/history/patching.py`), without running the query. It does so only if
-   the cached page is of the same snapshot as its version, so that it contains no change twice. With
+8. If changes affect a page of a list, the service may make the new page from the cached one and
+   these changes (`audit/history/patching.py`), without running the query. It does so only if the
+   cached page is of the same snapshot as its version, so that it contains no change twice. With
    the changes comes the text of each changed task, from the same snapshot as the version.
 
 A client that holds a response has the current one if its ETag is equal, since the ETag is a digest

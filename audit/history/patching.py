@@ -1,7 +1,8 @@
-"""Makes the first page of a list from an earlier one and the changes since then.
+"""Makes a page of a list from an earlier one and the changes since then.
 
 The page and its total are what the query returns in the snapshot of the last change. If that cannot
-be told from the changes, as when a task leaves a full page, there is no such page.
+be told from the changes, as when a task leaves a full page, there is no such page. With some tasks
+around the page, that is rare.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, NamedTuple, Self
 from uuid import UUID
@@ -23,6 +24,10 @@ from audit.history.task import TaskPage
 _DECODER: Final = json.JSONDecoder(parse_int=str, parse_float=str)
 #: The bytes that a page counts for each task, besides its document.
 _ROUNDING_BYTES: Final = 1024
+#: The memory of a row besides its document.
+_ROW_BYTES: Final = 250
+#: How many tasks around a page are read.
+_MARGIN: Final = 100
 
 
 class _Row(NamedTuple):
@@ -33,80 +38,121 @@ class _Row(NamedTuple):
     document: str
 
 
+def widened(query: TaskFilter) -> TaskQuery | None:
+    """Return a query for a page and the tasks around it; None if changes do not tell such a page.
+
+    The tasks before the page move into it when newer ones leave the list, or out of the margin when
+    newer ones come. Those after it move in when a task of the page leaves the list.
+    """
+    if (
+        not isinstance(query, TaskQuery)
+        or query.position
+        or query.outcome is not None
+        or query.total != "exact"
+    ):
+        return None
+    offset = query.offset or 0
+    before = min(offset, _MARGIN)
+    limit = before + query.limit + _MARGIN
+    return query.model_copy(update={"offset": offset - before, "limit": limit})
+
+
 @dataclass(frozen=True, slots=True)
-class FirstPage:
-    """The first page of a list in one snapshot, with its tasks apart."""
+class PageInList:
+    """A page, maybe with tasks around it, in one snapshot."""
 
     query: TaskQuery
     rows: Sequence[_Row]
     """The oldest task first."""
+    skipped: int
+    """How many matching tasks are newer than these."""
     total: int
+
+    @property
+    def size(self) -> int:
+        """The approximate memory of the rows in bytes."""
+        return sum(_ROW_BYTES + len(row.document) for row in self.rows)
 
     @classmethod
     def of(cls, query: TaskFilter, page: TaskPage) -> Self | None:
-        """Return the page of a query with its tasks apart; None if changes cannot be applied."""
-        if (
-            not isinstance(query, TaskQuery)
-            or query.position
-            or query.offset
-            or query.outcome is not None
-            or page.total is None
-            or page.rows != min(page.total, query.limit)
-        ):
+        """Return what changes can be applied to: the page of a query, or of the widened query.
+
+        None if changes do not tell such a page.
+        """
+        if widened(query) is None or page.total is None or page.offset is None:
+            return None
+        if not page.rows and page.offset:
+            return None
+        if page.rows != min(page.total - page.offset, page.limit):
+            # It was too long.
             return None
         try:
             rows = _rows(page.tasks_json)
         except (ValueError, RecursionError):
             return None
-        return cls(query, rows, page.total)
+        assert isinstance(query, TaskQuery)  # noqa: S101 - it can be widened
+        return cls(query, rows, page.offset, page.total)
 
-    def after(self, changes: Iterable[Change], selected: ChangeFilter) -> FirstPage | None:
+    def after(self, changes: Iterable[Change], selected: ChangeFilter) -> Self | None:
         """Return the page after changes, the oldest first; None if they do not tell it."""
-        rows, total = list(self.rows), self.total
+        rows, skipped, total = list(self.rows), self.skipped, self.total
         for change in changes:
             was, matches = selected.matches(change)
             if not was and not matches:
                 continue
-            is_full = total > len(rows)
             place = bisect_left(rows, (change.created_at, change.task_id))
             is_known = place < len(rows) and rows[place].task_id == change.task_id
-            if place == 0 and is_full and not is_known:
-                # It comes after the page.
-                total += matches - was
-                continue
-            if was != is_known or (matches and change.document is None):
-                return None
-            if was:
-                del rows[place]
-            if matches:
-                assert change.document is not None  # noqa: S101 - checked above
-                rows.insert(place, _Row(change.created_at, change.task_id, change.document))
-            elif is_full:
-                # Another task comes into the page.
-                return None
+            if skipped and place == len(rows):
+                skipped += matches - was
+            elif is_known or place or skipped + len(rows) == total:
+                if was != is_known or not _replace(rows, place, change, was, matches):
+                    return None
+                if skipped and not rows:
+                    return None
             total += matches - was
-            del rows[: -self.query.limit]
-        return FirstPage(self.query, rows, total)
+        end = self._place(skipped) + self.query.limit
+        del rows[: max(0, len(rows) - end - _MARGIN)]
+        is_complete = len(rows) >= end or skipped + len(rows) == total
+        if self._place(skipped) < 0 or not is_complete:
+            return None
+        return replace(self, rows=rows, skipped=skipped, total=total)
 
     def to_task_page(self, clock: datetime, max_bytes: int) -> TaskPage | None:
         """Return the page as `Reading.list_tasks` would; None if it may be too long."""
-        query, rows = self.query, self.rows
-        tasks_json = f"[{','.join(row.document for row in reversed(rows))}]"
+        query, place = self.query, self._place(self.skipped)
+        rows = self.rows[::-1][place : place + query.limit]
+        tasks_json = f"[{','.join(row.document for row in rows)}]"
         if len(tasks_json.encode()) + _ROUNDING_BYTES * len(rows) > max_bytes:
             return None
+        offset = query.offset or 0
         following = None
-        if self.total > len(rows):
-            last = rows[0]
+        if rows and offset + len(rows) < self.total:
+            last = rows[-1]
             of_window = clock if query.span else None
             following = Cursor(of_window, last.created_at, last.task_id, self.total)
         return TaskPage(
             tasks_json=tasks_json,
             total=self.total,
             limit=query.limit,
-            offset=0,
+            offset=offset,
             next_cursor=following.encode(query.fingerprint) if following else None,
             rows=len(rows),
         )
+
+    def _place(self, skipped: int) -> int:
+        """Return where the page begins in the rows, the newest of which comes after `skipped`."""
+        return (self.query.offset or 0) - skipped
+
+
+def _replace(rows: list[_Row], place: int, change: Change, was: bool, matches: bool) -> bool:
+    """Remove what the task was, and insert what it is; return whether the change tells that."""
+    if was:
+        del rows[place]
+    if matches:
+        if change.document is None:
+            return False
+        rows.insert(place, _Row(change.created_at, change.task_id, change.document))
+    return True
 
 
 def _rows(tasks_json: str) -> Sequence[_Row]:

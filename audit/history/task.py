@@ -145,6 +145,11 @@ class TaskPage:
     def valid_until(self) -> None:
         """A page is out of date only when a task changes, or leaves its window."""
 
+    @property
+    def size(self) -> int:
+        """The approximate memory of the page in bytes."""
+        return len(self.tasks_json)
+
     @cached_property
     def tasks(self) -> list[TaskSummary]:
         """The tasks as objects: newest first, at most `limit`. Parsed when first read."""
