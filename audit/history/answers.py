@@ -273,7 +273,7 @@ class Answers:
         body = result.to_json()
         patched.answer = Answer(result, body, _etag(body))
         patched.checked_to = self._changes.number
-        patched.valid_until = entry.valid_until
+        patched.valid_until = min(entry.valid_until, patched.changes.departure(changes))
         return patched
 
     def _replaced(self, entry: _Entry | None, question: Question, version: Version) -> _Entry:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
@@ -33,6 +33,7 @@ _GAP_SECONDS: Final = timedelta(seconds=10)
 #: The number of them that are remembered.
 _MAX_GAPS: Final = 1000
 _MICROSECOND: Final = timedelta(microseconds=1)
+_NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 
 class Facts(NamedTuple):
@@ -79,6 +80,7 @@ class ChangeFilter:
     def __init__(self, query: TaskFilter, clock: datetime) -> None:
         """`clock` is the time that `days` count back from. It may be earlier than now."""
         self._until = query.until
+        self._span = query.span
         if isinstance(query, TaskQuery) and (position := query.position):
             clock = position.clock or clock
             if position.total is not None or query.total == "none":
@@ -108,6 +110,13 @@ class ChangeFilter:
             is_covered and self._match(change.before),
             is_covered and self._match(change.after),
         )
+
+    def departure(self, changes: Iterable[Change]) -> datetime:
+        """Return when the first of the changed tasks that match leaves a window that moves."""
+        if self._span is None:
+            return _NEVER
+        times = (change.created_at for change in changes if self.matches(change)[1])
+        return min((at + self._span for at in times), default=_NEVER)
 
     def _covers(self, change: Change) -> bool:
         return (

@@ -83,6 +83,26 @@ async def test_a_query_with_days_is_computed_again_each_second(
     assert computed.pages == len(etags)
 
 
+async def test_new_task_leaves_the_window_although_the_answer_was_valid_for_longer(
+    client: Client,
+) -> None:
+    async def total() -> int:
+        return int((await (await get(client, "/query?last=1h")).json())["total"])
+
+    await record(client, task(created_at=ago(minutes=1)))
+    await quiet(client)
+    begun = ago(hours=1)
+    while ago(hours=1) < begun + timedelta(seconds=2):
+        # In the next second, the answer is found to be valid for nearly an hour.
+        assert await total() == 1
+        await asyncio.sleep(0.1)
+    await record(client, task(created_at=ago(hours=1) + timedelta(seconds=3)))
+
+    assert await total() == 2
+    await asyncio.sleep(4)
+    assert await total() == 1
+
+
 # --- single flight --------------------------------------------------------------------------------
 
 
