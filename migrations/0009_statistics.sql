@@ -9,102 +9,55 @@ DO $$ BEGIN
     PERFORM set_config('search_path', quote_ident(current_schema()) || ', pg_temp', TRUE);
 END $$;
 
--- Divide bars into parts. The tasks of a part with a grain are those of the buckets between since
--- and until of this grain. The counts do not know the tasks of a part without a grain.
-CREATE FUNCTION bar_parts(counted text, edges timestamptz[])
-RETURNS TABLE (bar integer, grain task_grain, since timestamptz, until timestamptz)
+-- Part of a bar, which Python computes: the buckets of a grain from since on and before until. They
+-- are in one bucket of the next coarser grain, which begins at within. The counts know them if that
+-- bucket is split. Without a grain, the counts know nothing of it.
+CREATE TYPE bar_part AS (
+    bar integer, grain task_grain, within timestamptz, since timestamptz, until timestamptz
+);
+
+-- The parts of bars with what the counts of a service know of them: the grain is NULL if nothing.
+CREATE FUNCTION known_parts(counted text, parts bar_part[]) RETURNS SETOF bar_part
 LANGUAGE sql STABLE
 BEGIN ATOMIC
-    WITH bars AS (
-        SELECT bar, edges[bar] AS since, edges[bar + 1] AS until
-        FROM generate_series(1, cardinality(edges) - 1) AS bar
-    ),
-
-    -- The buckets of a grain that lie in a bar are those from first to last, and those of the next
-    -- coarser grain are the ones from coarse_first to coarse_last. Without a grain: the bar itself.
-    grained AS (
-        SELECT
-            bars.bar,
-            grains.grain,
-            grains.coarser,
-            CASE
-                WHEN grains.grain IS NULL OR inner_bucket.first = bars.since THEN bars.since
-                ELSE bucket_after(grains.grain, inner_bucket.first)
-            END AS first,
-            COALESCE(inner_bucket.last, bars.until) AS last,
-            CASE
-                WHEN grains.coarser IS NULL THEN 'infinity'
-                WHEN coarse_bucket.first = bars.since THEN bars.since
-                ELSE bucket_after(grains.coarser, coarse_bucket.first)
-            END AS coarse_first,
-            COALESCE(coarse_bucket.last, '-infinity') AS coarse_last
-        FROM bars
-        CROSS JOIN (
-            VALUES
-            (NULL::task_grain, 'second'::task_grain),
-            ('second', 'minute'),
-            ('minute', 'hour'),
-            ('hour', 'day'),
-            ('day', 'month'),
-            ('month', 'year'),
-            ('year', NULL)
-        ) AS grains (grain, coarser)
-        CROSS JOIN
-            LATERAL (
-                SELECT
-                    bucket_of(grains.grain, bars.since) AS first,
-                    bucket_of(grains.grain, bars.until) AS last
-            ) AS inner_bucket
-        CROSS JOIN LATERAL (
-            SELECT
-                bucket_of(grains.coarser, bars.since) AS first,
-                bucket_of(grains.coarser, bars.until) AS last
-        ) AS coarse_bucket
-    )
-
-    -- What the coarser buckets leave over at the start and at the end of the bar. Each of the two
-    -- lies in one coarser bucket. The counts have its parts if that is split.
     SELECT
-        grained.bar,
+        part.bar,
         CASE
-            WHEN grained.grain <= 'month' THEN grained.grain
+            WHEN part.grain <= 'month' THEN part.grain
             WHEN EXISTS (
                 SELECT
                 FROM task_count_splits AS split
                 WHERE
                     split.service = counted
-                    AND split.grain = grained.coarser
-                    AND split.bucket = bucket_of(grained.coarser, part.since)
-            ) THEN grained.grain
+                    AND split.grain = CASE part.grain
+                        WHEN 'day' THEN 'month'::task_grain
+                        WHEN 'hour' THEN 'day'::task_grain
+                        WHEN 'minute' THEN 'hour'::task_grain
+                        WHEN 'second' THEN 'minute'::task_grain
+                    END
+                    AND split.bucket = part.within
+            ) THEN part.grain
         END AS grain,
+        part.within,
         part.since,
         part.until
-    FROM grained
-    CROSS JOIN
-        LATERAL (
-            VALUES
-            (grained.first, least(grained.coarse_first, grained.last)),
-            (
-                grained.coarse_last,
-                CASE WHEN grained.coarse_first <= grained.coarse_last THEN grained.last END
-            )
-        ) AS part (since, until)
-    WHERE part.since < part.until;
+    FROM unnest(parts) AS part;
 END;
 
 -- How many tasks were created in each bar, by state and, if by_intent, by intent.
 --
--- counted: a service; '' means all tasks. any_status, any_intent: any of them; NULL: any.
+-- counted: a service; '' means all tasks. any_status, any_intent: any of them; NULL: any. parts: of
+-- all bars.
 -- bars, statuses, intents, numbers: arrays of the same length, for each number that is not 0.
 -- read_since, read_until: spans of which the numbers lack the tasks. The caller counts them from
--- the rows, in the same snapshot. There are at most most_reads, and then one for all of them.
+-- the rows, in the same snapshot.
 CREATE FUNCTION count_bars(
     counted text,
     any_status task_status[],
     any_intent text[],
     edges timestamptz[],
+    parts bar_part[],
     by_intent boolean,
-    most_reads integer,
     OUT bars integer[],
     OUT statuses task_status[],
     OUT intents text[],
@@ -124,18 +77,15 @@ DECLARE
 BEGIN
     SELECT * INTO STRICT state FROM task_log_state;
     SELECT COALESCE(range_agg(tstzrange(since, until)), '{}') INTO reads
-    FROM bar_parts(counted, edges)
+    FROM known_parts(counted, parts)
     WHERE grain IS NULL;
-    IF (SELECT count(*) FROM unnest(reads)) > most_reads THEN
-        reads := tstzmultirange(range_merge(reads));
-    END IF;
     SELECT array_agg(lower(span) ORDER BY span), array_agg(upper(span) ORDER BY span)
     INTO read_since, read_until
     FROM unnest(reads) AS span;
 
     WITH known AS (
         SELECT part.bar, cell.status, cell.intent, cell.n
-        FROM bar_parts(counted, edges) AS part
+        FROM known_parts(counted, parts) AS part
         CROSS JOIN LATERAL (
             SELECT status, CASE WHEN by_intent THEN intent END AS intent, sum(n) AS n
             FROM task_counts
@@ -257,9 +207,14 @@ $$;
 -- At least as many tasks of each service as were created in a window, and not many more: those of
 -- the years and months in the window, and of the days or months that its ends cut through.
 --
--- since, until: the ends of the window. any_status, any_intent: any of them; NULL: any.
+-- since, until: the ends of the window. whole: the parts of it that are whole months and years.
+-- any_status, any_intent: any of them; NULL: any.
 CREATE FUNCTION bound_services(
-    any_status task_status[], any_intent text[], since timestamptz, until timestamptz
+    any_status task_status[],
+    any_intent text[],
+    since timestamptz,
+    until timestamptz,
+    whole bar_part[]
 )
 RETURNS TABLE (service text, bound bigint)
 LANGUAGE plpgsql STABLE
@@ -270,12 +225,8 @@ AS $$
 #variable_conflict use_column
 DECLARE
     state task_log_state;
-    -- The months that lie in the window.
     first_month timestamptz := bucket_of('month', since);
     last_month timestamptz := bucket_of('month', until);
-    after_month timestamptz := CASE
-        WHEN first_month = since THEN since ELSE bucket_after('month', first_month)
-    END;
 BEGIN
     SELECT * INTO STRICT state FROM task_log_state;
     RETURN QUERY
@@ -313,11 +264,6 @@ BEGIN
         GROUP BY touched.service
     ),
 
-    whole AS MATERIALIZED (
-        SELECT grain, since, until
-        FROM bar_parts('', ARRAY[after_month, greatest(after_month, last_month)])
-    ),
-
     -- The month that the start cuts through, and the one that the end cuts through.
     cut AS MATERIALIZED (
         SELECT DISTINCT
@@ -340,13 +286,13 @@ BEGIN
             COALESCE(
                 (
                     SELECT sum(cell.n)
-                    FROM whole
+                    FROM unnest(whole) AS part
                     INNER JOIN task_counts AS cell
                         ON
                             cell.service = every_service.service
-                            AND cell.grain = whole.grain
-                            AND cell.bucket >= whole.since
-                            AND cell.bucket < whole.until
+                            AND cell.grain = part.grain
+                            AND cell.bucket >= part.since
+                            AND cell.bucket < part.until
                     WHERE
                         (any_status IS NULL OR cell.status = ANY(any_status))
                         AND (any_intent IS NULL OR cell.intent = ANY(any_intent))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
+from audit.history.bar_parts import parts_of
 from audit.history.query import TaskFilter
 from audit.history.states import State
 from audit.history.statistics_query import HistogramQuery
@@ -22,8 +23,10 @@ from audit.postgres.pool import fetch_row
 if TYPE_CHECKING:
     from audit.postgres.pool import Connection
 
-#: If more spans than this have to be read, they are read as one.
-MOST_READS: Final = 4
+#: If more spans than this have to be read, it may be faster to read all matching tasks at once.
+_FEW_READS: Final = 4
+#: PostgreSQL reads so many tasks in about the time that another statement takes.
+FEW_TASKS: Final = 5000
 #: Before and after all tasks. Years begin there, so that no bucket of the counts is cut.
 _BEGINNING: Final = datetime(1999, 1, 1, tzinfo=UTC)
 _END: Final = datetime(9999, 1, 1, tzinfo=UTC)
@@ -121,13 +124,17 @@ async def count_bars(
             statements.COUNT_BARS,
             **counted_values(query),
             edges=edges,
+            parts=parts_of(edges),
             by_intent=by_intent,
-            most_reads=MOST_READS,
         )
         columns = (row[name] or () for name in ("bars", "statuses", "intents", "numbers"))
         for bar, state, intent, n in zip(*columns, strict=True):
             numbers[bar, State(state), intent] += n
-        reads = spans(row)
+        lacking = spans(row)
+        if len(lacking) <= _FEW_READS or numbers.total() > FEW_TASKS * len(lacking):
+            reads = lacking
+        else:
+            numbers.clear()
     for read_since, read_until in reads:
         values = statements.COUNT_ROWS.values(
             {

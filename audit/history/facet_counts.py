@@ -9,13 +9,14 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from audit.history.bar_counts import (
-    MOST_READS,
+    FEW_TASKS,
     count_bars,
     count_tasks,
     counted_values,
     spans,
     whole_window,
 )
+from audit.history.bar_parts import parts_of
 from audit.history.query import TaskFilter
 from audit.postgres import statements
 
@@ -108,13 +109,20 @@ async def _top_services(
 ) -> Values | None:
     """Return the services with the most tasks, by the counts.
 
-    Services are counted in the order of an upper bound of their numbers, until the next bound is
-    below the number of the last service to return.
+    If few tasks match, they are read. Otherwise services are counted in the order of an upper bound
+    of their numbers, until the next bound is below the number of the last service to return.
     """
+    matching = await count_tasks(connection, query, since)
+    if matching <= FEW_TASKS:
+        return await _group_services(connection, query, since, most=most)
     edges = whole_window(query, since)
-    of_all = counted_values(query)
     values = statements.BOUND_SERVICES.values(
-        {**of_all, "window_since": edges[0], "window_until": edges[1]}
+        {
+            **counted_values(query),
+            "window_since": edges[0],
+            "window_until": edges[1],
+            "whole": [part for part in parts_of(edges) if part.grain in ("month", "year")],
+        }
     )
     bounds = [
         (row["service"], row["bound"])
@@ -127,7 +135,7 @@ async def _top_services(
         if len(top) == most and bounds[begun][1] < top[-1][1]:
             return top
         if begun >= _MOST_SERVICES:
-            if await count_tasks(connection, query, since) > most_grouped:
+            if matching > most_grouped:
                 return None
             return await _group_services(connection, query, since, most=most)
         candidates = [service for service, _ in islice(remaining, max(most, _FEW_SERVICES))]
@@ -151,7 +159,7 @@ async def _count_services(
             **counted_values(query),
             "candidates": candidates,
             "edges": edges,
-            "most_reads": MOST_READS,
+            "parts": parts_of(edges),
         }
     )
     for row in await connection.fetch(statements.COUNT_SERVICES, *values):

@@ -1,10 +1,11 @@
 -- count_bars: how many tasks match a filter in each bar, by the counts; one row.
 --
 -- :service is '' for all tasks. :edges: bar n lies between edges n and n + 1, in the window of the
--- filter. :by_intent: by intent too; otherwise intents are NULL.
+-- filter. :parts: of all bars, as `audit/history/bar_parts.py` makes them. :by_intent: by intent
+-- too; otherwise intents are NULL.
 -- bars, statuses, intents, numbers: arrays of the same length, for each number that is not 0.
 -- read_since, read_until: spans of which the numbers lack the tasks; count_rows counts them in the
--- same snapshot. If there are more than :most_reads, they become one.
+-- same snapshot.
 SELECT
     bars,
     statuses::text[] AS statuses,
@@ -17,6 +18,6 @@ FROM count_bars(
     :statuses::task_status[],
     :intents::text[],
     :edges::timestamptz[],
-    :by_intent::boolean,
-    :most_reads::int
+    :parts::bar_part[],
+    :by_intent::boolean
 )
