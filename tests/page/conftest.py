@@ -40,6 +40,8 @@ TASKS = 6_000
 RECENT_TASKS = 400
 RECENT_DAYS = 2
 
+#: One worker is enough for one browser, and several services share the connections of PostgreSQL.
+SMALL = ("--workers", "1", "--pool-size", "6")
 WIDE = (1440, 900)
 NARROW = (390, 844)
 ARGUMENTS = [
@@ -162,7 +164,7 @@ async def site(databases: Callable[[], str]) -> AsyncIterator[Site]:
         await record_story(service)
         while await service.upkeep.sequence_events() or await service.upkeep.fold_counts():
             pass
-    with serving("--dsn", dsn, log=subprocess.DEVNULL) as (_, url, _lines):
+    with serving("--dsn", dsn, *SMALL, log=subprocess.DEVNULL) as (_, url, _lines):
         yield Site(url, dsn)
 
 
@@ -170,7 +172,7 @@ async def site(databases: Callable[[], str]) -> AsyncIterator[Site]:
 def scratch(databases: Callable[[], str]) -> Iterator[Site]:
     """The service on a history that begins empty. Tests record into it what they look at."""
     dsn = databases()
-    with serving("--dsn", dsn, log=subprocess.DEVNULL) as (_, url, _lines):
+    with serving("--dsn", dsn, *SMALL, log=subprocess.DEVNULL) as (_, url, _lines):
         yield Site(url, dsn)
 
 
@@ -178,7 +180,7 @@ def scratch(databases: Callable[[], str]) -> Iterator[Site]:
 def scratch_empty(databases: Callable[[], str]) -> Iterator[Site]:
     """The service on a history without tasks."""
     dsn = databases()
-    with serving("--dsn", dsn, log=subprocess.DEVNULL) as (_, url, _lines):
+    with serving("--dsn", dsn, *SMALL, log=subprocess.DEVNULL) as (_, url, _lines):
         yield Site(url, dsn)
 
 
@@ -294,7 +296,9 @@ async def axe(page: Page) -> list[str]:
     """Return what axe-core finds wrong on a page, in readable lines."""
     await page.evaluate(AXE.read_text())
     tags = ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa", "best-practice"]
-    result = await page.evaluate("tags => axe.run(document, {runOnly: tags})", tags)
+    result = await page.evaluate(
+        "runOnly => axe.run(document, {runOnly, resultTypes: ['violations']})", tags
+    )
     return [
         f"{violation['id']}: {node['html'][:160]} ({node['failureSummary']})"
         for violation in result["violations"]

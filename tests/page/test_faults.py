@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -12,7 +13,7 @@ from playwright.async_api import Route
 
 from audit.history.service import AuditService
 from tests.conftest import execute, task
-from tests.page.conftest import Opener, Site, seen, settled
+from tests.page.conftest import SMALL, Opener, Site, seen, settled
 from tests.processes import API, serving
 
 
@@ -23,7 +24,7 @@ async def test_database_that_stops_and_returns(
     async with AuditService.open(dsn) as service:
         await service.record([task(), task()])
     name = urlsplit(dsn).path[1:]
-    with serving("--dsn", dsn) as (_, url, _lines):
+    with serving("--dsn", dsn, *SMALL, log=subprocess.DEVNULL) as (_, url, _lines):
         page = await open_page("tasks", at=Site(url, dsn))
         shown = await seen(page)
         execute(

@@ -14,7 +14,7 @@ from playwright.async_api import Page
 
 from tests.commandline import audit
 from tests.conftest import execute, task
-from tests.page.conftest import Opener, Site, settled
+from tests.page.conftest import SMALL, Opener, Site, settled
 from tests.processes import API, serving
 
 
@@ -40,7 +40,7 @@ def locked(databases: Callable[[], str]) -> Iterator[Locked]:
     dsn = databases()
     reader, leaver = make_key(dsn, "ada", "read"), make_key(dsn, "leaver", "read")
     recorder, both = make_key(dsn, "bot", "record"), make_key(dsn, "all", "read", "record")
-    with serving("--dsn", dsn, log=subprocess.DEVNULL) as (_, url, _lines):
+    with serving("--dsn", dsn, *SMALL, log=subprocess.DEVNULL) as (_, url, _lines):
         request = urllib.request.Request(
             f"{url}{API}/tasks",
             json.dumps(task(request_text="Deploy the locked service")).encode(),
