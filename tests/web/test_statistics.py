@@ -56,3 +56,35 @@ async def test_a_window_that_ends_now_moves_on(client: Client) -> None:
     assert abs(until - datetime.now(UTC)) < timedelta(seconds=30)
     assert 61 <= len(body["buckets"]) <= 62
     assert body["buckets"][-1]["partial"]
+
+
+async def test_facets_change_with_tasks_that_only_the_facet_counts(client: Client) -> None:
+    """The facet of states ignores the filter by state, so its answer depends on all states."""
+    path = "/statistics/facets?facet=status&status=failed"
+    await record(client, task(status="failed"))
+    first = await get(client, path)
+    assert 304 == (await get(client, path, first.headers["ETag"])).status
+    await record(client, task(status="rejected"))
+
+    changed = await get(client, path, first.headers["ETag"])
+
+    assert 200 == changed.status
+    assert ["failed", "rejected"] == [
+        each["value"] for each in (await changed.json())["facets"]["status"]["values"]
+    ]
+
+
+async def test_durations_change_with_the_time_of_completion(client: Client) -> None:
+    one = task(status="executing", created_at=ago(hours=1))
+    await record(client, one)
+    path = "/statistics/durations"
+    first = await get(client, path)
+    assert 1 == (await first.json())["unfinished"]
+    completed = {"status": "completed", "completed_at": ago(minutes=59).isoformat()}
+    moved = await client.patch(f"{API}/tasks/{one['task_id']}", json=completed)
+    assert 200 == moved.status
+
+    changed = await get(client, path, first.headers["ETag"])
+
+    assert 200 == changed.status
+    assert 1 == (await changed.json())["tasks"]
