@@ -1,31 +1,35 @@
 """Responses from the cache against a model, while programs of every kind write.
 
-The writers work at the same time, but commit one after the other. So the model knows the tasks
-after each commit. A response must be what the model answers after some commit, at some time,
-between the request and the response.
+The writers work at the same time, in several processes, but commit one after the other. So the
+model knows the tasks after each commit. A response must be what the model answers after some
+commit, at some time, between the request and the response.
 """
 
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
 import json
 import random
 import re
 import urllib.request
 import uuid
+from asyncio.subprocess import PIPE
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlencode
 
 import aiohttp
-import psycopg
+from psycopg.sql import Literal
 from psycopg.types.json import Jsonb
 
 from audit.history.query import AuditQuery, TaskQuery, parse_arguments
+from audit.postgres import embedded
 from tests.api import API
 from tests.conftest import ago
 from tests.processes import serving
@@ -41,6 +45,7 @@ COLUMNS = (
     "task_id, request_text, status, created_at, services_touched, outcome, created_by, project_id"
 )
 INSERT = f"INSERT INTO tasks ({COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
+COPY = f"COPY tasks ({COLUMNS}) FROM STDIN WITH (FORMAT csv);"
 UPDATE = (
     "UPDATE tasks SET status = %s, services_touched = %s, outcome = %s, error_message = %s"
     " WHERE task_id = %s"
@@ -136,6 +141,49 @@ class Model:
             self.finished = len(self.states) - 1
 
 
+class Program:
+    """psql: a process of its own, whose session runs what it is given."""
+
+    def __init__(self, given: asyncio.StreamWriter, printed: asyncio.StreamReader) -> None:
+        self._given, self._printed = given, printed
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls, dsn: str) -> AsyncIterator[Self]:
+        psql = embedded.binaries() / "psql"
+        process = await asyncio.create_subprocess_exec(
+            *(psql, "-qAtX", "-v", "ON_ERROR_STOP=1", dsn), stdin=PIPE, stdout=PIPE
+        )
+        assert process.stdin
+        assert process.stdout
+        try:
+            yield cls(process.stdin, process.stdout)
+        finally:
+            process.kill()
+            await process.wait()
+
+    async def run(self, *lines: str) -> None:
+        """Run these lines, and wait for their end."""
+        self._given.write("\n".join([*lines, "\\echo done", ""]).encode())
+        assert await self._printed.readline() == b"done\n"
+
+
+def filled(statement: str, values: Iterable[Any]) -> str:
+    """Return a statement with its values written into it."""
+    return statement % tuple(Literal(value).as_string() for value in values) + ";"
+
+
+def csv_line(task: Task) -> str:
+    """Return a task as COPY takes it."""
+    line = io.StringIO()
+    outcome = task.outcome and json.dumps(task.outcome)
+    csv.writer(line, lineterminator="").writerow(
+        (task.task_id, "x", task.status, task.created_at, f"{{{','.join(task.services)}}}",
+         outcome, task.created_by, task.project_id)
+    )  # fmt: skip
+    return line.getvalue()
+
+
 class Writer:
     """Writes tasks of its own, which no other writer changes."""
 
@@ -171,47 +219,39 @@ class Writer:
 
     async def by_sql(self) -> None:
         """Write in transactions that stay open for a while, so that others commit before."""
-        async with await psycopg.AsyncConnection.connect(self.dsn) as connection:
+        async with Program.running(self.dsn) as program:
             while True:
                 await asyncio.sleep(random.uniform(0, 0.2))
-                tasks = await self.begin(connection)
+                tasks = await self.begin(program)
                 await asyncio.sleep(random.choice([0, 0, 0.02, 0.3]))
-                end = random.choice(["commit", "commit", "prepare", "roll back"])
-                if end == "roll back":
-                    await connection.rollback()
+                end = random.choice(["COMMIT", "COMMIT", "PREPARE TRANSACTION", "ROLLBACK"])
+                if end == "ROLLBACK":
+                    await program.run("ROLLBACK;")
                     continue
-                if end == "prepare":
+                if end == "PREPARE TRANSACTION":
                     name = uuid.uuid4().hex
-                    await connection.execute(f"PREPARE TRANSACTION '{name}'")
-                    await connection.commit()
+                    await program.run(f"PREPARE TRANSACTION '{name}';")
                     await asyncio.sleep(random.choice([0, 0.05]))
-                    await connection.set_autocommit(True)
-                    async with self.model.commit(tasks):
-                        await connection.execute(f"COMMIT PREPARED '{name}'")
-                    await connection.set_autocommit(False)
-                else:
-                    async with self.model.commit(tasks):
-                        await connection.commit()
+                    end = f"COMMIT PREPARED '{name}'"
+                async with self.model.commit(tasks):
+                    await program.run(f"{end};")
                 self.own(tasks)
 
-    async def begin(self, connection: psycopg.AsyncConnection[Any]) -> list[Task]:
+    async def begin(self, program: Program) -> list[Task]:
         """Write in a transaction, and leave it open; return what it will commit."""
         new = [new_task() for _ in range(random.choice([1, 1, 2, 20]))]
         old = [changed(task) for task in list(self.open.values())[-2:]]
-        cursor = connection.cursor()
+        await program.run("BEGIN;")
         if random.random() < 0.3:
-            async with cursor.copy(f"COPY tasks ({COLUMNS}) FROM STDIN") as rows:
-                for task in new:
-                    await rows.write_row(task.row())
+            await program.run(COPY, *map(csv_line, new), "\\.")
         else:
-            await cursor.executemany(INSERT, [task.row() for task in new])
-        await cursor.execute("SAVEPOINT half")
+            await program.run(*(filled(INSERT, task.row()) for task in new))
+        await program.run("SAVEPOINT half;")
         for task in old:
-            changes = (task.status, list(task.services), Jsonb(task.outcome), task.error_message)
-            await cursor.execute(UPDATE, (*changes, task.task_id))
+            values = (task.status, list(task.services), Jsonb(task.outcome), task.error_message)
+            await program.run(filled(UPDATE, (*values, task.task_id)))
         if random.random() < 0.3:
-            await cursor.execute(INSERT, new_task().row())
-            await cursor.execute("ROLLBACK TO SAVEPOINT half")
+            await program.run(filled(INSERT, new_task().row()), "ROLLBACK TO SAVEPOINT half;")
             return new
         return [*new, *old]
 
