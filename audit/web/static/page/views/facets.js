@@ -54,7 +54,7 @@ function facet({ name, title, note }, found, state, actions) {
     }}>
       <summary><h2>${title}</h2></summary>
       ${note && chosen.length > 1 ? html`<p class="note">${note}</p>` : nothing}
-      ${found ? content(name, title, found, state, actions) : html`<div class="skeleton lines"></div>`}
+      ${found ? content(name, title, found, state, actions) : state.parts.facets.problem ? nothing : html`<div class="skeleton lines"></div>`}
     </details>`;
 }
 
