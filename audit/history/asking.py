@@ -9,10 +9,9 @@ from uuid import UUID
 
 from audit.errors import TaskNotFound, Unavailable
 from audit.history.changes import Changes
-from audit.history.cursor import Cursor
 from audit.history.freshness import Version
 from audit.history.location import PageRequest
-from audit.history.paging import Page, Pager
+from audit.history.paging import Pager
 from audit.history.query import TaskFilter, TaskQuery, task_id_of
 from audit.history.tallies import NOT_COUNTED
 from audit.history.task import TaskDocument, TaskPage
@@ -49,22 +48,11 @@ class Reading:
             Unavailable: also if the connection pool has moved away from `server`.
         """
         position = query.position
-        clock = position.clock if position else clock
-        page, clock = await self._find(query, query.limit, clock, server)
-        following = Cursor(clock, *page.last, page.total) if page.last else None
-        return TaskPage(
-            tasks_json=page.tasks_json,
-            total=page.total if query.total == "exact" else None,
-            limit=query.limit,
-            offset=None if position else query.offset or 0,
-            next_cursor=following.encode(query.fingerprint) if following else None,
-            rows=page.rows,
-            snapshot=page.snapshot,
-        )
+        return await self._find(query, query.limit, position.clock if position else clock, server)
 
     async def count_tasks(self, query: TaskQuery) -> int:
         """Return how many tasks match the filters of `query`."""
-        page, _ = await self._find(query, 0)
+        page = await self._find(query, 0)
         assert page.total is not None  # noqa: S101 - the query asks for it
         return page.total
 
@@ -74,16 +62,16 @@ class Reading:
         limit: int,
         clock: datetime | None = None,
         server: str | None = None,
-    ) -> tuple[Page, datetime | None]:
-        """Return the page, and the clock that its `days` count back from."""
+    ) -> TaskPage:
         for attempt in range(_ATTEMPTS):
             async with self._database.reading(again=attempt > 0) as connection:
                 require_server(connection, server)
                 clock = await _clock(connection, query, clock)
-                request = PageRequest(query, query.window_start(clock), limit, self.max_page_bytes)
+                since = query.window_start(clock)
+                request = PageRequest(query, since, limit, self.max_page_bytes, clock)
                 page = await self.pager.find(connection, request)
             if page is not None:
-                return page, clock
+                return page
             await self.pager.tally(self._database.tallying, request)
         raise Unavailable(NOT_COUNTED, retry_after_seconds=1)
 

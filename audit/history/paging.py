@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import TYPE_CHECKING, Final, Self
-from uuid import UUID
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
-from audit.history.counts import Counts
-from audit.history.location import LONGEST, Counter, Location, PageRequest
+from audit.history.cursor import Cursor
+from audit.history.location import LONGEST, Counter, Counts, Location, PageRequest
 from audit.history.tallies import Tallies
+from audit.history.task import TaskPage
 from audit.postgres import statements
 from audit.postgres.pool import fetch_row
 
@@ -22,27 +21,6 @@ if TYPE_CHECKING:
 #: The number of tasks in a portion of a tally. Even from a cold disk, PostgreSQL reads a portion
 #: well within the time limit of a statement.
 _PORTION: Final = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A page and its total, both of one snapshot."""
-
-    tasks_json: str
-    """The tasks as a JSON array."""
-    rows: int
-    """How many tasks the page has."""
-    total: int | None
-    """How many tasks match; None if the request did not ask for it."""
-    last: tuple[datetime, UUID] | None
-    """`created_at` and `task_id` of the last task; None if no tasks follow the page."""
-    snapshot: str
-
-    @classmethod
-    def of(cls, row: asyncpg.Record, total: int | None) -> Self:
-        """Return the page in a row of `list_tasks`."""
-        last = (row["last_at"], row["last_id"]) if row["fetched"] > row["shown"] else None
-        return cls(row["tasks"], row["shown"], total, last, row["snapshot"])
 
 
 class Pager:
@@ -56,21 +34,11 @@ class Pager:
         self._tallies = Tallies(portion)
         self._counters: tuple[Counter, ...] = (Counts(), _Anywhere(), self._tallies)
 
-    async def find(self, connection: Connection, request: PageRequest) -> Page | None:
+    async def find(self, connection: Connection, request: PageRequest) -> TaskPage | None:
         """Return the page; None if its filter has to be tallied first.
 
         A page has at least one task if any match, however long that task is.
         """
-        page = await self._find(connection, request)
-        if page and page.last and not page.rows:
-            return await self._find(connection, replace(request, limit=1, max_bytes=LONGEST))
-        return page
-
-    async def tally(self, connect: Connect, request: PageRequest) -> None:
-        """Tally the filter, so that `find` finds its pages."""
-        await self._tallies.tally(connect, request)
-
-    async def _find(self, connection: Connection, request: PageRequest) -> Page | None:
         for counter in self._counters:
             location = await counter.locate(connection, request, anew=False)
             if location is None:
@@ -84,6 +52,10 @@ class Pager:
             if page is not None:
                 return page
         return None
+
+    async def tally(self, connect: Connect, request: PageRequest) -> None:
+        """Tally the filter, so that `find` finds its pages."""
+        await self._tallies.tally(connect, request)
 
 
 class _Anywhere:
@@ -100,7 +72,7 @@ class _Anywhere:
 
 async def _read(
     connection: Connection, request: PageRequest, location: Location, counter: Counter
-) -> Page | None:
+) -> TaskPage | None:
     """Read the page where it should be; None if it is elsewhere."""
     row = await _list_tasks(connection, request, location)
     skipped = row["skipped"]
@@ -110,7 +82,11 @@ async def _read(
         row = await _list_tasks(connection, request, location)
     if not location.fits(request, row):
         return None
-    return Page.of(row, row["total"] if location.total is None else location.total)
+    if row["fetched"] and not row["shown"]:
+        # The first task alone is too long.
+        alone = replace(request, limit=1, max_bytes=LONGEST)
+        return await _read(connection, alone, location, counter)
+    return _page_of(request, row, row["total"] if location.total is None else location.total)
 
 
 async def _list_tasks(
@@ -129,4 +105,21 @@ async def _list_tasks(
         place=(location.since, location.until),
         is_sparse=location.is_sparse,
         edges=location.edges,
+    )
+
+
+def _page_of(request: PageRequest, row: asyncpg.Record, total: int | None) -> TaskPage:
+    """Return the page in a row of `list_tasks`."""
+    query = request.query
+    following = None
+    if row["fetched"] > row["shown"]:
+        following = Cursor(request.clock, row["last_at"], row["last_id"], total)
+    return TaskPage(
+        tasks_json=row["tasks"],
+        total=total if query.total == "exact" else None,
+        limit=query.limit,
+        offset=None if request.position else request.offset,
+        next_cursor=following.encode(query.fingerprint) if following else None,
+        rows=row["shown"],
+        snapshot=row["snapshot"],
     )

@@ -201,20 +201,23 @@ class TaskQuery(TaskFilter):
     cursor: CursorText | None = None
     """The `next_cursor` of a page. The response continues after that page; the filters must be the
     same."""
-    _position: Cursor | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _decode_cursor(self) -> Self:
-        if self.cursor is not None:
-            if self.offset is not None:
-                raise ValueError("offset: not together with cursor")
-            self._position = decode(self.cursor, self.fingerprint, has_clock=self.span is not None)
+        if self.position is not None and self.offset is not None:
+            raise ValueError("offset: not together with cursor")
         return self
 
-    @property
+    @cached_property
     def position(self) -> Cursor | None:
-        """The decoded cursor: the page begins after this task. None if there is no cursor."""
-        return self._position
+        """The decoded cursor: the page begins after this task. None if there is no cursor.
+
+        Raises:
+            Invalid: this service did not make the cursor, or made it for other filters.
+        """
+        if self.cursor is None:
+            return None
+        return decode(self.cursor, self.fingerprint, has_clock=self.span is not None)
 
     @property
     def moves_with_clock(self) -> bool:

@@ -100,16 +100,13 @@ class _PooledSession(Session):
     async def _run(
         self, method: Callable[..., Awaitable[Any]], query: str, *values: Any, **options: Any
     ) -> Any:
-        name, text = TRANSACTION, query
+        name, text, is_ours = TRANSACTION, query, False
         if isinstance(query, Statement):
-            name, text = query.name, query.text
+            name, text, is_ours = query.name, query.text, True
         run = partial(method, text, *values, **options)
         noted = _statements_run.get()
         if noted is not None:
             noted.add(name)
-        # A failed COMMIT must not be repeated, because the second one would succeed.
-        is_ours = isinstance(query, Statement)
-        is_whole = is_ours and not self.is_closed() and not self.is_in_transaction()
         traces = self.shared.traces
         failed = True
         started = time.perf_counter()
@@ -118,7 +115,7 @@ class _PooledSession(Session):
                 try:
                     result = await self.shared.deadline.run(run())
                 except (asyncpg.PostgresError, asyncpg.InternalClientError) as failure:
-                    if not await self._can_repeat(failure, is_whole=is_whole):
+                    if not await self._can_repeat(failure, is_ours=is_ours):
                         raise
                     result = await self._repeat(run)
             failed = False
@@ -127,11 +124,11 @@ class _PooledSession(Session):
             seconds = time.perf_counter() - started
             self.shared.metrics.statement(name, seconds, failed=failed)
 
-    async def _can_repeat(self, failure: Exception, *, is_whole: bool) -> bool:
+    async def _can_repeat(self, failure: Exception, *, is_ours: bool) -> bool:
         """Prepare a second attempt, and return whether it may succeed.
 
-        `is_whole` says that the statement is a transaction of its own. It then had no effect if
-        PostgreSQL reports that it failed.
+        `is_ours` is false for the statements that begin and end transactions. A failed COMMIT must
+        not be repeated, because the second one would succeed.
 
         Raises:
             StaleSchema: the transaction around the statement may succeed if it is repeated.
@@ -140,6 +137,8 @@ class _PooledSession(Session):
             self.shared.servers.note_refused_write(self)
         if self.is_closed():
             return False
+        # A statement outside of a transaction had no effect if PostgreSQL reports that it failed.
+        is_whole = is_ours and not self.is_in_transaction()
         if is_stale(failure):
             await self.reload_schema_state()
             if self.is_in_transaction():
