@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 #: The number of tasks in a portion of a tally. Even from a cold disk, PostgreSQL reads a portion
 #: well within the time limit of a statement.
 _PORTION: Final = 1_000_000
+#: A history of so few tasks is tallied within some 20 milliseconds.
+_SHORT: Final = 100_000
 
 
 class Pager:
@@ -30,8 +32,8 @@ class Pager:
     this is the page. If not, it locates and reads the page anew in one snapshot.
     """
 
-    def __init__(self, portion: int = _PORTION) -> None:
-        self._tallies = Tallies(portion)
+    def __init__(self, portion: int = _PORTION, short: int = _SHORT) -> None:
+        self._tallies = Tallies(portion, short)
         self._counters: tuple[Counter, ...] = (Counts(), _Anywhere(), self._tallies)
 
     async def find(self, connection: Connection, request: PageRequest) -> TaskPage | None:

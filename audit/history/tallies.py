@@ -1,8 +1,8 @@
 """How many tasks match a filter that the counts do not know, day by day.
 
 A tally is made in portions, the newest days first. From then on the events of the log keep it up to
-date. It gives the total and the location of a page. Tallies are saved in the database, so each is
-made once for all processes and restarts.
+date. It gives the total and the location of a page. The tally of a long history is saved in the
+database, so it is made once for all processes and restarts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 from audit.errors import Unavailable
@@ -45,6 +45,12 @@ _MAX_RECOUNTED: Final = 100
 _CROWDED: Final = 10
 #: Before all tasks.
 BEGINNING: Final = datetime(1999, 1, 1, tzinfo=UTC)
+
+
+class _Counted(NamedTuple):
+    days: Mapping[datetime, int]
+    position: int
+    server: str
 
 
 @dataclass(slots=True)
@@ -121,8 +127,10 @@ class Tally:
 class Tallies:
     """Keeps the tallies of the most recently used filters, and makes them in portions of tasks."""
 
-    def __init__(self, portion: int) -> None:
+    def __init__(self, portion: int, short: int) -> None:
+        """A history of up to `short` tasks is tallied at once, and its tallies are not saved."""
         self._portion = portion
+        self._short = short
         #: If more events have to be added, a tally is made anew, which takes about as long.
         self._max_behind = portion
         #: A tally is saved again after so many, so that others have few to add to it.
@@ -171,10 +179,41 @@ class Tallies:
                 known = self._find(request)
                 if known is not None and known.is_whole:
                     return
-                async with connect(again=portion > 0) as connection, connection.transaction():
-                    tally = await self._tally_portion(connection, request, known)
+                async with connect(again=portion > 0) as connection:
+                    tally = None if known else await self._tally_short(connection, request)
+                    if tally is None:
+                        async with connection.transaction():
+                            tally = await self._tally_portion(connection, request, known)
                 self._keep(_key(request), tally)
         raise Unavailable(NOT_COUNTED, retry_after_seconds=1)
+
+    async def _tally_short(self, connection: Connection, request: PageRequest) -> Tally | None:
+        """Return the tally of a short history, without saving it; None if the history is long.
+
+        To make it takes about as long as to load and to save one.
+        """
+        if not self._short or await self._portion_start(
+            connection, request, request.query.until, self._short
+        ):
+            return None
+        counted = await self._count(
+            connection, request, position=None, first_day=BEGINNING, last_day=None
+        )
+        return Tally(
+            days=counted.days,
+            position=counted.position,
+            server=counted.server,
+            window_start=_window_start(request),
+            saved=counted.position,
+        )
+
+    async def _portion_start(
+        self, connection: Connection, request: PageRequest, until: datetime | None, most: int
+    ) -> datetime | None:
+        """Return where a portion of tasks before `until` begins; None if it has all the rest."""
+        portion = await fetch_row(connection, statements.LOCATE_PORTION, until=until, most=most)
+        since: datetime | None = portion["since"]
+        return None if since and request.since and since <= request.since else since
 
     async def _tally_portion(
         self, connection: Connection, request: PageRequest, known: Tally | None
@@ -203,11 +242,8 @@ class Tallies:
                 saved=saved["position"],
             )
         until = known.since if known else request.query.until
-        at = await fetch_row(connection, statements.LOCATE_PORTION, until=until, most=self._portion)
-        since = at["since"]
-        if since is None or (request.since and since <= request.since):
-            since = BEGINNING
-        position, days = await self._count(
+        since = await self._portion_start(connection, request, until, self._portion) or BEGINNING
+        counted = await self._count(
             connection,
             request,
             position=known.position if known else None,
@@ -215,9 +251,9 @@ class Tallies:
             last_day=known.since if known else None,
         )
         tally = Tally(
-            days={**known.days, **days} if known else days,
-            position=position,
-            server=saved["server"],
+            days={**known.days, **counted.days} if known else counted.days,
+            position=counted.position,
+            server=counted.server,
             since=since,
             window_start=_window_start(request),
         )
@@ -258,14 +294,14 @@ class Tallies:
         if cut_day and known.window_start != request.since:
             recounted.add(cut_day)
         for day in recounted:
-            _, counted = await self._count(
+            counted = await self._count(
                 connection,
                 request,
                 position=changes["position"],
                 first_day=day,
                 last_day=day + _DAY,
             )
-            days[day] = counted.get(day, 0)
+            days[day] = counted.days.get(day, 0)
         tally = Tally(
             days=days,
             position=changes["position"],
@@ -289,8 +325,11 @@ class Tallies:
         position: int | None,
         first_day: datetime,
         last_day: datetime | None,
-    ) -> tuple[int, Mapping[datetime, int]]:
-        """Count the tasks of some days, without the events from a position on; return it too."""
+    ) -> _Counted:
+        """Count the tasks of some days, without the events from a position on.
+
+        If the position is None, all events up to now are contained.
+        """
         row = await fetch_row(
             connection,
             statements.TALLY_DAYS,
@@ -299,7 +338,7 @@ class Tallies:
             first_day=first_day,
             last_day=last_day,
         )
-        return row["position"], _days_of(row["days"])
+        return _Counted(_days_of(row["days"]), row["position"], row["server"])
 
     async def _save(self, connection: Connection, request: PageRequest, tally: Tally) -> Tally:
         """Save a tally for other processes, if this one may."""

@@ -6,6 +6,7 @@
 -- days: text, a JSON object from the start of a day, in seconds since 1970, to how many tasks match
 -- after the events before the position. Events from there on are left out, except if the filter has
 -- an :outcome, which events do not tell: days that they changed have to be counted anew.
+-- server: text, what the statement ran on.
 WITH log AS MATERIALIZED (
     SELECT COALESCE(:position::bigint, task_log_size()) AS position
 )
@@ -41,5 +42,6 @@ SELECT
             ) AS counted
             GROUP BY day
         ) AS tallied
-    ) AS days
+    ) AS days,
+    :server AS server
 FROM log

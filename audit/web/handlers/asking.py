@@ -86,16 +86,26 @@ async def answer(
     question = answers.known_question(key) or answers.remember(key, ask())
     version = await answers.current_version()
     answer = await answers.under(version, key, question)
-    # An answer from the cache is what the query returns in this version. So a client that follows
-    # the log from here misses no change, and gets few that the answer contains.
-    position: dict[str, str] = {}
+    response = not_modified(request, answer.etag, _HEADERS)
+    if response is None:
+        response = await _whole(request, key, answer, further_headers)
     if version is not None:
-        position[_FEED_POSITION] = str(version.log_size)
-    if unchanged := not_modified(request, answer.etag, {**_HEADERS, **position}):
-        return unchanged
+        # An answer from the cache is what the query returns in this version. So a client that
+        # follows the log from here misses no change, and gets few that the answer contains.
+        response.headers[_FEED_POSITION] = str(version.log_size)
+    return response
+
+
+async def _whole(
+    request: web.Request,
+    key: str,
+    answer: Answer,
+    further_headers: Callable[[web.Request, Answer], dict[str, str]],
+) -> BytesResponse:
+    """Return the answer with its body, compressed if the client accepts that."""
     gzip_body = None
     if len(answer.body) > _SHORT_BYTES and accepts_gzip(request):
-        gzip_body = await answers.gzip(key, answer)
+        gzip_body = await request.app[ANSWERS].gzip(key, answer)
     request[ROWS] = answer.rows
     if answer.headers is None:
         answer.headers = {
@@ -104,7 +114,7 @@ async def answer(
             hdrs.ETAG: answer.etag,
             **further_headers(request, answer),
         }
-    headers = {**answer.headers, **position}
+    headers = answer.headers.copy()
     if gzip_body is None:
         return BytesResponse(answer.body, headers)
     headers[hdrs.CONTENT_ENCODING] = "gzip"
