@@ -508,6 +508,11 @@ DECLARE
     held_at timestamptz := created_at_of(task);
 BEGIN
     IF held_at IS NULL THEN
+        -- A standby may not have the task yet.
+        IF current_setting('transaction_read_only') = 'on' THEN
+            RAISE read_only_sql_transaction
+                USING MESSAGE = 'cannot change a task in a read-only transaction';
+        END IF;
         RETURN;
     END IF;
     -- The triggers read these when the next statement ends.
