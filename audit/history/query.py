@@ -204,8 +204,9 @@ class TaskQuery(TaskFilter):
 
     @model_validator(mode="after")
     def _decode_cursor(self) -> Self:
-        if self.position is not None and self.offset is not None:
+        if self.cursor is not None and self.offset is not None:
             raise ValueError("offset: not together with cursor")
+        self.position  # noqa: B018 - the first use decodes it
         return self
 
     @cached_property
