@@ -115,7 +115,8 @@ class Show(InZone):
     def refuse(self, *forms: Output) -> None:
         """Refuse the forms that a command does not have."""
         if self.form in forms:
-            raise typer.BadParameter(f"-o {self.form}: this command has no such output")
+            others = ", ".join(form for form in Output if form not in forms)
+            raise typer.BadParameter(f"-o {self.form}: this command has only {others}")
 
     @contextlib.contextmanager
     def screen(self, *, may_page: bool = True) -> Iterator[Screen]:
