@@ -92,7 +92,7 @@ async def test_a_window_without_an_end_ends_now_or_with_the_newest_task(
 
     assert [0] * 4 == totals(answer)
     assert answer.until is not None
-    assert timedelta(0) <= answer.until - NOW < timedelta(minutes=5)
+    assert abs(datetime.now(UTC) - answer.until) < timedelta(minutes=2)
     assert answer.buckets[-1].partial
 
     await service.record([task(created_at=NOW + 5 * HOUR)])

@@ -1,9 +1,9 @@
 """What schemathesis cannot learn from the document: NDJSON, and rules that OpenAPI cannot express.
 
 OpenAPI 3.1 has no words for parameters that exclude each other, for a cursor that has to come from
-a page, for JSON inside a parameter, for bounds of a time, or for the lines of NDJSON. Data that is
-meant to be valid is made to follow these rules here; data that is meant to be invalid is sent as it
-is.
+a page, for JSON inside a parameter, for bounds of a time, for names of time zones, or for the lines
+of NDJSON. Data that is meant to be valid is made to follow these rules here; data that is meant to
+be invalid is sent as it is.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def before_call(
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
     follow_in_query(case.query)
+    if "/statistics/" in case.path:
+        follow_in_statistics(case.path, case.query)
     if case.media_type == NDJSON and isinstance(case.body, str):
         case.body = json.dumps({"request_text": case.body[:65_536] or "x"})
     for task in case.body if isinstance(case.body, list) else [case.body]:
@@ -58,6 +60,26 @@ def follow_in_query(query: dict[str, Any]) -> None:
         query["last"] = "7d"
     if "outcome" in query:
         query["outcome"] = json.dumps({"action_type": str(query["outcome"])})
+
+
+def follow_in_statistics(path: str, query: dict[str, Any]) -> None:
+    """Ask for few bars, of a time zone that exists."""
+    bars = {"interval", "buckets", "tz"} & set(query)
+    if path.endswith("/durations") and query.get("by") != "interval":
+        for name in bars:
+            del query[name]
+        return
+    for name in {"since", "until"} & set(query):
+        query[name] = f"20{query[name][2:]}"
+    if "since" in query and "until" in query:
+        query["since"], query["until"] = sorted((query["since"], query["until"]))
+    if "tz" in query:
+        query["tz"] = "Europe/Berlin"
+    if "buckets" in query:
+        query["buckets"] = 400
+        query.pop("interval", None)
+    elif query.get("interval", "auto") != "auto":
+        query["interval"] = "1y"
 
 
 def in_utc(time: str) -> str:
