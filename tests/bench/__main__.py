@@ -27,6 +27,7 @@ from tests.bench import (
     repeated,
     report,
     single,
+    statistics,
 )
 from tests.bench.client import Client
 from tests.bench.figures import Machine, Result, mean_ratio
@@ -34,7 +35,10 @@ from tests.bench.run import Bench
 from tests.bench.systems import ROOT
 
 _WIDTH = 130
-PARTS = ("reading", "flatness", "recording", "repeated", "mixed", "single", "keys")
+PARTS = (
+    *("reading", "flatness", "recording", "repeated"),
+    *("statistics", "mixed", "single", "keys"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -122,6 +126,8 @@ def _measure(bench: Bench, result: Result, part: str, *, with_peer: bool) -> Non
             result.recording = recording.measure(bench)
         case "repeated":
             result.repeated = repeated.measure(bench)
+        case "statistics":
+            result.statistics = statistics.measure(bench)
         case "mixed":
             result.mixed = mixed.measure(bench)
         case "single":

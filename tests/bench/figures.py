@@ -132,6 +132,21 @@ class Repeated(_Model):
     not_modified_to_trivial: Figure | None
 
 
+class Statistic(_Model):
+    """One statistic, asked by one client, for each size of the history; computed each time."""
+
+    median_ms: dict[int, Figure]
+    p95_ms: dict[int, Figure]
+    largest_to_smallest: Figure
+
+
+class Statistics(_Model):
+    """What statistics take, and how often one is answered from the cache."""
+
+    latency: dict[str, Statistic]
+    repeated: Repeated
+
+
 class Mixed(_Model):
     """A group of questions, asked again and again over 16 connections beside writes."""
 
@@ -202,6 +217,7 @@ class Result(_Model):
     flatness: dict[str, Flatness] | None = None
     recording: list[Recording] | None = None
     repeated: Repeated | None = None
+    statistics: Statistics | None = None
     mixed: list[Mixed] | None = None
     single: list[Single] | None = None
     keys: list[Keyed] | None = None

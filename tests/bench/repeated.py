@@ -16,9 +16,13 @@ _NOT_MODIFIED = 304
 
 def measure(bench: Bench) -> Repeated:
     """Return what one process of each gave; no 304 where the service sends no ETag."""
-    dsn = load.prepare(bench.dsn, bench.tasks, bench.progress)
     (shape,) = (one for one in shapes(bench.tasks) if one.name == _SHAPE)
-    target = shape.target(PAGE)
+    return measure_target(bench, f"{shape.name}, page of 100", shape.target(PAGE))
+
+
+def measure_target(bench: Bench, name: str, target: str) -> Repeated:
+    """Return the same for the target of another question, of this name."""
+    dsn = load.prepare(bench.dsn, bench.tasks, bench.progress)
     trivial: list[float] = []
     whole: list[float] = []
     not_modified: list[float] = []
@@ -37,7 +41,7 @@ def measure(bench: Bench) -> Repeated:
                 asked = bench.ask(service, target, FEW, headers=condition, expected=_NOT_MODIFIED)
                 not_modified.append(asked.per_second)
     return Repeated(
-        shape=shape.name,
+        shape=name,
         trivial_per_second=Figure.of(trivial),
         page_per_second=Figure.of(whole),
         page_to_trivial=ratio(whole, trivial),

@@ -21,6 +21,7 @@ from tests.bench.figures import (
     Repeated,
     Result,
     Single,
+    Statistics,
 )
 
 _MANY_TICKS = 9
@@ -48,6 +49,8 @@ def show(result: Result, console: Console) -> None:
         tables.append(_recording(result.recording))
     if result.repeated is not None:
         tables.append(_repeated(result.repeated))
+    if result.statistics is not None:
+        tables += [_statistics(result.statistics), _repeated(result.statistics.repeated)]
     if result.mixed is not None:
         tables.append(_mixed(result.mixed))
     if result.single is not None:
@@ -165,12 +168,24 @@ def _repeated(repeated: Repeated) -> Table:
     table = _table("The same question again", "one process answers", "per second", "of trivial")
     table.add_row("a trivial route", _told(repeated.trivial_per_second), "")
     whole = (_told(repeated.page_per_second), _spread(repeated.page_to_trivial))
-    table.add_row(f"{repeated.shape}, page of 100", *whole)
+    table.add_row(repeated.shape, *whole)
     if repeated.not_modified_per_second is None:
         table.add_row("304", "not supported: no ETag", "")
     else:
         rate = _told(repeated.not_modified_per_second)
         table.add_row("304", rate, _spread(repeated.not_modified_to_trivial))
+    return table
+
+
+def _statistics(statistics: Statistics) -> Table:
+    sizes = list(next(iter(statistics.latency.values())).median_ms)
+    table = _table(
+        "Latency of statistics in ms, one client, by tasks in the history: median, p95",
+        "question", *(f"{size:,}" for size in sizes), "largest / smallest",
+    )  # fmt: skip
+    for name, one in statistics.latency.items():
+        told = (f"{_told(one.median_ms[size])}, {_told(one.p95_ms[size])}" for size in sizes)
+        table.add_row(name, *told, _spread(one.largest_to_smallest))
     return table
 
 

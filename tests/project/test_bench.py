@@ -20,6 +20,7 @@ from tests.bench.client import Client, Load, Outcome, request, run
 from tests.bench.figures import Figure, Result, mean_ratio, ratio
 from tests.bench.mixed import RATES
 from tests.bench.shapes import Services, services_of, shapes
+from tests.bench.statistics import QUESTIONS
 from tests.bench.systems import System, trivial
 from tests.needs import needs_installed
 
@@ -69,6 +70,16 @@ def test_shapes_ask_what_their_names_say(finished: tuple[Result, Path, str]) -> 
     }
     assert 0 < totals["only-old service"] < totals["frequent service"] < TASKS
     assert 0 < totals["frequent service, 7 days"] < totals["frequent service"]
+
+
+@pytest.mark.slow
+def test_every_statistic_is_measured_at_each_size(finished: tuple[Result, Path, str]) -> None:
+    statistics = finished[0].statistics
+
+    assert statistics
+    assert list(QUESTIONS) == list(statistics.latency)
+    assert all([TASKS // 10, TASKS] == list(one.p95_ms) for one in statistics.latency.values())
+    assert statistics.repeated.page_per_second.median > 0
 
 
 @pytest.mark.slow
