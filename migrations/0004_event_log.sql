@@ -336,7 +336,7 @@ CREATE FUNCTION record_tasks(
     given json,
     actor text,
     request_id text,
-    authors json,
+    authors jsonb,
     lock_wait text,
     OUT task_ids text,
     OUT recorded bigint,

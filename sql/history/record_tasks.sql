@@ -7,6 +7,6 @@ FROM
         given => :tasks::json,
         actor => :actor::text,
         request_id => :request_id::text,
-        authors => :authors::json,
+        authors => :authors::jsonb,
         lock_wait => :lock_wait::text
     )
