@@ -88,15 +88,26 @@ async def test_days_are_those_of_the_zone(open_page: Opener, site: Site, zone: s
     assert hours.count(1) == changes, hours  # 25 hours are a day and 1 hour
 
 
+async def middle_of(page: Page, bar: int) -> tuple[float, float]:
+    box = await page.locator(f"[data-bar='{bar}'] .hit").bounding_box()
+    assert box
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
 async def brush_by_mouse(page: Page, first: int, last: int) -> None:
-    boxes = [await page.locator(f"[data-bar='{n}'] .hit").bounding_box() for n in (first, last)]
-    assert boxes[0]
-    assert boxes[1]
-    middle = boxes[0]["y"] + boxes[0]["height"] / 2
-    await page.mouse.move(boxes[0]["x"] + boxes[0]["width"] / 2, middle)
+    await page.mouse.move(*await middle_of(page, first))
     await page.mouse.down()
-    await page.mouse.move(boxes[1]["x"] + boxes[1]["width"] / 2, middle, steps=8)
+    await page.mouse.move(*await middle_of(page, last), steps=8)
     await page.mouse.up()
+
+
+async def brush_by_touch(page: Page, first: int, last: int) -> None:
+    fingers = await page.context.new_cdp_session(page)
+    start, *others = [await middle_of(page, bar) for bar in range(first, last + 1)]
+    steps = [("touchStart", start), *(("touchMove", other) for other in others), ("touchEnd", None)]
+    for kind, at in steps:
+        points = [{"x": at[0], "y": at[1]}] if at else []
+        await fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
 
 async def brush_by_keyboard(page: Page, first: int, last: int) -> None:
@@ -109,12 +120,16 @@ async def brush_by_keyboard(page: Page, first: int, last: int) -> None:
     await page.keyboard.press("Enter")
 
 
-@pytest.mark.parametrize("brush", [brush_by_mouse, brush_by_keyboard], ids=["mouse", "keyboard"])
+@pytest.mark.parametrize(
+    "brush",
+    [brush_by_mouse, brush_by_touch, brush_by_keyboard],
+    ids=["mouse", "touch", "keyboard"],
+)
 async def test_brush_zooms_to_the_edges_of_bars(
     open_page: Opener, site: Site, brush: Callable[[Page, int, int], Awaitable[None]]
 ) -> None:
     query = "since=2026-10-10T00:00:00Z&until=2026-11-09T00:00:00Z"
-    page = await open_page(f"tasks?{query}&interval=1d")
+    page = await open_page(f"tasks?{query}&interval=1d", has_touch=brush is brush_by_touch)
     before = page.url
 
     await brush(page, 5, 9)

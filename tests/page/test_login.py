@@ -17,13 +17,17 @@ from tests.conftest import execute, task
 from tests.page.conftest import SMALL, Opener, Site, settled
 from tests.processes import API, serving
 
+#: The columns of a key that end it.
+ENDS = ("revoked_at", "expires_at")
+
 
 class Locked(NamedTuple):
     """A service that asks for a key."""
 
     site: Site
     reader: str
-    leaver: str
+    leavers: dict[str, str]
+    """By how each ends."""
     recorder: str
     both: str
 
@@ -38,7 +42,8 @@ def make_key(dsn: str, name: str, *scopes: str) -> str:
 @pytest.fixture(scope="module")
 def locked(databases: Callable[[], str]) -> Iterator[Locked]:
     dsn = databases()
-    reader, leaver = make_key(dsn, "ada", "read"), make_key(dsn, "leaver", "read")
+    reader = make_key(dsn, "ada", "read")
+    leavers = {end: make_key(dsn, end, "read") for end in ENDS}
     recorder, both = make_key(dsn, "bot", "record"), make_key(dsn, "all", "read", "record")
     with serving("--dsn", dsn, *SMALL, log=subprocess.DEVNULL) as (_, url, _lines):
         request = urllib.request.Request(
@@ -47,12 +52,18 @@ def locked(databases: Callable[[], str]) -> Iterator[Locked]:
             {"Authorization": f"Bearer {recorder}", "Content-Type": "application/json"},
         )
         urllib.request.urlopen(request, timeout=20).close()
-        yield Locked(Site(url, dsn), reader, leaver, recorder, both)
+        yield Locked(Site(url, dsn), reader, leavers, recorder, both)
 
 
 async def sign_in(page: Page, key: str) -> None:
     await page.fill("#key", key)
     await page.get_by_role("button", name="Sign in").click()
+
+
+async def signed_in(page: Page, key: str) -> None:
+    """Sign in, and wait for the tasks."""
+    await sign_in(page, key)
+    await page.wait_for_selector("[data-task]")
 
 
 async def test_a_service_without_keys_asks_for_none(open_page: Opener, site: Site) -> None:
@@ -66,8 +77,7 @@ async def test_a_reader_signs_in_and_sees_what_the_link_shows(
     open_page: Opener, locked: Locked
 ) -> None:
     page = await open_page("tasks?status=completed&tz=Asia/Kathmandu", at=locked.site)
-    await sign_in(page, locked.reader)
-    await page.wait_for_selector("[data-task]")
+    await signed_in(page, locked.reader)
 
     assert page.url.endswith("/tasks?status=completed&tz=Asia/Kathmandu")
     assert await page.evaluate("document.cookie") == ""
@@ -96,14 +106,15 @@ async def test_what_may_not_sign_in_is_told_why(open_page: Opener, locked: Locke
     assert await page.context.cookies() == []
 
 
+@pytest.mark.parametrize("end", ENDS)
 async def test_a_key_that_ends_asks_for_another_within_seconds(
-    open_page: Opener, locked: Locked
+    open_page: Opener, locked: Locked, end: str
 ) -> None:
+    """It is revoked, or expires."""
     page = await open_page("tasks?status=completed", at=locked.site)
-    await sign_in(page, locked.leaver)
-    await page.wait_for_selector("[data-task]")
+    await signed_in(page, locked.leavers[end])
 
-    execute(locked.site.dsn, "UPDATE access_keys SET revoked_at = now() WHERE name = 'leaver'")
+    execute(locked.site.dsn, f"UPDATE access_keys SET {end} = now() WHERE name = '{end}'")
     for _ in range(30):
         await page.get_by_role("button", name="Reload").click()
         await settled(page)
@@ -113,14 +124,12 @@ async def test_a_key_that_ends_asks_for_another_within_seconds(
 
     assert await page.locator("#key").count() == 1
     assert page.url.endswith("/tasks?status=completed")
-    await sign_in(page, locked.reader)
-    await page.wait_for_selector("[data-task]")
+    await signed_in(page, locked.reader)
 
 
 async def test_a_session_can_only_read(open_page: Opener, locked: Locked) -> None:
     page = await open_page("tasks", at=locked.site)
-    await sign_in(page, locked.reader)
-    await page.wait_for_selector("[data-task]")
+    await signed_in(page, locked.reader)
     fetch = """async ([path, options]) => (await fetch(path, options)).status"""
     body = {"body": "{}", "headers": {"Content-Type": "application/json"}}
     task_url = f"{API}/tasks/0193400a-1111-7000-8000-00000000f001"
