@@ -40,6 +40,7 @@ _TAGS: Final[dict[Scope | None, str]] = {Scope.READ: "ask", Scope.RECORD: "recor
 
 _DESCRIPTION: Final = """\
 Records the tasks of an orchestrator and answers queries about them, exactly and newest first.
+[The web page](tasks?status=failed&last=7d) shows the same history to people.
 
 A task is recorded once and moves forwards through its states. Once it is `completed`, `failed` or
 `rejected`, it never changes again. No task is ever deleted.

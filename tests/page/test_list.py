@@ -143,3 +143,17 @@ async def test_views_can_be_saved_opened_and_removed(open_page: Opener, site: Si
     await page.get_by_label("Remove Payments <b>fail</b>").click()
     await page.locator(".own").wait_for(state="detached")
     assert await page.locator(".views-menu > a").count() == 6
+
+
+async def test_page_and_documentation_lead_to_each_other(open_page: Opener, site: Site) -> None:
+    page = await open_page("tasks")
+    await page.keyboard.press("?")
+    await page.get_by_role("link", name="Documentation of the API").click()
+    await page.wait_for_url(f"{site.url}/docs")
+
+    async with page.context.expect_page() as opened:
+        await page.get_by_role("link", name="The web page").click()
+
+    page = await opened.value
+    await page.wait_for_url(f"{site.url}/tasks?status=failed&last=7d")
+    await settled(page)
