@@ -76,11 +76,18 @@ class _PooledSession(Session):
     shared: _Shared
     #: An attribute of asyncpg: the outermost transaction that it believes to be open.
     _top_xact: object
+    #: Whether a statement has failed or was cancelled since the session left the pool.
+    _has_failed = False
 
     async def reset(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
         # If a BEGIN failed, asyncpg would begin every later transaction as a nested one.
         if self._top_xact is not None or self.is_in_transaction():
             await super().reset(timeout=timeout)
+        elif self._has_failed:
+            # A statement that is cancelled between its preparation and its execution leaves its
+            # transaction open, with all locks. The next query ends it.
+            await self.execute("SELECT 1")
+        self._has_failed = False
 
     def get_reset_query(self) -> str:
         return ""
@@ -121,6 +128,7 @@ class _PooledSession(Session):
             failed = False
             return result
         finally:
+            self._has_failed = self._has_failed or failed
             seconds = time.perf_counter() - started
             self.shared.metrics.statement(name, seconds, failed=failed)
 
