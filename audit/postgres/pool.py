@@ -86,7 +86,7 @@ class _PooledSession(Session):
         elif self._has_failed:
             # A statement that is cancelled between its preparation and its execution leaves its
             # transaction open, with all locks. The next query ends it.
-            await self.execute("SELECT 1")
+            await self.execute(statements.END_STATEMENT)
         self._has_failed = False
 
     def get_reset_query(self) -> str:

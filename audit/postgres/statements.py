@@ -110,6 +110,7 @@ GROUP_ROWS = Statement("statistics/group_rows")
 MEASURE_DURATIONS = Statement("statistics/measure_durations")
 BEGIN_SESSION = Statement("schema/begin_session")
 CHECK_SESSION = Statement("schema/check_session")
+END_STATEMENT = Statement("schema/end_statement")
 BEGIN_EVENT_TIMES = Statement("demo/begin_event_times")
 END_EVENT_TIMES = Statement("demo/end_event_times")
 
