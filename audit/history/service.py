@@ -357,12 +357,13 @@ def _author(actor: str | None) -> Author:
 
 def _query(model: type[Params], *, limit: object = 100, **given: object) -> Params:
     """Validate arguments by the rules of a URL. None means "not given", except as a `limit`."""
-    given = {name: value for name, value in given.items() if value is not None}
-    return parse_arguments(model, {**given, "limit": limit})
+    return parse_arguments(model, {**_without_none(given), "limit": limit})
 
 
 def _filter(model: type[Params], **given: object) -> Params:
     """Validate arguments that have no page; like `_query`."""
-    return parse_arguments(
-        model, {name: value for name, value in given.items() if value is not None}
-    )
+    return parse_arguments(model, _without_none(given))
+
+
+def _without_none(given: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in given.items() if value is not None}
