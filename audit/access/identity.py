@@ -35,8 +35,8 @@ class Via(StrEnum):
     """A JSON Web Token in `Authorization`."""
     SESSION = "session"
     """A key or token in the cookie of the web page."""
-    NOBODY = "nobody"
-    """Not at all, because the service requires no API key."""
+    NO_KEY = "nobody"
+    """The request has no valid key or token, and the service requires none."""
 
 
 @dataclass(frozen=True, slots=True)

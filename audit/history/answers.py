@@ -113,7 +113,7 @@ class _Entry:
         self.page: TaskPage | PageInList | None = None
         """The answer, if changes can be applied to it: it is of the snapshot of its version."""
         self.reads_wide = False
-        """Whether the page is read with tasks around it, because changes did not tell it alone."""
+        """Whether to read tasks around the page too, because changes did not determine it."""
         self.computing: Once[Answer] = Once()
         self.counted_bytes = 0
         if version:

@@ -98,8 +98,8 @@ class ChangeFilter:
     def selects(self, change: Change) -> bool:
         """Return whether the task matched the filters of the query, or does so now.
 
-        `outcome` is left out, because a change does not tell it. The page is left out too: it may
-        have other tasks, but its total or its offset may depend on this one.
+        `outcome` is left out, because a change does not contain it. The page is left out too: it
+        may have other tasks, but its total or its offset may depend on this one.
         """
         return self._covers(change) and (self._match(change.before) or self._match(change.after))
 

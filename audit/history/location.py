@@ -117,7 +117,7 @@ class Counter(Protocol):
     async def locate(
         self, connection: Connection, request: PageRequest, *, anew: bool
     ) -> Location | None:
-        """Return where the page is; None if this counter cannot tell.
+        """Return where the page is; None if this counter does not know the filter.
 
         The location may be remembered and out of date. With `anew`, it is the one in the snapshot
         of the transaction.

@@ -1,8 +1,9 @@
 """Makes a page of a list from an earlier one and the changes since then.
 
-The page and its total are what the query returns in the snapshot of the last change. If that cannot
-be told from the changes, as when a task leaves a full page, there is no such page. With some tasks
-around the page, that is rare.
+The page and its total are what the query returns in the snapshot of the last change. The changes do
+not always determine the page: when a task leaves a full page, the one that moves in is unknown. In
+these cases, the functions return None, and the query has to run. It is rare if some tasks around
+the page are known.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class _Row(NamedTuple):
 
 
 def widened(query: TaskFilter) -> TaskQuery | None:
-    """Return a query for a page and the tasks around it; None if changes do not tell such a page.
+    """Return a query for a page and the tasks around it; None if changes never determine the page.
 
     The tasks before the page move into it when newer ones leave the list, or out of the margin when
     newer ones come. Those after it move in when a task of the page leaves the list.
@@ -77,7 +78,7 @@ class PageInList:
     def of(cls, query: TaskFilter, page: TaskPage) -> Self | None:
         """Return what changes can be applied to: the page of a query, or of the widened query.
 
-        None if changes do not tell such a page.
+        None if changes cannot determine such a page.
         """
         if widened(query) is None or page.total is None or page.offset is None:
             return None
@@ -94,7 +95,7 @@ class PageInList:
         return cls(query, rows, page.offset, page.total)
 
     def after(self, changes: Iterable[Change], selected: ChangeFilter) -> Self | None:
-        """Return the page after changes, the oldest first; None if they do not tell it."""
+        """Return the page after changes, the oldest first; None if they do not determine it."""
         rows, skipped, total = list(self.rows), self.skipped, self.total
         for change in changes:
             was, matches = selected.matches(change)
@@ -145,7 +146,10 @@ class PageInList:
 
 
 def _replace(rows: list[_Row], place: int, change: Change, was: bool, matches: bool) -> bool:
-    """Remove what the task was, and insert what it is; return whether the change tells that."""
+    """Update a task of the page; return False if the change lacks the text that the page needs.
+
+    `was` and `matches` say whether the task was in the list before, and whether it is now.
+    """
     if was:
         del rows[place]
     if matches:

@@ -58,7 +58,7 @@ class Tally:
     """How many tasks match a filter, by day.
 
     It is kept up to date by the events of the log. If the filter has an `outcome`, which events do
-    not tell, the days that they change are counted again.
+    not contain, the days that they change are counted again.
     """
 
     days: Mapping[datetime, int]
@@ -133,7 +133,8 @@ class Tallies:
         self._short = short
         #: If more events have to be added, a tally is made anew, which takes about as long.
         self._max_behind = portion
-        #: A tally is saved again after so many, so that others have few to add to it.
+        #: After this number of further events, a tally is saved again. A process that loads it then
+        #: has fewer events to add.
         self._save_every = portion // 100
         self._kept: OrderedDict[bytes, Tally] = OrderedDict()
         self._locks: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()

@@ -88,7 +88,7 @@ class Guard:
         self, request: web.Request, *, allows_session: bool
     ) -> tuple[Identity, Via]:
         if self._provider is None and self._known_keys.are_none:
-            return ANYONE, Via.NOBODY
+            return ANYONE, Via.NO_KEY
         given = request.headers.getall(hdrs.AUTHORIZATION, ())
         if not given:
             identity, _ = await self._holder(_token_of_session(request, allows_session))
