@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -20,6 +20,9 @@ from audit.postgres import embedded, migrate
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from audit.web.app import create_app
+
+if TYPE_CHECKING:
+    from audit.postgres.pool import Pool
 
 #: Nothing here outlives the run: what makes a commit durable is left out.
 FAST = {
@@ -161,6 +164,25 @@ async def service(dsn: str, settings: Settings) -> AsyncIterator[AuditService]:
 
 
 Client = TestClient[web.Request, web.Application]
+#: Starts the application with settings, and returns a client of it.
+Start = Callable[..., Awaitable[Client]]
+
+
+@pytest.fixture
+async def pool(dsn: str) -> AsyncIterator[Pool]:
+    """A pool beside that of the service, to make and revoke keys."""
+    async with open_pool(Settings(pool_size=2), dsn) as pool:
+        yield pool
+
+
+@pytest.fixture
+async def start(dsn: str, aiohttp_client: Callable[..., Awaitable[Client]]) -> Start:
+    """Start the application on the database of the test, as its owner."""
+
+    async def start(**settings: Any) -> Client:
+        return await aiohttp_client(create_app(Settings(pool_size=4, **settings), dsn))
+
+    return start
 
 
 @pytest.fixture

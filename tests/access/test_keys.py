@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +14,9 @@ import pytest
 from audit.access.identity import Scope
 from audit.access.keys import KEY_PREFIX, create_key, list_keys, revoke_key
 from audit.errors import Invalid
-from audit.postgres.pool import open_pool
-from audit.settings import Settings
-from audit.web.app import create_app
 from audit.web.routes import ROUTES, Route
 from tests.api import metric
-from tests.conftest import Client, ago, execute, task
+from tests.conftest import Client, Start, ago, execute, task
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -28,22 +24,6 @@ if TYPE_CHECKING:
 
 API = "/api/v1/audit"
 OURS, THEIRS = uuid.UUID(int=1), uuid.UUID(int=2)
-Start = Callable[..., Awaitable[Client]]
-
-
-@pytest.fixture
-async def pool(dsn: str) -> AsyncIterator[Pool]:
-    async with open_pool(Settings(pool_size=2), dsn) as pool:
-        yield pool
-
-
-@pytest.fixture
-async def start(dsn: str, aiohttp_client: Any) -> Start:
-    async def start(**settings: Any) -> Client:
-        client: Client = await aiohttp_client(create_app(Settings(pool_size=4, **settings), dsn))
-        return client
-
-    return start
 
 
 async def make(pool: Pool, *scopes: Scope, project_id: uuid.UUID | None = None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,8 @@ import pytest
 
 from audit.access.identity import Scope
 from audit.access.keys import create_key, revoke_key
-from audit.postgres.pool import open_pool
-from audit.settings import Settings
-from audit.web.app import create_app
 from tests.api import API, TASKS, metric
-from tests.conftest import Client, task
+from tests.conftest import Client, Start, task
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -25,22 +21,6 @@ if TYPE_CHECKING:
 
 COOKIE = "task_audit_session"
 PAGE = {"Sec-Fetch-Site": "same-origin"}
-Start = Callable[..., Awaitable[Client]]
-
-
-@pytest.fixture
-async def pool(dsn: str) -> AsyncIterator[Pool]:
-    async with open_pool(Settings(pool_size=2), dsn) as pool:
-        yield pool
-
-
-@pytest.fixture
-async def start(dsn: str, aiohttp_client: Any) -> Start:
-    async def start(**settings: Any) -> Client:
-        client: Client = await aiohttp_client(create_app(Settings(pool_size=4, **settings), dsn))
-        return client
-
-    return start
 
 
 async def make(pool: Pool, name: str, *scopes: Scope, **other: Any) -> str:
