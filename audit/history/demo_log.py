@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 Task = dict[str, Any]
 #: Older tasks are recorded once, in their last state, because changes take longer to record.
 _DETAILED_DAYS: Final = 7
-#: PostgreSQL takes longer for each task, the more authors a statement has.
-_DETAILED_AT_ONCE: Final = 100
 _RECORDER: Final = "deploy-bot"
 _ORCHESTRATOR: Final = "orchestrator"
 _APPROVERS: Final = ("linus@example.com", "margaret@example.com", "radia@example.com")
@@ -51,9 +49,9 @@ async def record_history(service: AuditService, history: Sequence[Task], until: 
     older = sum(at < border for at in times)
     async with service.database.connection() as connection, connection.transaction():
         has_times = await _begin_event_times(connection)
-        for tasks in _portions(history[:older], MAX_TASKS_IN_ARRAY):
+        for tasks in _portions(history[:older]):
             await _record(connection, tasks, _ORCHESTRATOR)
-        for tasks in _portions(history[older:], _DETAILED_AT_ONCE):
+        for tasks in _portions(history[older:]):
             pending = [
                 {name: value for name, value in task.items() if name not in _LATER}
                 for task in tasks
@@ -63,14 +61,14 @@ async def record_history(service: AuditService, history: Sequence[Task], until: 
             for changes in _steps(tasks):
                 await _change(connection, changes)
         if has_times:
-            await connection.execute(statements.END_EVENT_TIMES.text)
+            await connection.execute(statements.END_EVENT_TIMES)
     return len(history)
 
 
 async def _begin_event_times(connection: Connection) -> bool:
     try:
         async with connection.transaction():
-            await connection.execute(statements.BEGIN_EVENT_TIMES.text)
+            await connection.execute(statements.BEGIN_EVENT_TIMES)
     except asyncpg.InsufficientPrivilegeError:
         return False
     return True
@@ -137,6 +135,6 @@ def _digest(task: Task, purpose: str) -> bytes:
     return hashlib.sha256(f"{task['task_id']} {purpose}".encode()).digest()
 
 
-def _portions(tasks: Sequence[Task], size: int) -> Iterator[Sequence[Task]]:
-    for start in range(0, len(tasks), size):
-        yield tasks[start : start + size]
+def _portions(tasks: Sequence[Task]) -> Iterator[Sequence[Task]]:
+    for start in range(0, len(tasks), MAX_TASKS_IN_ARRAY):
+        yield tasks[start : start + MAX_TASKS_IN_ARRAY]
