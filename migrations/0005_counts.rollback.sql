@@ -3,6 +3,7 @@ DROP FUNCTION fold_task_counts;
 DROP FUNCTION add_to_task_counts;
 DROP FUNCTION split_task_counts;
 DROP VIEW task_count_deltas;
+DROP FUNCTION uncounted_task_changes;
 DROP FUNCTION queued_task_changes;
 DROP FUNCTION logged_task_changes;
 DROP TYPE task_bucket;

@@ -151,17 +151,25 @@ BEGIN ATOMIC
         AND fact.status IS NOT NULL;
 END;
 
--- Changes that task_counts does not contain yet.
-CREATE VIEW task_count_deltas AS
-SELECT change.created_at, change.status, change.services_touched, change.intent, change.n
-FROM task_log_state
-CROSS JOIN LATERAL (
+-- The changes that task_counts does not contain yet. state is the row of task_log_state.
+CREATE FUNCTION uncounted_task_changes(state task_log_state)
+RETURNS TABLE (
+    created_at timestamptz, status task_status, services_touched text[], intent text, n integer
+)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
     SELECT created_at, status, services_touched, intent, n
-    FROM logged_task_changes(task_log_state.counted, NULL, task_log_state.uncounted_since)
+    FROM logged_task_changes((state).counted, NULL, (state).uncounted_since)
+    WHERE (state).counted < (state).size
     UNION ALL
     SELECT created_at, status, services_touched, intent, n
-    FROM queued_task_changes(task_log_state.queue_floor)
-) AS change;
+    FROM queued_task_changes((state).queue_floor);
+END;
+
+CREATE VIEW task_count_deltas AS
+SELECT change.created_at, change.status, change.services_touched, change.intent, change.n
+FROM task_log_state AS state
+CROSS JOIN LATERAL uncounted_task_changes(state) AS change;
 
 -- Split the buckets that are due, and their parts that hold too many tasks, the fullest first.
 --

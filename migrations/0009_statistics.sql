@@ -104,14 +104,7 @@ BEGIN
             status,
             CASE WHEN by_intent THEN intent END,
             n
-        FROM (
-            SELECT created_at, status, services_touched, intent, n
-            FROM logged_task_changes(state.counted, NULL, state.uncounted_since)
-            WHERE state.counted < state.size
-            UNION ALL
-            SELECT created_at, status, services_touched, intent, n
-            FROM queued_task_changes(state.queue_floor)
-        ) AS delta
+        FROM uncounted_task_changes(state)
         WHERE created_at >= edges[1]
             AND created_at < edges[cardinality(edges)]
             AND NOT created_at <@ reads
@@ -172,14 +165,7 @@ BEGIN
                     AND (any_intent IS NULL OR intent = ANY(any_intent))
                 UNION ALL
                 SELECT bucket_of(at_grain, created_at), n
-                FROM (
-                    SELECT created_at, status, services_touched, intent, n
-                    FROM logged_task_changes(state.counted, NULL, state.uncounted_since)
-                    WHERE state.counted < state.size
-                    UNION ALL
-                    SELECT created_at, status, services_touched, intent, n
-                    FROM queued_task_changes(state.queue_floor)
-                ) AS delta
+                FROM uncounted_task_changes(state)
                 WHERE created_at >= low
                     AND created_at < high
                     AND (counted = '' OR services_touched @> ARRAY[counted])
@@ -246,14 +232,7 @@ BEGIN
 
     fresh AS (
         SELECT touched.service, sum(delta.n) AS n
-        FROM (
-            SELECT created_at, status, services_touched, intent, n
-            FROM logged_task_changes(state.counted, NULL, state.uncounted_since)
-            WHERE state.counted < state.size
-            UNION ALL
-            SELECT created_at, status, services_touched, intent, n
-            FROM queued_task_changes(state.queue_floor)
-        ) AS delta
+        FROM uncounted_task_changes(state) AS delta
         CROSS JOIN LATERAL unnest(delta.services_touched) AS touched (service)
         WHERE
             delta.n > 0
