@@ -18,7 +18,7 @@ from audit.history.query import TaskFilter
 from audit.history.states import State
 from audit.history.statistics_query import HistogramQuery
 from audit.postgres import statements
-from audit.postgres.pool import fetch_row
+from audit.postgres.pool import fetch_row, fetch_rows
 
 if TYPE_CHECKING:
     from audit.postgres.pool import Connection
@@ -136,16 +136,16 @@ async def count_bars(
         else:
             numbers.clear()
     for read_since, read_until in reads:
-        values = statements.COUNT_ROWS.values(
-            {
-                **query.filter_values(since),
-                "edges": edges,
-                "by_intent": by_intent,
-                "read_since": read_since,
-                "read_until": read_until,
-            }
+        rows = await fetch_rows(
+            connection,
+            statements.COUNT_ROWS,
+            **query.filter_values(since),
+            edges=edges,
+            by_intent=by_intent,
+            read_since=read_since,
+            read_until=read_until,
         )
-        for row in await connection.fetch(statements.COUNT_ROWS, *values):
+        for row in rows:
             numbers[row["bar"], State(row["status"]), row["intent"]] += row["n"]
     return numbers
 

@@ -14,7 +14,7 @@ from audit.history.parsing import MAX_TASKS_IN_ARRAY, batch_of
 from audit.history.service import AuditService
 from audit.history.states import State
 from audit.postgres import statements
-from audit.postgres.pool import fetch_row
+from audit.postgres.pool import fetch_row, fetch_rows
 
 if TYPE_CHECKING:
     from audit.postgres.pool import Connection
@@ -93,12 +93,13 @@ async def _record(
 
 
 async def _change(connection: Connection, changes: Sequence[dict[str, Any]]) -> None:
-    values = {
-        "changes": json.dumps(changes),
-        "task_ids": [change["task_id"] for change in changes],
-        "lock_wait": _LOCK_WAIT,
-    }
-    await connection.fetch(statements.UPDATE_TASKS, *statements.UPDATE_TASKS.values(values))
+    await fetch_rows(
+        connection,
+        statements.UPDATE_TASKS,
+        changes=json.dumps(changes),
+        task_ids=[change["task_id"] for change in changes],
+        lock_wait=_LOCK_WAIT,
+    )
 
 
 def _steps(tasks: Sequence[Task]) -> Iterator[list[dict[str, Any]]]:

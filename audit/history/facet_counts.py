@@ -19,6 +19,7 @@ from audit.history.bar_counts import (
 from audit.history.bar_parts import parts_of
 from audit.history.query import TaskFilter
 from audit.postgres import statements
+from audit.postgres.pool import fetch_rows
 
 if TYPE_CHECKING:
     from audit.postgres.pool import Connection
@@ -70,10 +71,13 @@ async def _group_rows(
 ) -> Values:
     if facet == "service":
         return await _group_services(connection, query, since, most=most)
-    values = statements.GROUP_ROWS.values(
-        {**query.filter_values(since), "member": facet, "most": most}
+    rows = await fetch_rows(
+        connection,
+        statements.GROUP_ROWS,
+        **query.filter_values(since),
+        member=facet,
+        most=most,
     )
-    rows = await connection.fetch(statements.GROUP_ROWS, *values)
     return [(row["value"], row["n"]) for row in rows]
 
 
@@ -87,16 +91,15 @@ async def _group_services(
     most: int,
 ) -> Values:
     """Return how many tasks each service has, by reading tasks: all, or those of a span."""
-    values = statements.GROUP_SERVICES.values(
-        {
-            **query.filter_values(since),
-            "read_since": read[0] if read else None,
-            "read_until": read[1] if read else None,
-            "candidates": candidates,
-            "most": most,
-        }
+    rows = await fetch_rows(
+        connection,
+        statements.GROUP_SERVICES,
+        **query.filter_values(since),
+        read_since=read[0] if read else None,
+        read_until=read[1] if read else None,
+        candidates=candidates,
+        most=most,
     )
-    rows = await connection.fetch(statements.GROUP_SERVICES, *values)
     return [(row["value"], row["n"]) for row in rows]
 
 
@@ -116,18 +119,15 @@ async def _top_services(
     if matching <= FEW_TASKS:
         return await _group_services(connection, query, since, most=most)
     edges = whole_window(query, since)
-    values = statements.BOUND_SERVICES.values(
-        {
-            **counted_values(query),
-            "window_since": edges[0],
-            "window_until": edges[1],
-            "whole": [part for part in parts_of(edges) if part.grain in ("month", "year")],
-        }
+    rows = await fetch_rows(
+        connection,
+        statements.BOUND_SERVICES,
+        **counted_values(query),
+        window_since=edges[0],
+        window_until=edges[1],
+        whole=[part for part in parts_of(edges) if part.grain in ("month", "year")],
     )
-    bounds = [
-        (row["service"], row["bound"])
-        for row in await connection.fetch(statements.BOUND_SERVICES, *values)
-    ]
+    bounds = [(row["service"], row["bound"]) for row in rows]
     totals: Counter[str | None] = Counter()
     remaining = iter(bounds)
     for begun in range(0, len(bounds), max(most, _FEW_SERVICES)):
@@ -154,15 +154,15 @@ async def _count_services(
     totals: Counter[str | None] = Counter()
     #: The counts of many services lack the same span. It is read once for all of them.
     lacking: defaultdict[tuple[datetime, datetime], list[str]] = defaultdict(list)
-    values = statements.COUNT_SERVICES.values(
-        {
-            **counted_values(query),
-            "candidates": candidates,
-            "edges": edges,
-            "parts": parts_of(edges),
-        }
+    rows = await fetch_rows(
+        connection,
+        statements.COUNT_SERVICES,
+        **counted_values(query),
+        candidates=candidates,
+        edges=edges,
+        parts=parts_of(edges),
     )
-    for row in await connection.fetch(statements.COUNT_SERVICES, *values):
+    for row in rows:
         totals[row["service"]] += sum(row["numbers"] or ())
         for span in spans(row):
             lacking[span].append(row["service"])

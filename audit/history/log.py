@@ -10,6 +10,7 @@ from audit.history.events import HistoryPage, TaskVersion
 from audit.history.query import HistoryQuery
 from audit.postgres import statements
 from audit.postgres.database import Database
+from audit.postgres.pool import fetch_rows
 from audit.settings import Settings
 from audit.telemetry.metrics import LogSize
 
@@ -53,11 +54,14 @@ class Log:
 
     async def get_versions(self, page: HistoryPage, query: HistoryQuery) -> list[TaskVersion]:
         """Return the task as it was after each event of a page that `query` has got."""
-        values = statements.GET_VERSIONS.values(
-            {"task_id": query.task_id, "after": query.after, "limit": page.rows}
-        )
         async with self._database.reading() as connection:
-            rows = await connection.fetch(statements.GET_VERSIONS, *values)
+            rows = await fetch_rows(
+                connection,
+                statements.GET_VERSIONS,
+                task_id=query.task_id,
+                after=query.after,
+                limit=page.rows,
+            )
         return [
             TaskVersion(event, row["document"])
             for event, row in zip(page.events, rows, strict=True)

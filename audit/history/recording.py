@@ -32,7 +32,7 @@ from audit.history.validation import ErrorList
 from audit.postgres import statements
 from audit.postgres.database import Database
 from audit.postgres.failures import StaleSchema
-from audit.postgres.pool import fetch_row
+from audit.postgres.pool import fetch_row, fetch_rows
 from audit.settings import Settings
 from audit.telemetry.metrics import Metrics
 
@@ -294,14 +294,15 @@ class Recording:
             is_made = row and row["is_matched"] and row["is_done"]
             return [TaskDocument(row["document"], row["etag"]) if row and is_made else None]
         first_of_each = {asked.task_id: asked for asked in reversed(group)}
-        statement = statements.UPDATE_TASKS
-        values = {
-            "changes": f"[{','.join(asked.to_json() for asked in first_of_each.values())}]",
-            "task_ids": list(first_of_each),
-            "lock_wait": _LOCK_WAIT,
-        }
+        changes = f"[{','.join(asked.to_json() for asked in first_of_each.values())}]"
         async with self._statement() as connection:
-            rows = await connection.fetch(statement, *statement.values(values))
+            rows = await fetch_rows(
+                connection,
+                statements.UPDATE_TASKS,
+                changes=changes,
+                task_ids=list(first_of_each),
+                lock_wait=_LOCK_WAIT,
+            )
         documents = {row["task_id"]: TaskDocument(row["document"], row["etag"]) for row in rows}
         return [
             documents.get(asked.task_id) if first_of_each[asked.task_id] is asked else None

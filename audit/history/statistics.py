@@ -39,7 +39,7 @@ from audit.history.statistics_query import (
 )
 from audit.postgres import statements
 from audit.postgres.database import Database
-from audit.postgres.pool import fetch_row
+from audit.postgres.pool import fetch_row, fetch_rows
 from audit.settings import Settings
 
 if TYPE_CHECKING:
@@ -149,14 +149,13 @@ class Statistics:
                 window := await find_window(connection, query, since, now)
             ):
                 bars, until = _bars(query, *window), window[1]
-            values = statements.MEASURE_DURATIONS.values(
-                {
-                    **query.filter_values(since),
-                    "by_intent": query.by == "intent",
-                    "edges": _edges(query, since, bars) if bars else None,
-                }
+            rows = await fetch_rows(
+                connection,
+                statements.MEASURE_DURATIONS,
+                **query.filter_values(since),
+                by_intent=query.by == "intent",
+                edges=_edges(query, since, bars) if bars else None,
             )
-            rows = await connection.fetch(statements.MEASURE_DURATIONS, *values)
         groups: list[IntentDurations | BucketDurations] = []
         if query.by == "intent":
             groups = _by_intent(rows)

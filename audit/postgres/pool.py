@@ -307,6 +307,13 @@ async def fetch_row(
     return row
 
 
+async def fetch_rows(
+    connection: Connection, statement: Statement, /, **named: object
+) -> list[asyncpg.Record]:
+    """Run a statement with named parameters."""
+    return await connection.fetch(statement, *statement.values(named))
+
+
 def server_of(connection: Connection) -> str:
     """Return the identity of the server that a connection is on. A restart changes it."""
     return cast("_PooledSession", connection).server
