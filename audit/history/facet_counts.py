@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 from audit.history.bar_counts import (
     FEW_TASKS,
     count_bars,
-    count_tasks,
     counted_values,
     spans,
     whole_window,
@@ -46,18 +45,20 @@ async def count_values(
     since: datetime | None,
     facet: str,
     *,
+    total: int,
     most: int,
     most_grouped: int,
 ) -> Values | None:
     """Return the `most` most frequent values.
 
-    `since` is the start of the window of the filter. It is None if too many services would have to
-    be counted one by one, and more tasks than `most_grouped` match.
+    `since` is the start of the window of the filter. `total` is how many tasks match all filters of
+    the request. The result is None if too many services would have to be counted one by one, and
+    more tasks than `most_grouped` match.
     """
     if not is_counted(query, facet):
         return await _group_rows(connection, query, since, facet, most)
     if facet == "service":
-        return await _top_services(connection, query, since, most, most_grouped)
+        return await _top_services(connection, query, since, total, most, most_grouped)
     edges = whole_window(query, since)
     numbers = await count_bars(connection, query, since, edges, by_intent=facet == "intent")
     totals: Counter[str | None] = Counter()
@@ -107,6 +108,7 @@ async def _top_services(
     connection: Connection,
     query: TaskFilter,
     since: datetime | None,
+    total: int,
     most: int,
     most_grouped: int,
 ) -> Values | None:
@@ -115,8 +117,7 @@ async def _top_services(
     If few tasks match, they are read. Otherwise services are counted in the order of an upper bound
     of their numbers, until the next bound is below the number of the last service to return.
     """
-    matching = await count_tasks(connection, query, since)
-    if matching <= FEW_TASKS:
+    if total <= FEW_TASKS:
         return await _group_services(connection, query, since, most=most)
     edges = whole_window(query, since)
     rows = await fetch_rows(
@@ -135,7 +136,7 @@ async def _top_services(
         if len(top) == most and bounds[begun][1] < top[-1][1]:
             return top
         if begun >= _MOST_SERVICES:
-            if matching > most_grouped:
+            if total > most_grouped:
                 return None
             return await _group_services(connection, query, since, most=most)
         candidates = [service for service, _ in islice(remaining, max(most, _FEW_SERVICES))]

@@ -93,35 +93,47 @@ class Statistics:
         A facet for which too many tasks would have to be read says so instead.
         """
         filters = {facet: query.filter_of(facet) for facet in dict.fromkeys(query.facet)}
-        refused = {
-            facet: problem
+        read = {
+            facet: filtered
             for facet, filtered in filters.items()
             if not is_counted(filtered, facet)
-            and (problem := await self._too_many(filtered, clock, server))
         }
-        too_many = None if query.is_counted else await self._too_many(query, clock, server)
+        # Many facets have the same filter.
+        limited = {each.fingerprint: each for each in read.values()}
+        if not query.is_counted:
+            limited[query.fingerprint] = query
+        problems = {
+            fingerprint: await self._too_many(each, clock, server)
+            for fingerprint, each in limited.items()
+        }
+        refused = {
+            facet: problem
+            for facet, filtered in read.items()
+            if (problem := problems[filtered.fingerprint])
+        }
+        too_many = None if query.is_counted else problems[query.fingerprint]
         async with self._snapshot(query, clock, server) as (connection, now):
             since = query.window_start(now)
+            total = too_many.matching if too_many else await count_tasks(connection, query, since)
             found = {
                 facet: await count_values(
                     connection,
                     filtered,
                     since,
                     facet,
+                    total=total,
                     most=query.top + 1,
                     most_grouped=self._most_grouped,
                 )
                 for facet, filtered in filters.items()
                 if facet not in refused
             }
-            if too_many is None:
-                total = await count_tasks(connection, query, since)
         for facet, values in found.items():
             if values is None and (problem := await self._too_many(filters[facet], clock, server)):
                 refused[facet] = problem
         return Statistic(
             Facets(
-                total=too_many.matching if too_many else total,
+                total=total,
                 facets={
                     facet: FacetRefused.model_validate(refused[facet].members)
                     if facet in refused
