@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 #: If more spans than this have to be read, it may be faster to read all matching tasks at once.
 _FEW_READS: Final = 4
-#: PostgreSQL reads so many tasks in about the time that another statement takes.
+#: Reading this number of tasks takes PostgreSQL about as long as one more statement.
 FEW_TASKS: Final = 5000
 #: Before and after all tasks. Years begin there, so that no bucket of the counts is cut.
 _BEGINNING: Final = datetime(1999, 1, 1, tzinfo=UTC)

@@ -100,7 +100,7 @@ class Percentiles(Output):
     tasks: int
     """How many completed or failed tasks have a `completed_at`."""
     p50: float | None
-    """Half of the tasks took so long, or less; the longest of them took exactly so long."""
+    """The median: half of the tasks took this long or less. It is the duration of a task."""
     p90: float | None
     p95: float | None
     p99: float | None
