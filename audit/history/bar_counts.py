@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import asyncpg
 
 from audit.history.bar_parts import parts_of
+from audit.history.location import BEGINNING
 from audit.history.query import TaskFilter
 from audit.history.states import State
 from audit.history.statistics_query import HistogramQuery
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 _FEW_READS: Final = 4
 #: Reading this number of tasks takes PostgreSQL about as long as one more statement.
 FEW_TASKS: Final = 5000
-#: Before and after all tasks. Years begin there, so that no bucket of the counts is cut.
-_BEGINNING: Final = datetime(1999, 1, 1, tzinfo=UTC)
+#: After all tasks. A year begins here, so that no bucket of the counts is cut.
 _END: Final = datetime(9999, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -158,7 +158,7 @@ async def count_tasks(connection: Connection, query: TaskFilter, since: datetime
 
 def whole_window(query: TaskFilter, since: datetime | None) -> tuple[datetime, datetime]:
     """Return the edges of one bar that covers the window of a filter."""
-    start = since or _BEGINNING
+    start = since or BEGINNING
     return start, max(start, query.until or _END)
 
 

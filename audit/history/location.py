@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: PostgreSQL writes no longer text.
 LONGEST: Final = 2**30
+#: Before all tasks. A year begins here, so that no bucket of the counts is cut.
+BEGINNING: Final = datetime(1999, 1, 1, tzinfo=UTC)
 #: asyncpg sends this as `infinity`. No task is that late.
 INFINITY: Final = datetime.max.replace(tzinfo=UTC)
 #: A page is first sought where it was up to this time ago.

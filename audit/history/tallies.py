@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 from audit.errors import Unavailable
-from audit.history.location import NOWHERE, Location, PageRequest
+from audit.history.location import BEGINNING, NOWHERE, Location, PageRequest
 from audit.postgres import statements
 from audit.postgres.pool import fetch_row
 
@@ -43,8 +43,6 @@ _MAX_RECOUNTED: Final = 100
 #: A place with fewer matches than this for each task of the page is searched faster by reading all
 #: its matches than by walking the newest tasks.
 _CROWDED: Final = 10
-#: Before all tasks.
-BEGINNING: Final = datetime(1999, 1, 1, tzinfo=UTC)
 
 
 class _Counted(NamedTuple):
