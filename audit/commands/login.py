@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from audit.access.identity import Via
 from audit.commands.options import validate_key, validate_url, with_option_groups
 from audit.commands.output import note
 from audit.commands.place import DEFAULT_URL, Place, Where
@@ -71,10 +72,10 @@ def login(
     caller = run_with_service(
         work, Place(validate_url(address), key_option=key, ca_file=ca_file or None)
     )
-    if caller["via"] == "nobody":
+    if caller["via"] == Via.NOBODY:
         note("the service requires no key; it has not checked this one")
     path = profiles.save_key(name, address, key)
-    who = caller["name"] or "nobody"
+    who = caller["name"] or "key not checked"
     note(f"profile {name}: {who} ({', '.join(caller['scopes'])}) at {address}; key in {path}")
     if profiles.default not in {None, name}:
         note(f"use it with --profile {name}; the default profile is {profiles.default}")
@@ -142,7 +143,8 @@ def _caller_lines(caller: Mapping[str, Any], place: Place, look: Look, zone: Zon
     if expires is not None:
         time = datetime.fromisoformat(expires)
         expires = f"{long_time(zone.at(time))} ({zone.label(time)})"
-    yield look.styled(look.inert(caller["name"] or "nobody: the service requires no key"), "bold")
+    holder = caller["name"] or "no key: the service requires none"
+    yield look.styled(look.inert(holder), "bold")
     for name, value in (
         ("service", f"{place.name}, version {caller['version']}"),
         ("scopes", ", ".join(caller["scopes"])),
