@@ -1,10 +1,8 @@
-"""The command `audit`: its subcommands, its exit codes, and how a failure ends the process."""
+"""The command `audit`: its subcommands, and how a failure ends the process with an exit code."""
 
 from __future__ import annotations
 
-import os
 import sys
-from enum import IntEnum
 from typing import Annotated
 
 import typer
@@ -28,6 +26,7 @@ from audit.commands import (
     watch,
 )
 from audit.commands.completion import prepare_completion
+from audit.commands.exit_codes import ExitCode
 from audit.commands.output import discard_output, note, prepare_streams, print_line
 from audit.commands.signals import StopSignals
 from audit.errors import (
@@ -38,26 +37,6 @@ from audit.errors import (
     Unauthenticated,
     Unavailable,
 )
-
-
-class ExitCode(IntEnum):
-    """How a command ended. The help explains each code."""
-
-    NO = 1
-    """The answer of a command that was asked for one by `--exit-status`."""
-    USAGE = 2
-    DATA = os.EX_DATAERR
-    NO_TASK = os.EX_NOINPUT
-    UNAVAILABLE = os.EX_UNAVAILABLE
-    INPUT_OUTPUT = os.EX_IOERR
-    NOT_ALLOWED = os.EX_NOPERM
-    CONFIGURATION = os.EX_CONFIG
-    TIMEOUT = 124
-    """As the command `timeout` ends."""
-    INTERRUPTED = 130
-    BROKEN_PIPE = 141
-    """The code that a shell shows for a program that SIGPIPE ended."""
-
 
 app = typer.Typer(
     add_completion=False,
@@ -180,9 +159,7 @@ def _exit_code(problem: Problem) -> ExitCode:
     from audit.postgres.schema import SchemaNotCurrent
 
     match problem:
-        case SchemaNotCurrent() | Insecure() | UnsuitableDatabase():
-            return ExitCode.CONFIGURATION
-        case BadConfiguration():
+        case SchemaNotCurrent() | Insecure() | UnsuitableDatabase() | BadConfiguration():
             return ExitCode.CONFIGURATION
         case TaskNotFound():
             return ExitCode.NO_TASK

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from audit.commands.exit_codes import ExitCode
 from audit.commands.filters import Filters, StatusFilters
 from audit.commands.options import with_option_groups
 from audit.commands.output import note
@@ -159,7 +160,7 @@ def _list(
     shown = run_with_source(work, place)
     shown.note(link if show.is_for_people else None)
     if exit_status and shown.tasks:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.NO)
 
 
 @dataclass

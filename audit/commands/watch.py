@@ -10,6 +10,7 @@ from uuid import UUID
 
 import typer
 
+from audit.commands.exit_codes import ExitCode
 from audit.commands.options import with_option_groups
 from audit.commands.output import note
 from audit.commands.place import Where
@@ -30,8 +31,6 @@ _POLL_SECONDS: Final = 1
 #: How long a service or a database that has answered before may not answer.
 _PATIENCE_SECONDS: Final = 120
 _ENDED: Final = {str(state) for state in State if state.is_terminal}
-_EX_NO: Final = 1
-_EX_TIMEOUT: Final = 124
 
 
 @with_option_groups
@@ -77,9 +76,9 @@ def watch(
         status = run_with_source(work, place)
     except TimeoutError:
         note(f"the task has not ended within {timeout}")
-        raise typer.Exit(_EX_TIMEOUT) from None
+        raise typer.Exit(ExitCode.TIMEOUT) from None
     if exit_status and status != State.COMPLETED:
-        raise typer.Exit(_EX_NO)
+        raise typer.Exit(ExitCode.NO)
 
 
 def _seconds(timeout: str | None) -> float | None:

@@ -18,7 +18,7 @@ import pytest
 
 from audit.access.identity import Scope
 from audit.access.keys import create_key
-from audit.commands import main
+from audit.commands.exit_codes import ExitCode
 from audit.postgres import migrate
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
@@ -308,4 +308,4 @@ def test_every_exit_code_is_in_the_help() -> None:
     listed = out.partition("Exit codes:")[2]
 
     assert code == 0
-    assert {str(int(each)) for each in main.ExitCode} <= set(re.findall(r"\d+", listed))
+    assert {str(int(each)) for each in ExitCode} <= set(re.findall(r"\d+", listed))
