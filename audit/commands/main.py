@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Final
 
 import typer
 
@@ -38,6 +39,27 @@ from audit.errors import (
     Unavailable,
 )
 
+#: The commands in the order of the help.
+_COMMANDS: Final[dict[str, Callable[..., None]]] = {
+    "failures": tasks.failures,
+    "query": tasks.query,
+    "service": tasks.service,
+    "show": show.show,
+    "watch": watch.watch,
+    "stats": stats.stats,
+    "open": open_page.open_page,
+    "login": login.login,
+    "whoami": login.whoami,
+    "profiles": login.profiles,
+    "completion": completion.completion,
+    "serve": serve.serve,
+    "migrate": migrate.migrate,
+    "record": record.record,
+    "demo": demo.demo,
+    "counts": counts.counts,
+    "openapi": openapi.openapi,
+}
+
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
@@ -54,23 +76,8 @@ app = typer.Typer(
     ),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(tasks.failures)
-app.command()(tasks.query)
-app.command()(tasks.service)
-app.command()(show.show)
-app.command()(watch.watch)
-app.command()(stats.stats)
-app.command("open")(open_page.open_page)
-app.command()(login.login)
-app.command()(login.whoami)
-app.command()(login.profiles)
-app.command()(completion.completion)
-app.command()(serve.serve)
-app.command()(migrate.migrate)
-app.command()(record.record)
-app.command()(demo.demo)
-app.command()(counts.counts)
-app.command()(openapi.openapi)
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(_command)
 app.add_typer(keys.app, name="keys")
 app.add_typer(log.app, name="log")
 
