@@ -21,7 +21,6 @@ from audit.settings import Settings
 log = logging.getLogger("audit")
 
 _ATTEMPTS: Final = 8
-_MAX_WAIT_SECONDS: Final = 30
 #: For tasks that have been validated already.
 _NO_LIMITS: Final = Settings.model_construct(
     max_task_bytes=sys.maxsize, max_number_digits=sys.maxsize, max_nesting=sys.maxsize
@@ -78,12 +77,11 @@ class _Client:
             Invalid: the service refuses the tasks.
             Unavailable: the service does not answer, or the URL is not that of the service.
         """
-        for attempt in range(1, _ATTEMPTS):
+        for retries in range(_ATTEMPTS - 1):
             try:
                 return await self._attempt(body)
             except Failed as failed:
-                wait_seconds = failed.retry_after_seconds or 2 ** (attempt - 1)
-                wait_seconds = min(wait_seconds, _MAX_WAIT_SECONDS)
+                wait_seconds = failed.wait_seconds(retries)
                 log.warning("%s: %s; trying again in %d s", self._url, failed, wait_seconds)
             await asyncio.sleep(wait_seconds)
         try:

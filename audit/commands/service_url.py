@@ -19,6 +19,7 @@ from audit.errors import Forbidden, Invalid, Problem, Unauthenticated, Unavailab
 
 _API: Final = "/api/v1/audit"
 _REQUEST_SECONDS: Final = 120
+_LONGEST_WAIT_SECONDS: Final = 30
 _RETRIED: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
 #: What a status means, whatever the body says.
 _REFUSALS: Final[dict[int, type[Problem]]] = {
@@ -51,6 +52,13 @@ class Failed(Exception):
     def __init__(self, problem: str, retry_after_seconds: int = 0) -> None:
         super().__init__(problem)
         self.retry_after_seconds = retry_after_seconds
+
+    def wait_seconds(self, retries: int) -> int:
+        """Return how long to wait before the next retry, after `retries` retries.
+
+        The service may say how long. Otherwise the time doubles. It is never longer than 30 s.
+        """
+        return min(self.retry_after_seconds or 2**retries, _LONGEST_WAIT_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@ _Result = TypeVar("_Result")
 Params = Mapping[str, str | Sequence[str]]
 
 _ATTEMPTS: Final = 5
-_LONGEST_WAIT_SECONDS: Final = 30
 
 
 class Source(Protocol):
@@ -83,8 +82,8 @@ class ServiceSource:
         """
         from audit.commands.service_url import Failed
 
-        query = [(name, value) for name, values in (params or {}).items()
-                 for value in ([values] if isinstance(values, str) else values)]  # fmt: skip
+        given = _as_lists(params or {})
+        query = [(name, value) for name, values in given.items() for value in values]
         for attempt in range(_ATTEMPTS):
             try:
                 response = await self._service.send("GET", path, query=query)
@@ -93,7 +92,7 @@ class ServiceSource:
                 may_recover = self._has_answered or failed.retry_after_seconds
                 if not may_recover or attempt == _ATTEMPTS - 1:
                     raise Unavailable(f"{self._service.url} does not answer: {failed}") from None
-                wait_seconds = min(failed.retry_after_seconds or 2**attempt, _LONGEST_WAIT_SECONDS)
+                wait_seconds = failed.wait_seconds(attempt)
                 note(f"{self._service.url}: {failed}; trying again in {wait_seconds} s")
                 await asyncio.sleep(wait_seconds)
             else:
@@ -149,7 +148,7 @@ class DatabaseSource:
 
 
 def _as_lists(params: Params) -> dict[str, list[str]]:
-    """Return parameters as a URL gives them to the models of the routes."""
+    """Return parameters with a list of values for each name, as in a URL."""
     return {
         name: [values] if isinstance(values, str) else list(values)
         for name, values in params.items()
