@@ -64,14 +64,12 @@ def login(
     address = url or os.environ.get("AUDIT_URL") or (known and known.url) or DEFAULT_URL
     profiles.require_storable(name, address)
     key = _ask_for_key(address)
-    ca_file = known and known.ca_file and profiles.folder / known.ca_file.expanduser()
+    ca_file = profiles.ca_file_of(known) if known else None
 
     async def work(source: ServiceSource) -> Any:
         return parsed(await source.whoami())
 
-    caller = run_with_service(
-        work, Place(validate_url(address), key_option=key, ca_file=ca_file or None)
-    )
+    caller = run_with_service(work, Place(validate_url(address), key_option=key, ca_file=ca_file))
     if caller["via"] == Via.NOBODY:
         note("the service requires no key; it has not checked this one")
     path = profiles.save_key(name, address, key)

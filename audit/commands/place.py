@@ -134,5 +134,5 @@ def _of_profile(name: str | None, key: str | None) -> Place:
         raise BadConfiguration(
             f"{profiles.path}: url of profile {name!r} {wrong.message}"
         ) from None
-    ca_file = profile.ca_file and profiles.folder / profile.ca_file.expanduser()
+    ca_file = profiles.ca_file_of(profile)
     return Place(url, profile.dsn, name, profile.tz, ca_file, key, profiles)

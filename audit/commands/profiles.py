@@ -94,8 +94,16 @@ class Profiles:
         if profile.key_command is not None:
             return _output_of(profile.key_command)
         if profile.key_file is not None:
-            return _read_secret(self.folder / profile.key_file.expanduser())
+            return _read_secret(self._located(profile.key_file))
         return profile.key
+
+    def ca_file_of(self, profile: Profile) -> Path | None:
+        """Return the file of certificates that a profile trusts besides those of the system."""
+        return profile.ca_file and self._located(profile.ca_file)
+
+    def _located(self, path: Path) -> Path:
+        """Return the path of a file that a profile names, relative to the folder of profiles."""
+        return self.folder / path.expanduser()
 
     def require_storable(self, name: str, url: str) -> Path:
         """Return the file for the key of a profile, which may be new.
@@ -117,7 +125,7 @@ class Profiles:
                 f'{self.path}: profile {name!r} has {source}; give it key_file = "keys/{name}"'
                 " instead"
             )
-        return self.folder / profile.key_file.expanduser()
+        return self._located(profile.key_file)
 
     def save_key(self, name: str, url: str, key: str) -> Path:
         """Store the key of a profile in a file that its owner alone may read; return its path.
@@ -214,7 +222,7 @@ def _reason(failure: subprocess.SubprocessError) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file that its owner alone may read. It is whole, or as before."""
+    """Write a file that its owner alone may read. If that fails, the old file stays as it was."""
     mode = path.stat().st_mode & 0o700 if path.exists() else 0o600
     number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
