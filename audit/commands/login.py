@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -17,7 +16,7 @@ from audit.commands.output import note
 from audit.commands.place import DEFAULT_URL, Place, Where
 from audit.commands.printing import Rows, Show
 from audit.commands.rendering.json_lines import parsed
-from audit.commands.rendering.records import Column, Output
+from audit.commands.rendering.records import Column, Output, member
 from audit.commands.source import run_with_service
 
 if TYPE_CHECKING:
@@ -101,12 +100,12 @@ def _joined_scopes(caller: Mapping[str, Any]) -> str:
 
 
 _CALLER: Final[Sequence[Column[Mapping[str, Any]]]] = (
-    Column("name", lambda caller: caller["name"]),
+    Column("name", member("name")),
     Column("scopes", _joined_scopes),
-    Column("project_id", lambda caller: caller["project_id"]),
-    Column("expires_at_utc", lambda caller: caller["expires_at"]),
-    Column("via", lambda caller: caller["via"]),
-    Column("version", lambda caller: caller["version"]),
+    Column("project_id", member("project_id")),
+    Column("expires_at_utc", member("expires_at")),
+    Column("via", member("via")),
+    Column("version", member("version")),
 )
 
 
@@ -135,19 +134,16 @@ def whoami(show: Show, where: Where) -> None:
 
 
 def _caller_lines(caller: Mapping[str, Any], place: Place, look: Look, zone: Zone) -> Iterator[str]:
-    from audit.commands.rendering.times import long_time
+    from audit.commands.rendering.times import labelled_time
 
     expires = caller["expires_at"]
-    if expires is not None:
-        time = datetime.fromisoformat(expires)
-        expires = f"{long_time(zone.at(time))} ({zone.label(time)})"
     holder = caller["name"] or "no key: the service requires none"
     yield look.styled(look.inert(holder), "bold")
     for name, value in (
         ("service", f"{place.name}, version {caller['version']}"),
         ("scopes", ", ".join(caller["scopes"])),
         ("project", caller["project_id"] or "all"),
-        ("expires", expires or "never"),
+        ("expires", labelled_time(expires, zone) if expires else "never"),
     ):
         yield look.inert(f"  {name:7}  {value}")
 

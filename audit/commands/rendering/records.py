@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import itemgetter
 from typing import Any, Final, Generic, TypeVar
 
 Row = TypeVar("Row")
@@ -28,13 +29,19 @@ class Output(StrEnum):
 
 @dataclass(frozen=True)
 class Column(Generic[Row]):
-    """A column: its name, its text for programs, and its text for people if that is another."""
+    """A column: its name, and the function that returns its text for a row."""
 
     name: str
     text: Callable[[Row], str | None]
-    """None is a value that is not there."""
+    """Returns None if the row has no value."""
     is_number: bool = False
-    """Numbers are not text of others, and are aligned to the right."""
+    """Numbers are aligned to the right. In CSV, text that a spreadsheet would run is escaped; numbers
+    are not."""
+
+
+def member(name: str) -> Callable[[Mapping[str, Any]], str | None]:
+    """Return the function that returns a member of a JSON object, for a column."""
+    return itemgetter(name)
 
 
 def chosen(columns: Sequence[Column[Row]], names: str | None) -> Sequence[Column[Row]]:

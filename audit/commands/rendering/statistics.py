@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from audit.commands.rendering.bars import bar
-from audit.commands.rendering.records import Column
+from audit.commands.rendering.records import Column, member
 from audit.commands.rendering.screen import Look
 from audit.commands.rendering.table import GAP, Cell, row_line, table, widths_of
 from audit.commands.rendering.tasks import status_cell
@@ -26,35 +26,31 @@ _WIDTH_OF_ALL_PERCENTILES: Final = 70
 _UNITS: Final = {"m": "TIME", "h": "TIME", "d": "DAY", "w": "WEEK OF", "mo": "MONTH", "y": "YEAR"}
 
 
-def _value(name: str) -> Any:
-    return lambda row: row[name]
-
-
 def _state(name: str) -> Any:
     return lambda bucket: bucket["status"][name]
 
 
 #: The columns of a histogram for programs.
 BUCKET_COLUMNS: Final[Sequence[Column[Document]]] = (
-    Column("start_utc", _value("start")),
-    Column("end_utc", _value("end")),
+    Column("start_utc", member("start")),
+    Column("end_utc", member("end")),
     Column("partial", lambda bucket: "true" if bucket["partial"] else "false"),
-    Column("total", _value("total"), is_number=True),
+    Column("total", member("total"), is_number=True),
     *(Column(name, _state(name), is_number=True) for name in _STATES),
 )
 
 #: The columns of facets for programs. The value of tasks without one is empty.
 FACET_COLUMNS: Final[Sequence[Column[Document]]] = (
-    Column("facet", _value("facet")),
-    Column("value", _value("value")),
-    Column("total", _value("total"), is_number=True),
+    Column("facet", member("facet")),
+    Column("value", member("value")),
+    Column("total", member("total"), is_number=True),
 )
 
 #: The columns of durations for programs. The row of all tasks has no value.
 DURATION_COLUMNS: Final[Sequence[Column[Document]]] = (
     Column("value", lambda row: row["start"] if "start" in row else row.get("value")),
-    Column("tasks", _value("tasks"), is_number=True),
-    *(Column(f"{name}_seconds", _value(name), is_number=True) for name in _PERCENTILES),
+    Column("tasks", member("tasks"), is_number=True),
+    *(Column(f"{name}_seconds", member(name), is_number=True) for name in _PERCENTILES),
 )
 
 

@@ -7,11 +7,11 @@ from datetime import datetime
 from typing import Any, Final
 
 from audit.commands.rendering.json_lines import TEXT, elements
-from audit.commands.rendering.records import Column
+from audit.commands.rendering.records import Column, member
 from audit.commands.rendering.screen import Look
 from audit.commands.rendering.table import GAP, Cell, row_line, widths_of
 from audit.commands.rendering.tasks import ALL_COLUMNS, Task, seconds_of, status_cell
-from audit.commands.rendering.times import Zone, duration_text, long_time
+from audit.commands.rendering.times import Zone, duration_text, labelled_time, long_time
 from audit.history.json_text import members
 
 #: An event as the history of a task returns it.
@@ -21,19 +21,15 @@ _SHOWN_ABOVE: Final = frozenset({"status", "request_text", "duration_seconds"})
 _LONGEST_VALUE: Final = 60
 
 
-def _text(name: str) -> Any:
-    return lambda event: event[name]
-
-
 #: The columns of the events of a task.
 EVENT_COLUMNS: Final[Sequence[Column[Event]]] = (
-    Column("position", _text("position"), is_number=True),
-    Column("at_utc", _text("at")),
-    Column("kind", _text("kind")),
-    Column("status", _text("status")),
-    Column("actor", _text("actor")),
-    Column("role", _text("role")),
-    Column("request_id", _text("request_id")),
+    Column("position", member("position"), is_number=True),
+    Column("at_utc", member("at")),
+    Column("kind", member("kind")),
+    Column("status", member("status")),
+    Column("actor", member("actor")),
+    Column("role", member("role")),
+    Column("request_id", member("request_id")),
     Column("changed", lambda event: dict(members(event[TEXT]))["changed"]),
 )
 
@@ -58,8 +54,7 @@ def task_lines(task: Task, look: Look, zone: Zone, link: str | None) -> Iterator
             continue
         style = "red" if column.name == "error_message" else ""
         if column.name.endswith("_utc"):
-            time = datetime.fromisoformat(value)
-            value = f"{long_time(zone.at(time))} ({zone.label(time)})"
+            value = labelled_time(value, zone)
         elif column.name == "services_touched":
             value = ", ".join(task["services_touched"]) or "-"
         name = labels[column.name]

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from audit.commands.rendering.json_lines import TEXT
-from audit.commands.rendering.records import Column
+from audit.commands.rendering.records import Column, member
 from audit.commands.rendering.screen import Look
 from audit.commands.rendering.table import GAP, Cell, drawn, row_line, table, widths_of
 from audit.commands.rendering.times import Zone, duration_text, long_time, short_time
@@ -60,14 +60,6 @@ def _intent(task: Task) -> str | None:
     return intent if intent is None or isinstance(intent, str) else json.dumps(intent)
 
 
-def _member(name: str) -> Callable[[Task], str | None]:
-    def text(task: Task) -> str | None:
-        value: str | None = task[name]
-        return value
-
-    return text
-
-
 def _json_member(name: str) -> Callable[[Task], str | None]:
     """Return a function that returns a member as JSON, with all the digits of its numbers."""
 
@@ -79,15 +71,15 @@ def _json_member(name: str) -> Callable[[Task], str | None]:
 
 #: The columns of CSV and TSV. Those of an export have the same names.
 COLUMNS: Final[Sequence[Column[Task]]] = (
-    Column("task_id", _member("task_id")),
-    Column("status", _member("status")),
-    Column("created_at_utc", _member("created_at")),
-    Column("completed_at_utc", _member("completed_at")),
+    Column("task_id", member("task_id")),
+    Column("status", member("status")),
+    Column("created_at_utc", member("created_at")),
+    Column("completed_at_utc", member("completed_at")),
     Column("duration_seconds", _seconds_text, is_number=True),
     Column("intent", _intent),
     Column("services_touched", lambda task: joined(task["services_touched"])),
-    Column("request_text", _member("request_text")),
-    Column("error_message", _member("error_message")),
+    Column("request_text", member("request_text")),
+    Column("error_message", member("error_message")),
     Column("outcome", _json_member("outcome")),
 )
 
@@ -95,11 +87,11 @@ COLUMNS: Final[Sequence[Column[Task]]] = (
 #: The columns of a whole task, as `audit show` prints them.
 ALL_COLUMNS: Final[Sequence[Column[Task]]] = (
     *COLUMNS[:3],
-    Column("approved_at_utc", _member("approved_at")),
+    Column("approved_at_utc", member("approved_at")),
     *COLUMNS[3:5],
-    Column("recorded_at_utc", _member("recorded_at")),
-    Column("created_by", _member("created_by")),
-    Column("project_id", _member("project_id")),
+    Column("recorded_at_utc", member("recorded_at")),
+    Column("created_by", member("created_by")),
+    Column("project_id", member("project_id")),
     *COLUMNS[5:-1],
     *(
         Column(name, _json_member(name))

@@ -88,7 +88,7 @@ def utc_text(time: datetime) -> str:
 
 
 def short_time(time: datetime, now: datetime) -> str:
-    """Return a time of a zone for a narrow column: without what `now` tells anyway."""
+    """Return a time of a zone for a narrow column, without its date or year if `now` has the same."""
     if time.date() == now.date():
         return f"today {time:%H:%M:%S}"
     # %b would depend on the locale.
@@ -101,6 +101,12 @@ def short_time(time: datetime, now: datetime) -> str:
 def long_time(time: datetime) -> str:
     """Return a time of a zone in full."""
     return f"{time:%Y}-{time:%m-%d %H:%M:%S}"
+
+
+def labelled_time(text: str, zone: Zone) -> str:
+    """Return a time of the service in full in a zone, with the offset of the zone."""
+    time = datetime.fromisoformat(text)
+    return f"{long_time(zone.at(time))} ({zone.label(time)})"
 
 
 def duration_text(seconds: float) -> str:
