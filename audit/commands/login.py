@@ -69,7 +69,7 @@ def login(
         return parsed(await source.whoami())
 
     caller = run_with_service(work, Place(validate_url(address), key_option=key, ca_file=ca_file))
-    if caller["via"] == Via.NOBODY:
+    if caller["via"] == Via.NO_KEY:
         note("the service requires no key; it has not checked this one")
     path = profiles.save_key(name, address, key)
     who = caller["name"] or "key not checked"
