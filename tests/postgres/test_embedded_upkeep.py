@@ -87,7 +87,8 @@ def test_a_failed_statement_leaves_nothing_in_the_log(tmp_path: Path) -> None:
 
 async def test_refused_requests_leave_nothing_in_the_log(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
-    with serving(AUDIT_DATA_DIR=str(data_dir)) as (_, url, _):
+    # One worker: several notice a new key at different times.
+    with serving("--workers", "1", AUDIT_DATA_DIR=str(data_dir)) as (_, url, _):
         scopes = ("--scope", "read", "--scope", "record", "--data-dir", str(data_dir))
         made = await asyncio.to_thread(audit, "keys", "create", "--name", "k", *scopes)
         wait_until(lambda: fetch(f"{url}/api/v1/audit/query") == 401)

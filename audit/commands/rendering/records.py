@@ -35,8 +35,8 @@ class Column(Generic[Row]):
     text: Callable[[Row], str | None]
     """Returns None if the row has no value."""
     is_number: bool = False
-    """Numbers are aligned to the right. In CSV, text that a spreadsheet would run is escaped; numbers
-    are not."""
+    """Numbers are aligned to the right. In CSV, text that a spreadsheet would run is escaped, but
+    not numbers."""
 
 
 def member(name: str) -> Callable[[Mapping[str, Any]], str | None]:

@@ -88,7 +88,7 @@ def utc_text(time: datetime) -> str:
 
 
 def short_time(time: datetime, now: datetime) -> str:
-    """Return a time of a zone for a narrow column, without its date or year if `now` has the same."""
+    """Return a time for a narrow column, without its date or year if `now` has the same."""
     if time.date() == now.date():
         return f"today {time:%H:%M:%S}"
     # %b would depend on the locale.
