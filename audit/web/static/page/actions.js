@@ -17,7 +17,7 @@ import { shownWindow, widened, zoomed } from "./window.js";
  * @property {(name: string, path: string, params?: URLSearchParams | Record<string, string>, options?: {again?: boolean, keep?: boolean}) => Promise<void>} ask
  * @property {() => Promise<void>} checkSession
  * @property {() => void} draw
- * @property {() => void} drawNow
+ * @property {() => void} drawPending
  * @property {(options?: {again?: boolean}) => void} load
  * @property {(view: View, options?: {replace?: boolean, mark?: object | null}) => void} visit
  */
@@ -142,7 +142,7 @@ export function makeActions(state, page) {
      * @param {string} selector
      */
     focus(selector) {
-      page.drawNow();
+      page.drawPending();
       const found = document.querySelector(selector);
       if (found instanceof HTMLElement || found instanceof SVGElement) found.focus();
     },

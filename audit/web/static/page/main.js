@@ -124,17 +124,23 @@ const state = {
   },
 };
 
-let drawn = true;
+/** Whether something was changed since the last rendering. */
+let pending = false;
 
 /** Render soon, once for all changes that were made until then. */
 function draw() {
-  if (!drawn) return;
-  drawn = false;
-  queueMicrotask(drawNow);
+  if (pending) return;
+  pending = true;
+  queueMicrotask(drawPending);
+}
+
+/** Render now, unless nothing was changed since the last rendering. */
+function drawPending() {
+  if (pending) drawNow();
 }
 
 function drawNow() {
-  drawn = true;
+  pending = false;
   render(shell(state, actions), root);
 }
 
@@ -278,7 +284,7 @@ function chooseZone() {
   state.zone = isZone(zone) ? zone : "UTC";
 }
 
-const actions = makeActions(state, { ask, checkSession, draw, drawNow, load, visit });
+const actions = makeActions(state, { ask, checkSession, draw, drawPending, load, visit });
 
 /** Follow a link of the page without loading the page again. */
 addEventListener("click", (event) => {
