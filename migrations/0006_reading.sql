@@ -434,6 +434,8 @@ AS $$
 DECLARE
     state task_log_state;
     events json[] := '{}';
+    first_at timestamptz;
+    last_at timestamptz;
 BEGIN
     SELECT * INTO STRICT state FROM task_log_state;
     log_size := state.size;
@@ -489,22 +491,33 @@ BEGIN
         changes := to_json(events);
     END IF;
     IF cardinality(events) BETWEEN 1 AND most_documents THEN
+        SELECT min((event ->> 2)::timestamptz), max((event ->> 2)::timestamptz)
+        INTO first_at, last_at
+        FROM unnest(events) AS event;
         SELECT json_object_agg(task_id, document)
         INTO documents
         FROM (
-            SELECT task.task_id, listed_task(task) AS document
+            SELECT changed.task_id, listed.document
             FROM (
                 SELECT DISTINCT
                     (event ->> 1)::uuid AS task_id,
                     (event ->> 2)::timestamptz AS created_at
                 FROM unnest(events) AS event
             ) AS changed
-            INNER JOIN tasks AS task USING (created_at, task_id)
-            -- A long task would take long.
-            WHERE pg_column_size(ROW(
-                task.request_text, task.services_touched, task.outcome, task.error_message
-            )) <= 4096
-            OFFSET 0
+            CROSS JOIN LATERAL (
+                SELECT listed_task(task) AS document
+                FROM tasks AS task
+                WHERE
+                    task.created_at = changed.created_at
+                    AND task.task_id = changed.task_id
+                    -- So the statement opens only the partitions between these times.
+                    AND task.created_at BETWEEN first_at AND last_at
+                    -- A long task would take long.
+                    AND pg_column_size(ROW(
+                        task.request_text, task.services_touched, task.outcome, task.error_message
+                    )) <= 4096
+                OFFSET 0
+            ) AS listed
         ) AS listed
         WHERE octet_length(document) <= 8192;
     END IF;

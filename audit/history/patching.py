@@ -27,15 +27,17 @@ _DECODER: Final = json.JSONDecoder(parse_int=str, parse_float=str)
 _ROUNDING_BYTES: Final = 1024
 #: The memory of a row besides its document.
 _ROW_BYTES: Final = 250
-#: How many tasks around a page are read.
-_MARGIN: Final = 100
+#: How many tasks before and after a page are read. Most writes are new tasks, each of which moves
+#: one from before a page into it.
+_BEFORE: Final = 300
+_AFTER: Final = 100
 
 
 class _Row(NamedTuple):
     """A task of a page. Rows compare in the reverse order of lists, because no two have one id."""
 
     created_at: datetime
-    task_id: UUID
+    task_id: str
     document: str
 
 
@@ -53,8 +55,8 @@ def widened(query: TaskFilter) -> TaskQuery | None:
     ):
         return None
     offset = query.offset or 0
-    before = min(offset, _MARGIN)
-    limit = before + query.limit + _MARGIN
+    before = min(offset, _BEFORE)
+    limit = before + query.limit + _AFTER
     return query.model_copy(update={"offset": offset - before, "limit": limit})
 
 
@@ -112,7 +114,7 @@ class PageInList:
                     return None
             total += matches - was
         end = self._place(skipped) + self.query.limit
-        del rows[: max(0, len(rows) - end - _MARGIN)]
+        del rows[: max(0, len(rows) - end - _AFTER)]
         is_complete = len(rows) >= end or skipped + len(rows) == total
         if self._place(skipped) < 0 or not is_complete:
             return None
@@ -130,7 +132,7 @@ class PageInList:
         if rows and offset + len(rows) < self.total:
             last = rows[-1]
             of_window = clock if query.span else None
-            following = Cursor(of_window, last.created_at, last.task_id, self.total)
+            following = Cursor(of_window, last.created_at, UUID(last.task_id), self.total)
         return TaskPage(
             tasks_json=tasks_json,
             total=self.total,
@@ -170,7 +172,7 @@ def _rows(tasks_json: str) -> Sequence[_Row]:
     while tasks_json[start] != "]":
         task, end = _DECODER.raw_decode(tasks_json, start)
         created_at = datetime.fromisoformat(task["created_at"])
-        rows.append(_Row(created_at, UUID(task["task_id"]), tasks_json[start:end]))
+        rows.append(_Row(created_at, task["task_id"], tasks_json[start:end]))
         start = end + (tasks_json[end] == ",")
     rows.reverse()
     return rows

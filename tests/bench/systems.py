@@ -29,6 +29,8 @@ _COMPUTING = {"AUDIT_ANSWERS_BYTES": "0"}
 #: What is slow is to be measured, not refused.
 _PATIENT = {
     "AUDIT_STATEMENT_TIMEOUT_SECONDS": "120",
+    # If writes had less time than statements, each would need three more round trips.
+    "AUDIT_WRITE_TIMEOUT_SECONDS": "120",
     "AUDIT_ACQUIRE_TIMEOUT_SECONDS": "120",
     "AUDIT_REQUEST_TIMEOUT_SECONDS": "240",
     "AUDIT_QUEUE_SECONDS": "120",

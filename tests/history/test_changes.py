@@ -26,7 +26,9 @@ SEQUENCE = "SELECT sequence_task_events(1000)"
 
 def change(created_at: datetime = CLOCK, before: Facts | None = None, **after: Any) -> Change:
     facts = {"status": "failed", "services": frozenset("ab"), "intent": "deploy", **after}
-    return Change(created_at, str(PROJECT), "ada", Facts(**facts), before, uuid.UUID(int=9), None)
+    return Change(
+        created_at, str(PROJECT), "ada", Facts(**facts), before, str(uuid.UUID(int=9)), None
+    )
 
 
 @pytest.mark.parametrize(
