@@ -39,6 +39,8 @@ class Problem(Exception):
         self.headers = headers or {}
         self.members = members or {}
         """Further members of the problem document."""
+        self.request_id: str | None = None
+        """The id of the request that a service refused, as in its log; set by a client."""
 
 
 class Malformed(Problem):
@@ -143,14 +145,19 @@ class TooMany(Invalid):
     name = "too-many"
     title = "Too many tasks match"
 
-    def __init__(self, matching: int, at_most: int, fits: str) -> None:
-        """`fits` is a start of the window with which few enough tasks match."""
-        super().__init__(
+    @classmethod
+    def found(cls, matching: int, at_most: int, fits: str) -> TooMany:
+        """Return the problem. `fits` is a start of the window with which few enough tasks match."""
+        return cls(
             f"{matching:,} tasks match, and at most {at_most:,} can be read one by one:"
             f" ask for those since {fits}",
             members={"matching": matching, "at_most": at_most, "fits": fits},
         )
-        self.matching = matching
+
+    @property
+    def matching(self) -> int:
+        """How many tasks match."""
+        return int(str(self.members["matching"]))
 
 
 class TooManyRequests(Problem):

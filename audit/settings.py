@@ -22,6 +22,7 @@ from pydantic_settings import (
 
 from audit.addresses import networks_of
 from audit.dsn import parse
+from audit.limits import Limits
 
 log = logging.getLogger("audit")
 
@@ -113,7 +114,7 @@ def _default_pool_size(given: dict[str, Any]) -> int:
     return max(4, min(_MAX_DEFAULT_POOL, _DEFAULT_CONNECTIONS // (workers + 1) - 1))
 
 
-class Settings(BaseSettings):
+class Settings(Limits, BaseSettings):
     """The settings. Given values override environment variables, and those override defaults."""
 
     model_config = SettingsConfigDict(
@@ -189,19 +190,6 @@ class Settings(BaseSettings):
     """Size limit of a request body, both as sent and decompressed."""
     max_expansion: int = Field(default=100, ge=1)
     """How many times larger a compressed body may become. 1 MiB is always allowed."""
-    max_lines_per_request: int = Field(default=200_000, ge=1)
-    """Limit of the lines in an NDJSON body, including blank lines."""
-    max_tasks_per_request: int = Field(default=100_000, ge=1)
-    """Limit of the tasks in an NDJSON body. A JSON array may contain at most 1,000."""
-    max_task_bytes: int = Field(default=1024 * 1024, ge=1024, le=256 * 1024 * 1024)
-    """Size limit of the JSON text of a task or a change, with its numbers written out. PostgreSQL
-    stores up to 256 MiB."""
-    max_number_digits: int = Field(default=1000, ge=20, le=4000)
-    """Limit of the digits of a number in JSON, written out: 1e9 has ten."""
-    max_nesting: int = Field(default=64, ge=2, le=180)
-    """Limit of nested objects and arrays in a task, counting the task itself."""
-    max_errors: int = Field(default=20, ge=1, le=10_000)
-    """Limit of the errors that a response lists. It also has their total number."""
     cors_origin: Annotated[str | None, AfterValidator(_validate_origins)] = None
     """Origins whose web pages may call the service (CORS), separated by commas."""
     max_page_bytes: int = Field(default=32 * 1024 * 1024, ge=1024, le=512 * 1024 * 1024)

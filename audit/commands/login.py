@@ -20,10 +20,10 @@ from audit.commands.rendering.records import Column, Output, member
 from audit.commands.source import run_with_service
 
 if TYPE_CHECKING:
-    from audit.commands.profiles import Profile
     from audit.commands.rendering.screen import Look
     from audit.commands.rendering.times import Zone
     from audit.commands.source import ServiceSource
+    from audit.profiles import Profile
 
 _DEFAULT_NAME: Final = "default"
 
@@ -53,7 +53,7 @@ def login(
     The key is read from the terminal without showing it, or from standard input. It is stored in a
     file that only you may read. A new profile is added to config.toml.
     """
-    from audit.commands.profiles import is_profile_name, read_profiles
+    from audit.profiles import is_profile_name, read_profiles
 
     profiles = read_profiles()
     name = profile or os.environ.get("AUDIT_PROFILE") or profiles.default or _DEFAULT_NAME
@@ -171,7 +171,7 @@ _PROFILES: Final[Sequence[Column[tuple[str, Profile, bool]]]] = (
 @with_option_groups
 def profiles(show: Show) -> None:
     """List the profiles of config.toml, without their keys."""
-    from audit.commands.profiles import read_profiles
+    from audit.profiles import read_profiles
 
     show.refuse(Output.IDS)
     read = read_profiles()

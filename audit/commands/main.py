@@ -161,9 +161,9 @@ def _message(problem: Problem) -> str:
 
 
 def _exit_code(problem: Problem) -> ExitCode:
-    from audit.commands.profiles import BadConfiguration
     from audit.postgres.failures import UnsuitableDatabase
     from audit.postgres.schema import SchemaNotCurrent
+    from audit.profiles import BadConfiguration
 
     match problem:
         case SchemaNotCurrent() | Insecure() | UnsuitableDatabase() | BadConfiguration():

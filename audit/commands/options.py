@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 from pydantic import SecretStr, ValidationError
 
-from audit import settings
+from audit import profiles, settings
 from audit.settings import Settings
 
 
@@ -30,7 +30,9 @@ def _option(setting: str, *flags: str) -> Any:
 def setting_parameters() -> list[Parameter]:
     """Return one option for each setting, as parameters of a command."""
     parameters = []
-    for name, field in Settings.model_fields.items():
+    own_first = {**Settings.__annotations__, **Settings.model_fields}
+    for name in (name for name in own_first if name in Settings.model_fields):
+        field = Settings.model_fields[name]
         flag = "--" + name.replace("_", "-")
         if field.annotation in {bool, bool | None}:
             off = {"insecure": "--secure"}.get(name, "--no-" + flag[2:])
@@ -67,32 +69,18 @@ def validate_url(given: str | None) -> str | None:
     Raises:
         typer.BadParameter: it is not one, or has a password.
     """
-    from urllib.parse import urlsplit
-
-    if given is None:
-        return None
     try:
-        parts = urlsplit(given.strip())
-        is_valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_valid = False
-    if not is_valid or not given.isprintable():
-        raise typer.BadParameter("must look like http://127.0.0.1:8080")
-    if "@" in parts.netloc:
-        raise typer.BadParameter("must not have a user or password; give the API key in AUDIT_KEY")
-    if parts.query or parts.fragment:
-        raise typer.BadParameter("must be the address of the service, without ? or #")
-    return given.strip()
+        return None if given is None else profiles.validate_url(given)
+    except ValueError as wrong:
+        raise typer.BadParameter(str(wrong)) from None
 
 
 def validate_key(given: str | None) -> str | None:
     """Validate a key without showing it. A key that was read from a file may end a line."""
-    key = (given or "").strip()
-    if not all("!" <= character <= "~" for character in key):
-        raise typer.BadParameter(
-            "(or AUDIT_KEY) must be a single API key, without spaces or line breaks"
-        )
-    return key or None
+    try:
+        return profiles.validate_key(given)
+    except ValueError as wrong:
+        raise typer.BadParameter(f"(or AUDIT_KEY) {wrong}") from None
 
 
 Dsn = Annotated[str | None, _option("dsn", "--dsn")]

@@ -13,7 +13,7 @@ import typer
 from audit.commands.options import validate_key, validate_url
 
 if TYPE_CHECKING:
-    from audit.commands.profiles import Profile, Profiles
+    from audit.profiles import Profile, Profiles
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 _NAMES: Final = ("url", "dsn", "profile")
@@ -119,7 +119,7 @@ def _variable(name: str, validate: Callable[[str | None], str | None]) -> str | 
 
 def _of_profile(name: str | None, key: str | None) -> Place:
     """Return the place of a profile: the one that is named, or the default one."""
-    from audit.commands.profiles import BadConfiguration, read_profiles
+    from audit.profiles import BadConfiguration, read_profiles
 
     profiles = read_profiles()
     name = name or profiles.default

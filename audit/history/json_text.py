@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from audit.errors import Invalid, Malformed
 from audit.history.validation import invalid, with_label
-from audit.settings import Settings
+from audit.limits import Limits
 
 #: The white space of JSON.
 SPACE: Final = " \t\r\n"
@@ -58,10 +58,10 @@ def _by_position(position: int | None, _line: int) -> str:
 class Reader:
     """Reads the JSON texts of one request, file or call. Two threads must not share it."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.max_digits = settings.max_number_digits
-        self.max_nesting = settings.max_nesting
-        self._task_bytes = settings.max_task_bytes
+    def __init__(self, limits: Limits) -> None:
+        self.max_digits = limits.max_number_digits
+        self.max_nesting = limits.max_nesting
+        self._task_bytes = limits.max_task_bytes
         #: The label of the text that is read, and how many characters it gains when PostgreSQL
         #: writes its numbers without exponents.
         self._label = ""

@@ -19,7 +19,7 @@ from audit.history.json_text import Reader
 from audit.history.task import NewTask, TaskChange
 from audit.history.validation import NOT_AN_OBJECT, ErrorList, invalid
 from audit.history.values import parse_time, time_for_postgresql
-from audit.settings import DEFAULTS, Settings
+from audit.limits import DEFAULTS, Limits
 
 MAX_TASKS_IN_ARRAY: Final = 1000
 #: A batch is encoded for its statement in one step, on the event loop.
@@ -46,7 +46,7 @@ class TaskBatch:
 
 
 def parse_tasks(
-    body: Iterable[bytes], project_id: UUID | None = None, settings: Settings = DEFAULTS
+    body: Iterable[bytes], project_id: UUID | None = None, limits: Limits = DEFAULTS
 ) -> list[TaskBatch]:
     """Validate a JSON object, or an array of 1 to 1,000 of them, that arrives in pieces.
 
@@ -57,8 +57,8 @@ def parse_tasks(
         Forbidden: a task belongs to another project.
         Invalid: it names the members that are wrong, those of an array as `3.status`.
     """
-    tasks = TaskCollector(settings, project_id)
-    for element in Reader(settings).elements(utf8.texts(body)):
+    tasks = TaskCollector(limits, project_id)
+    for element in Reader(limits).elements(utf8.texts(body)):
         if len(tasks) == MAX_TASKS_IN_ARRAY:
             raise Invalid(f"the array has over {MAX_TASKS_IN_ARRAY} tasks; send it in parts")
         tasks.add(*element)
@@ -67,7 +67,7 @@ def parse_tasks(
 
 
 def parse_lines(
-    body: Iterable[bytes], project_id: UUID | None = None, settings: Settings = DEFAULTS
+    body: Iterable[bytes], project_id: UUID | None = None, limits: Limits = DEFAULTS
 ) -> list[TaskBatch]:
     """Validate NDJSON that arrives in pieces; errors name a member as `line 4: status`.
 
@@ -76,11 +76,11 @@ def parse_lines(
         Forbidden: a task belongs to another project than the one given.
         Invalid: a line is not a task, or there are too many.
     """
-    reader = Reader(settings)
-    tasks = TaskCollector(settings, project_id)
+    reader = Reader(limits)
+    tasks = TaskCollector(limits, project_id)
     for number, line in utf8.lines(body):
-        if number > settings.max_lines_per_request:
-            most = settings.max_lines_per_request
+        if number > limits.max_lines_per_request:
+            most = limits.max_lines_per_request
             raise Invalid(f"the body has over {most} lines (max_lines_per_request)")
         if not line:
             continue
@@ -96,17 +96,15 @@ def parse_lines(
     return tasks.batches()
 
 
-def batch_of(
-    tasks: Iterable[NewTask | Mapping[str, Any]], settings: Settings = DEFAULTS
-) -> TaskBatch:
+def batch_of(tasks: Iterable[NewTask | Mapping[str, Any]], limits: Limits = DEFAULTS) -> TaskBatch:
     """Validate tasks given as Python objects.
 
     Raises:
         Malformed: a text contains a NUL character.
         Invalid: it names the members that are wrong, or that JSON does not have.
     """
-    reader = Reader(settings)
-    valid = TaskCollector(settings)
+    reader = Reader(limits)
+    valid = TaskCollector(limits)
     for position, task in enumerate(tasks):
         label = f"{position}."
         try:
@@ -117,7 +115,14 @@ def batch_of(
     return valid.batch()
 
 
-def parse_change(body: Iterable[bytes], settings: Settings = DEFAULTS) -> str:
+def text_of(task: NewTask | Mapping[str, Any], limits: Limits = DEFAULTS) -> str:
+    """Validate one task given as a Python object, and return its JSON text; like `batch_of`."""
+    valid = TaskCollector(limits)
+    valid.add("", *_written(task, Reader(limits), ""))
+    return valid.batch().text[1:-1]
+
+
+def parse_change(body: Iterable[bytes], limits: Limits = DEFAULTS) -> str:
     """Validate a JSON object with the changes to a task, and return its text.
 
     Raises:
@@ -126,13 +131,13 @@ def parse_change(body: Iterable[bytes], settings: Settings = DEFAULTS) -> str:
         Invalid: it names the members that are wrong.
     """
     text = "".join(utf8.texts(body)).strip(json_text.SPACE)
-    change = Reader(settings).read(text)
+    change = Reader(limits).read(text)
     if not isinstance(change, dict):
         raise invalid("", NOT_AN_OBJECT)
     fixed = sorted(change.keys() & _FIXED)
     if fixed:
         raise Conflict(f"these may not change once a task is recorded: {', '.join(fixed)}")
-    errors = ErrorList(settings)
+    errors = ErrorList(limits)
     errors.validate(TaskChange, change)
     errors.check()
     text = _for_postgresql(text, change)
@@ -141,20 +146,20 @@ def parse_change(body: Iterable[bytes], settings: Settings = DEFAULTS) -> str:
     return text
 
 
-def change_of(change: Mapping[str, Any], settings: Settings = DEFAULTS) -> str:
+def change_of(change: Mapping[str, Any], limits: Limits = DEFAULTS) -> str:
     """Validate a change given as Python objects; like `parse_change`."""
-    text, _ = _written(change, Reader(settings), "")
-    return parse_change([text.encode()], settings)
+    text, _ = _written(change, Reader(limits), "")
+    return parse_change([text.encode()], limits)
 
 
 class TaskCollector:
     """Validates tasks one by one, and collects their texts and their errors."""
 
-    def __init__(self, settings: Settings, project_id: UUID | None = None) -> None:
-        self.errors = ErrorList(settings)
-        self._foreign = ErrorList(settings)
+    def __init__(self, limits: Limits, project_id: UUID | None = None) -> None:
+        self.errors = ErrorList(limits)
+        self._foreign = ErrorList(limits)
         self._project_id = project_id
-        self._most = settings.max_tasks_per_request
+        self._most = limits.max_tasks_per_request
         self._texts: list[str] = []
         self._labels: list[str] = []
         self._times: list[datetime | None] = []

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 from uuid import UUID
 
 from audit.errors import Invalid
+from audit.history.arguments import (
+    CountParams,
+    DurationParams,
+    FacetParams,
+    HistogramParams,
+    IterateParams,
+    OneOrMore,
+    PageParams,
+)
 from audit.history.asking import Reading
 from audit.history.backfill import Backfill
 from audit.history.events import HistoryPage, TaskEvent, TaskVersion
@@ -38,61 +46,7 @@ from audit.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from audit.postgres.pool import Pool
 
-OneOrMore = str | Sequence[str]
-
 _LONGEST_ACTOR: Final = 255
-
-
-class Filters(TypedDict, total=False):
-    """Filters that every list takes; `TaskFilter` describes each. None means "not given"."""
-
-    last: str | None
-    since: datetime | str | None
-    until: datetime | str | None
-    created_by: str | None
-    project_id: UUID | str | None
-    outcome: Mapping[str, Any] | str | None
-
-
-class PageParams(Filters, total=False):
-    """The filters, where the page begins, and whether to count."""
-
-    cursor: str | None
-    total: Literal["exact", "none"] | None
-
-
-class CountParams(Filters, total=False):
-    """The filters of `audit_query`, besides `status`."""
-
-    service: OneOrMore | None
-    intent: OneOrMore | None
-    days: int | None
-
-
-class IterateParams(CountParams, PageParams, total=False):
-    """The same, and those of a page."""
-
-    limit: int
-
-
-class HistogramParams(CountParams, total=False):
-    """The filters of `audit_query` besides `status`, and the buckets of a histogram."""
-
-    interval: str | None
-    buckets: int | None
-    tz: str | None
-
-
-class FacetParams(CountParams, total=False):
-    """The filters of `audit_query` besides `status`, and the most values of a facet."""
-
-    top: int | None
-
-
-class DurationParams(HistogramParams, total=False):
-    """The filters of `audit_query` besides `status`, and how to group the tasks."""
-
-    by: Literal["none", "intent", "interval"] | None
 
 
 class AuditService:

@@ -196,7 +196,7 @@ class Statistics:
             return None
         fits = _fits(page.tasks[0].created_at, query.until or clock or datetime.now(UTC))
         assert page.total is not None  # noqa: S101 - the query asks for it
-        return TooMany(page.total, most, rfc3339(fits))
+        return TooMany.found(page.total, most, rfc3339(fits))
 
     @asynccontextmanager
     async def _snapshot(

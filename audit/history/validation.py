@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from audit.errors import FieldError, Invalid, Problem
-from audit.settings import DEFAULTS, Settings
+from audit.limits import DEFAULTS, Limits
 
 NOT_AN_OBJECT: Final = "must be a JSON object"
 #: The name of an unknown member may be as long as a task. Errors show no more of it.
@@ -47,8 +47,8 @@ def invalid(label: str, detail: str, field: str = "") -> Invalid:
 class ErrorList:
     """Counts the errors of a request, and keeps the first `max_errors` of them."""
 
-    def __init__(self, settings: Settings = DEFAULTS) -> None:
-        self._most = settings.max_errors
+    def __init__(self, limits: Limits = DEFAULTS) -> None:
+        self._most = limits.max_errors
         self._listed: list[FieldError] = []
         self.total = 0
 

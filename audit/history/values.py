@@ -23,7 +23,7 @@ from audit.errors import Invalid, Malformed
 from audit.history.json_text import SPACE, Reader
 from audit.history.json_values import write
 from audit.history.states import State
-from audit.settings import DEFAULTS
+from audit.limits import DEFAULTS
 
 _UUID: Final = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 _RFC3339 = re.compile(

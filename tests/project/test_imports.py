@@ -15,15 +15,34 @@ import audit
 PACKAGE = Path(audit.__file__).parent
 #: The packages, each of which imports only those below it. Modules that stand directly in `audit`
 #: are the ground: every package imports them. Packages on one line do not import each other.
-LAYERS = [{"commands"}, {"process"}, {"web"}, {"history", "access"}, {"postgres"}, {"telemetry"}]
-GROUND = {"settings", "errors", "deadlines", "once", "addresses", "dsn"}
+LAYERS = [
+    {"commands"},
+    {"process"},
+    {"web", "client"},
+    {"history", "access"},
+    {"postgres"},
+    {"telemetry"},
+]
+GROUND = {"settings", "errors", "deadlines", "once", "addresses", "dsn", "limits", "profiles"}
+#: What only the service needs. A program that records tasks through a running one does without.
+OF_THE_SERVICE = {
+    "aiohttp",
+    "asyncpg",
+    "jwt",
+    "prometheus_client",
+    "psycopg",
+    "pydantic_settings",
+    "uvloop",
+    "yoyo",
+}
 #: Where each third-party package is used: in a package, or in one module.
 THIRD_PARTIES = {
     "aiohttp": {"web", "process", "access.provider", "commands.service_url"},
     "aiohttp.web": {"web", "process"},
     "asyncpg": {"postgres", "history", "access.keys"},
+    "httpx2": {"client"},
     "jwt": {"access.provider"},
-    "opentelemetry": {"telemetry.tracing"},
+    "opentelemetry": {"telemetry.tracing", "client.wire"},
     "prometheus_client": {"telemetry.metrics"},
     "psycopg": {"dsn", "postgres.migrate"},
     "typer": {"commands"},
@@ -53,7 +72,8 @@ MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 def imported_modules(name: str) -> set[str]:
     """Return the modules of the service that the module `name` imports, also within functions."""
     imported = {each.removeprefix("audit.") for each in imports_of(MODULES[name])}
-    return (imported & set(MODULES)) - {name, "audit"}
+    own_package = name.rpartition(".")[0]  # which is always imported first
+    return (imported & set(MODULES)) - {name, "audit", own_package}
 
 
 def layer_of(name: str) -> int:
@@ -89,6 +109,17 @@ def test_third_party_is_used_only_where_it_belongs(third_party: str) -> None:
     for name, path in MODULES.items():
         if any(f"{imported}.".startswith(f"{third_party}.") for imported in imports_of(path)):
             assert {name, name.partition(".")[0]} & places, name
+
+
+def test_client_imports_nothing_that_only_the_service_needs() -> None:
+    code = "import sys, audit.client; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+
+    assert "httpx2" in loaded
+    assert not loaded & OF_THE_SERVICE
+    others = ("audit.web", "audit.process", "audit.postgres", "audit.access", "audit.telemetry")
+    assert not {name for name in loaded if name.startswith(others)}
 
 
 @pytest.mark.parametrize("arguments", ["--help", "failures --help", "show --help"])

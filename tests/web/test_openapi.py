@@ -377,7 +377,7 @@ async def test_example_of_a_problem_is_what_the_service_sends(
 
     async def fail(request: web.Request) -> web.StreamResponse:
         if kind is errors.TooMany:
-            problem: errors.Problem = errors.TooMany(
+            problem: errors.Problem = errors.TooMany.found(
                 example["matching"], example["at_most"], example["fits"]
             )
         else:

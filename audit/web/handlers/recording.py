@@ -45,7 +45,7 @@ async def record(request: web.Request) -> BytesResponse:
     parse = partial(
         parse_lines if is_lines else parse_tasks,
         project_id=request[IDENTITY].project_id,
-        settings=request.app[SETTINGS],
+        limits=request.app[SETTINGS],
     )
     with request.app[BODY_MEMORY].request() as reserve:
         body = await receive(request, reserve)
@@ -66,7 +66,7 @@ async def update(request: web.Request) -> BytesResponse:
     """
     task_id = parse_query(TaskPath, path_and_query_params(request, "task_id")).task_id
     content_type_of(request, ACCEPT_PATCH.split(", "))
-    parse = partial(parse_change, settings=request.app[SETTINGS])
+    parse = partial(parse_change, limits=request.app[SETTINGS])
     with request.app[BODY_MEMORY].request() as reserve:
         body = await receive(request, reserve)
         change = await decode_and_parse(request, body, parse)

@@ -1,4 +1,7 @@
-"""The file of profiles: which service a person reads, and where the API key for it is."""
+"""Which service a person or a program uses, and its API key: as given, or from the environment.
+
+The file of profiles has the services that a user names, and where the keys for them are.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from platformdirs import user_config_path
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from audit.errors import Problem
 
+DEFAULT_URL: Final = "http://127.0.0.1:8080"
 _NAME = re.compile("[A-Za-z0-9_-]{1,64}", re.ASCII)
 _OF_OTHERS: Final = 0o077
 _KEY_COMMAND_SECONDS: Final = 120
@@ -241,3 +246,77 @@ def _replace(path: Path, text: str) -> None:
 def _quoted(value: str) -> str:
     """Return text as TOML. A basic string of TOML has the escapes of JSON."""
     return json.dumps(value, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class ServiceAddress:
+    """Where a service is, and how to be let in."""
+
+    url: str
+    key: SecretStr | None = None
+    ca_file: Path | None = None
+
+
+def locate_service(
+    url: str | None = None, key: str | None = None, profile: str | None = None
+) -> ServiceAddress:
+    """Return the service that is given, or that of the environment, or of the default profile.
+
+    Raises:
+        BadConfiguration: a value is not valid, there is no such profile, or it is for a database.
+    """
+    if url and profile:
+        raise BadConfiguration("url and profile name different services: give only one")
+    if not url and not profile:
+        url, profile = (os.environ.get(name) for name in ("AUDIT_URL", "AUDIT_PROFILE"))
+        if url and profile:
+            raise BadConfiguration("AUDIT_URL and AUDIT_PROFILE name different services")
+    key = key or os.environ.get("AUDIT_KEY")
+    if url:
+        return _address(url, key)
+    profiles = read_profiles()
+    name = profile or profiles.default
+    if name is None:
+        return _address(DEFAULT_URL, key)
+    found = profiles.get(name)
+    if found.url is None:
+        raise BadConfiguration(f"{profiles.path}: profile {name!r} has no url")
+    return _address(found.url, key or profiles.key_of(found), profiles.ca_file_of(found))
+
+
+def _address(url: str, key: str | None, ca_file: Path | None = None) -> ServiceAddress:
+    name = "the URL of the service"
+    try:
+        valid_url, name = validate_url(url), "the API key"
+        valid_key = validate_key(key)
+    except ValueError as wrong:
+        raise BadConfiguration(f"{name} {wrong}") from None
+    return ServiceAddress(valid_url, SecretStr(valid_key) if valid_key else None, ca_file)
+
+
+def validate_url(url: str) -> str:
+    """Return the URL of a service.
+
+    Raises:
+        ValueError: it is not one, or has a password.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        is_valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_valid = False
+    if not is_valid or not url.isprintable():
+        raise ValueError("must look like http://127.0.0.1:8080")
+    if "@" in parts.netloc:
+        raise ValueError("must not have a user or password; give the API key in AUDIT_KEY")
+    if parts.query or parts.fragment:
+        raise ValueError("must be the address of the service, without ? or #")
+    return url.strip()
+
+
+def validate_key(key: str | None) -> str | None:
+    """Return an API key, which the error does not show. If it is from a file, a line may end."""
+    stripped = (key or "").strip()
+    if not all("!" <= character <= "~" for character in stripped):
+        raise ValueError("must be a single API key, without spaces or line breaks")
+    return stripped or None

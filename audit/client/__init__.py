@@ -1,0 +1,58 @@
+"""Clients for programs that record tasks, or ask about them, through a running service."""
+
+from audit.client.aio import AsyncClient, AsyncPages, AsyncTaskPages
+from audit.client.models import Caller, Task, TaskPage
+from audit.client.sync import Client, Pages, TaskPages
+from audit.errors import (
+    BodyTooLarge,
+    Conflict,
+    Forbidden,
+    Invalid,
+    PreconditionFailed,
+    Problem,
+    TaskNotFound,
+    TimedOut,
+    TooManyRequests,
+    Unauthenticated,
+    Unavailable,
+)
+from audit.history.events import HistoryBody, TaskEvent
+from audit.history.states import State
+from audit.history.statistics_body import Durations, Facets, Histogram
+from audit.history.task import NewTask, RecordedBody, TaskSummary
+from audit.profiles import BadConfiguration
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    # What their methods take and return.
+    "AsyncPages",
+    "AsyncTaskPages",
+    "Caller",
+    "Durations",
+    "Facets",
+    "Histogram",
+    "HistoryBody",
+    "NewTask",
+    "Pages",
+    "RecordedBody",
+    "State",
+    "Task",
+    "TaskEvent",
+    "TaskPage",
+    "TaskPages",
+    "TaskSummary",
+    # What they raise.
+    "BadConfiguration",
+    "BodyTooLarge",
+    "Conflict",
+    "Forbidden",
+    "Invalid",
+    "PreconditionFailed",
+    "Problem",
+    "TaskNotFound",
+    "TimedOut",
+    "TooManyRequests",
+    "Unauthenticated",
+    "Unavailable",
+]

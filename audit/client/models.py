@@ -1,0 +1,45 @@
+"""What the methods of the clients return, besides the models that the service shares."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from pydantic import Field
+
+from audit.history import task
+from audit.history.task import Output, TaskPageBody
+
+
+class Task(task.Task):
+    """A task with all its members."""
+
+    etag: str | None = Field(default=None, exclude=True)
+    """The entity tag of this state of the task, for the argument `if_match` of `update`."""
+
+
+class TaskPage(TaskPageBody):
+    """A page of a list, newest first."""
+
+    feed_position: int | None = Field(default=None, exclude=True)
+    """The position in the feed that belongs to the page: a feed that begins there has each later
+    change once."""
+
+
+class Caller(Output):
+    """Who sends the requests, and what the service is."""
+
+    name: str | None
+    """The name of the API key, or the subject of the token. None if the service requires none."""
+    scopes: list[str]
+    """What the caller may do: `read`, `record` and `admin`."""
+    project_id: UUID | None
+    """The only project that the caller can read and record; None means all projects."""
+    expires_at: datetime | None
+    """When the key or token expires; None means never."""
+    via: str
+    """How the request shows who sends it: `key`, `token`, `session`, or `nobody`."""
+    version: str
+    """The version of the service."""
+    trace_url: str | None
+    """The URL of a trace, with `{trace_id}` in place of its id; None if none is configured."""

@@ -1,0 +1,229 @@
+"""The client for programs that wait for each answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, Self, TypeVar, Unpack
+from uuid import UUID
+
+import httpx2
+
+from audit.client import calls, transport
+from audit.client.arguments import (
+    Change,
+    DurationParams,
+    FacetParams,
+    HistogramParams,
+    ListParams,
+    NewTaskMembers,
+    QueryParams,
+)
+from audit.client.models import Caller, Task, TaskPage
+from audit.client.wire import Attempt, Call, Lost, Reply, Retries, Steps, Wait, Wire
+from audit.history.events import HistoryBody, TaskEvent
+from audit.history.statistics_body import Durations, Facets, Histogram
+from audit.history.task import NewTask, RecordedBody, TaskSummary
+from audit.profiles import locate_service
+
+Item = TypeVar("Item")
+Page = TypeVar("Page", bound=calls.HasCursor)
+Result = TypeVar("Result")
+
+
+class Pages(Generic[Item, Page]):
+    """A list, read page by page while a program goes through it. Each loop begins anew."""
+
+    def __init__(self, client: Client, listing: calls.Listing[Item, Page]) -> None:
+        self._client = client
+        self._listing = listing
+
+    def __iter__(self) -> Iterator[Item]:
+        for page in self.pages():
+            yield from self._listing.items(page)
+
+    def pages(self) -> Iterator[Page]:
+        """Yield page after page. Pages of tasks have no total here; see `first` and `total`."""
+        cursor = None
+        while True:
+            page = self._client.send(self._listing.page(cursor))
+            yield page
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    def first(self) -> Page:
+        """Return the first page, with the exact total if it is a page of tasks."""
+        return self._client.send(self._listing.first())
+
+
+class TaskPages(Pages[TaskSummary, TaskPage]):
+    """A list of tasks, newest first, read page by page while a program goes through it."""
+
+    def total(self) -> int:
+        """Return the exact number of tasks that match."""
+        return self._client.send(self._listing.total())
+
+
+class Client:
+    """Records tasks and asks questions about them, through a running service.
+
+    It may be used by several threads. Every method raises a `Problem` if the service refuses, and
+    `Unavailable` if it does not answer, after several attempts.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        key: str | None = None,
+        profile: str | None = None,
+        timeout: float = 30.0,
+        tries: int = 5,
+        insecure: bool = False,
+    ) -> None:
+        """Use the service at a URL with an API key, or that of a profile.
+
+        What is not given is taken from AUDIT_URL, AUDIT_KEY and AUDIT_PROFILE, then from the
+        default profile. `timeout` is for all `tries` of a call together, in seconds. With
+        `insecure`, the key may be sent over a network without TLS.
+
+        Raises:
+            BadConfiguration: a value is not valid, or the key would go over a network without TLS.
+        """
+        address = locate_service(url, key, profile)
+        self._wire = Wire(address, Retries(tries, timeout), insecure=insecure)
+        self._http = httpx2.Client(**transport.options(address.url, address.ca_file))
+
+    @classmethod
+    def from_profile(cls, name: str, **options: Any) -> Self:
+        """Use the service of a profile, see `audit profiles`."""
+        return cls(profile=name, **options)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._wire.url!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def failures(self, **filters: Unpack[ListParams]) -> TaskPages:
+        """List the failed tasks: those of the last 7 days, unless the filters say otherwise."""
+        return TaskPages(self, calls.failures(filters))
+
+    def by_service(self, service_name: str, **filters: Unpack[QueryParams]) -> TaskPages:
+        """List the tasks that have touched a service."""
+        return TaskPages(self, calls.by_service(service_name, filters))
+
+    def query(self, **filters: Unpack[QueryParams]) -> TaskPages:
+        """List the tasks that match all the filters."""
+        return TaskPages(self, calls.query(filters))
+
+    def task(self, task_id: UUID | str) -> Task:
+        """Return a task with all its members."""
+        return self.send(calls.task(task_id))
+
+    def history(self, task_id: UUID | str) -> Pages[TaskEvent, HistoryBody]:
+        """List the events of a task, oldest first: who changed what, and when."""
+        return Pages(self, calls.history(task_id))
+
+    def histogram(self, **filters: Unpack[HistogramParams]) -> Histogram:
+        """Count the tasks that match, by time and state."""
+        return self.send(calls.histogram(filters))
+
+    def facets(self, *names: str, **filters: Unpack[FacetParams]) -> Facets:
+        """Count the most frequent values of members, such as `service` and `intent`."""
+        return self.send(calls.facets(names, filters))
+
+    def durations(self, **filters: Unpack[DurationParams]) -> Durations:
+        """Return how long the tasks took that match."""
+        return self.send(calls.durations(filters))
+
+    def record(
+        self, task: NewTask | Mapping[str, Any] | None = None, /, **members: Unpack[NewTaskMembers]
+    ) -> UUID:
+        """Record a task, given as one or by its members; return its id.
+
+        A task without an id gets one, so that it is recorded once even if it is sent again.
+        """
+        return self._run(calls.record(self._wire, calls.one_of(task, members))).task_ids[0]
+
+    def record_many(self, tasks: Iterable[NewTask | Mapping[str, Any]]) -> RecordedBody:
+        """Record tasks, in requests of up to 1,000. Each request records all of its tasks or none.
+
+        If a request fails, those before it are recorded. Tasks that have an id can be sent again.
+        """
+        batches = calls.Batches(self._wire)
+        steps = (batches.add(task) for task in tasks)
+        done = [self._run(each) for each in steps if each is not None]
+        rest = batches.rest()
+        return calls.sum_of([*done, *([self._run(rest)] if rest else [])])
+
+    def record_json(self, tasks: bytes, labels: Sequence[str]) -> RecordedBody:
+        """Record the JSON text of an array of at most 1,000 tasks, each with a task_id.
+
+        `labels` has what errors call each task, such as `line 4: `.
+        """
+        return self._run(calls.record_json(self._wire, tasks, labels))
+
+    def update(
+        self, task_id: UUID | str, *, if_match: str | None = None, **change: Unpack[Change]
+    ) -> Task:
+        """Move an open task forward and fill in members; return it. None clears a member.
+
+        With `if_match`, the `etag` of a task, it is changed only if it is still in that state.
+
+        Raises:
+            TaskNotFound: no task has this id.
+            PreconditionFailed: the task has another entity tag than `if_match`.
+            Conflict: the task is terminal, or the change goes backwards or is not allowed.
+        """
+        return self.send(calls.update(task_id, change, if_match))
+
+    def whoami(self) -> Caller:
+        """Return whom the key belongs to, and what it allows."""
+        return self.send(calls.whoami())
+
+    def send(self, call: Call[Result]) -> Result:
+        """Send a request, and again if necessary; return its result."""
+        return self._run(self._wire.exchange(call))
+
+    def _run(self, steps: Steps[Result]) -> Result:
+        """Do one step after the other until there is a result."""
+        answer: Reply | Lost | None = None
+        try:
+            while True:
+                step = steps.send(answer)
+                answer = None
+                if isinstance(step, Wait):
+                    time.sleep(step.seconds)
+                else:
+                    answer = self._attempt(step)
+        except StopIteration as done:
+            result: Result = done.value
+            return result
+
+    def _attempt(self, attempt: Attempt) -> Reply | Lost:
+        end = time.monotonic() + attempt.seconds
+        try:
+            with self._http.stream(
+                attempt.method,
+                attempt.url,
+                content=attempt.body,
+                headers=attempt.headers,
+                timeout=transport.timeouts(attempt.seconds),
+            ) as response:
+                body = bytearray()
+                for piece in response.iter_bytes():
+                    body += piece
+                    if time.monotonic() > end:
+                        return transport.TOO_SLOW
+                return transport.reply(response, bytes(body))
+        except (httpx2.HTTPError, httpx2.InvalidURL) as failure:
+            return transport.lost(failure)
