@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from playwright.async_api import Route
+from playwright.async_api import Browser, Route
 
 from audit.history.service import AuditService
 from tests.conftest import execute, task
@@ -115,3 +115,27 @@ async def test_network_that_is_gone_and_returns(open_page: Opener) -> None:
     await failure.wait_for(state="detached")
     await settled(page)
     assert await page.locator("[data-task]").count() > 0
+
+
+async def test_part_that_cannot_be_loaded_any_more_is_loaded_with_the_whole_page(
+    browser: Browser, site: Site
+) -> None:
+    """As after an update of the service: the part of the old version is gone."""
+    context = await browser.new_context(base_url=site.url)
+    page = await context.new_page()
+    await page.goto("tasks?status=failed&last=7d")
+    await settled(page)
+    await page.route("**/views/help.js", lambda route: route.fulfill(status=404))
+    await page.keyboard.press("?")
+    alert = page.get_by_role("alert")
+    await alert.get_by_text("A part of the page cannot be loaded").wait_for()
+    assert await page.locator("[data-task]").count() > 0
+
+    await page.unroute_all()
+    await alert.get_by_role("button", name="Load the page again").click()
+    await alert.wait_for(state="detached")
+    await settled(page)
+    assert urlsplit(page.url).query == "status=failed&last=7d"
+    await page.keyboard.press("?")
+    await page.wait_for_selector("dialog[open]")
+    await context.close()

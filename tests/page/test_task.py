@@ -84,3 +84,20 @@ async def test_what_ran_before_a_failure_is_one_click_away(open_page: Opener, si
     await page.wait_for_url(f"**/tasks?service=payments&task={expected[2]}")
     title = page.locator(".panel h2")
     await title.get_by_text(earlier["tasks"][0]["request_text"]).wait_for()
+
+
+async def test_each_value_can_be_copied(open_page: Opener) -> None:
+    page = await open_page(f"tasks/{STORY}")
+    await page.wait_for_selector(".around")
+    for name, copied in {
+        "Copy story": "story",
+        "Copy run_playbook": "run_playbook",
+        "Copy ada@example.com": "ada@example.com",
+        f"Copy {STORY}": STORY,
+        "Copy 2026-11-18T07:01:16.785000Z": "2026-11-18T07:01:16.785000Z",
+        "Copy health check failed": "health check failed: 3 of 5 replicas did not become ready",
+        f"Copy {STORY_OUTCOME['big']}": str(STORY_OUTCOME["big"]),
+        "Copy prod": "prod",
+    }.items():
+        await page.get_by_role("button", name=name).first.click()
+        assert await clipboard(page) == copied

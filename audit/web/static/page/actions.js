@@ -1,26 +1,9 @@
-/** Everything that a person can do on the page. Views and shortcuts call these functions. */
+/** Everything that a person can do on the page, and the shortcuts for it. Views call these functions. */
 
-import { login, logout, Problem, ROOT } from "./api.js";
-import { makeClipboard } from "./clipboard.js";
-import { taskActions } from "./taskactions.js";
+import { ROOT } from "./api.js";
+import { makeClipboard, place, shownWindow, widened, zoomed } from "./shown.js";
 import { localZone } from "./time.js";
 import { changed, format, one, parse, timeChange } from "./url.js";
-import { shownWindow, widened, zoomed } from "./window.js";
-
-/** @typedef {import("./main.js").State} State */
-/** @typedef {import("./url.js").View} View */
-/** @typedef {import("./url.js").Change} Change */
-
-/**
- * What `main.js` gives to the actions.
- * @typedef {object} Page
- * @property {(name: string, path: string, params?: URLSearchParams | Record<string, string>, options?: {again?: boolean, keep?: boolean}) => Promise<void>} ask
- * @property {() => Promise<void>} checkSession
- * @property {() => void} draw
- * @property {() => void} drawPending
- * @property {(options?: {again?: boolean}) => void} load
- * @property {(view: View, options?: {replace?: boolean, mark?: object | null}) => void} visit
- */
 
 /** How long a notice is shown. */
 const NOTICE_MS = 4000;
@@ -29,9 +12,9 @@ const SPOKEN_MS = 5000;
 
 /**
  * @param {State} state
- * @param {Page} page
+ * @param {Main} main
  */
-export function makeActions(state, page) {
+export function makeActions(state, main) {
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   let noticeTimer;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -39,11 +22,14 @@ export function makeActions(state, page) {
   let spokenAt = 0;
 
   const actions = {
-    ask: page.ask,
+    ask: main.ask,
+    checkSession: main.checkSession,
+    later: main.later,
+    redraw: main.draw,
 
     /** Ask again for all parts of the page. */
     reload() {
-      page.load({ again: true });
+      main.load({ again: true });
     },
 
     /**
@@ -60,7 +46,26 @@ export function makeActions(state, page) {
      * @param {{replace?: boolean, mark?: object | null}} [options]
      */
     go(change, options) {
-      page.visit(changed(state.view, change), options);
+      main.visit(changed(state.view, change), options);
+    },
+
+    /**
+     * Return the URL of a list that has nothing in common with the shown one but the time zone.
+     * @param {Change} change
+     */
+    freshHref(change) {
+      const fresh = changed({ page: "list", id: null, params: {} }, { tz: one(state.view, "tz") });
+      return format(changed(fresh, change), ROOT);
+    },
+
+    /** Return the id of the task that is shown, in the panel or on a page of its own. */
+    taskId() {
+      return state.view.id ?? one(state.view, "task");
+    },
+
+    /** Return where the page lies in the list. */
+    place() {
+      return place(state);
     },
 
     /**
@@ -77,13 +82,13 @@ export function makeActions(state, page) {
      * @param {string} id
      */
     openPage(id) {
-      page.visit(parse(new URL(actions.taskHref(id), location.origin), ROOT));
+      main.visit(parse(new URL(actions.taskHref(id), location.origin), ROOT));
     },
 
-    /** @param {Partial<import("./main.js").Ui>} change */
+    /** @param {Partial<Ui>} change */
     set(change) {
       Object.assign(state.ui, change);
-      page.draw();
+      main.draw();
     },
 
     /**
@@ -97,7 +102,7 @@ export function makeActions(state, page) {
 
     /** Close the open task. */
     close() {
-      if (state.view.page === "task") page.visit({ page: "list", id: null, params: {} });
+      if (state.view.page === "task") main.visit({ page: "list", id: null, params: {} });
       else if (history.state?.opened) history.back();
       else actions.go({ task: null }, { replace: true });
     },
@@ -142,7 +147,7 @@ export function makeActions(state, page) {
      * @param {string} selector
      */
     focus(selector) {
-      page.drawPending();
+      main.drawPending();
       const found = document.querySelector(selector);
       if (found instanceof HTMLElement || found instanceof SVGElement) found.focus();
     },
@@ -151,10 +156,10 @@ export function makeActions(state, page) {
      * Open or close a menu. The focus moves into an opened menu.
      * @param {string} name
      */
-    toggleMenu(name) {
+    async toggleMenu(name) {
       const menu = state.ui.menu === name ? "" : name;
       actions.set({ menu });
-      if (menu) actions.focus(".menu :is(a, button, input)");
+      if (menu && (await main.need("menus"))) actions.focus(".menu :is(a, button, input)");
     },
 
     /**
@@ -192,8 +197,13 @@ export function makeActions(state, page) {
         actions.go(timeChange(zoomed(state.view, data, from, to)), { mark: { zoomed: true } });
     },
 
-    /** Go back to the view before the zoom, or else show a longer time. */
-    zoomOut() {
+    /**
+     * Go back to the view before the zoom, or else show a longer time.
+     * @param {{undo?: boolean}} [options]  `undo`: undo a zoom first.
+     */
+    zoomOut({ undo = false } = {}) {
+      if (undo && history.state?.zoomed)
+        addEventListener("popstate", () => actions.zoomOut(), { once: true });
       if (history.state?.zoomed) return history.back();
       const wider = widened(state);
       if (wider) actions.go(timeChange(wider));
@@ -203,7 +213,7 @@ export function makeActions(state, page) {
     /** @param {number} top */
     showMore(top) {
       actions.set({ top });
-      page.load();
+      main.load();
     },
 
     /**
@@ -260,32 +270,103 @@ export function makeActions(state, page) {
         actions.set({ spoken });
       }, wait);
     },
-
-    /** @param {string} key */
-    async login(key) {
-      Object.assign(state.session, { asking: true, refusal: "" });
-      page.draw();
-      let refusal = "";
-      try {
-        await login(key);
-        await page.checkSession();
-        if (state.session.needed)
-          refusal = "This browser keeps a session on https or localhost only.";
-      } catch (error) {
-        if (!(error instanceof Problem)) throw error;
-        refusal =
-          error.status === 401 ? "This key is not known, or no longer valid." : error.message;
-      }
-      Object.assign(state.session, { asking: false, refusal });
-      page.draw();
-      if (!state.session.needed) page.load({ again: true });
-    },
-
-    async logout() {
-      await logout().catch(() => {});
-      await page.checkSession();
-      page.load({ again: true });
-    },
   };
-  return { ...actions, ...makeClipboard(state, actions), ...taskActions(state, page, actions) };
+  return { ...actions, ...makeClipboard(state, actions) };
+}
+
+/**
+ * @typedef {object} Shortcut
+ * @property {string[]} keys  Any of them, as in `KeyboardEvent.key`.
+ * @property {string} text
+ * @property {(actions: Actions, state: State, key: string) => void} [run]  Without it, the element
+ *   that has the focus knows the key.
+ */
+
+/** @type {{title: string, shortcuts: Shortcut[]}[]} */
+export const GROUPS = [
+  {
+    title: "Find",
+    shortcuts: [
+      { keys: ["/"], text: "Filter", run: (actions) => actions.focus(".filters input") },
+      { keys: ["t"], text: "Time", run: (actions) => actions.toggleMenu("time") },
+      {
+        keys: ["z"],
+        text: "UTC or the zone of this computer",
+        run: (actions) => actions.toggleZone(),
+      },
+      { keys: ["f"], text: "Freeze a moving time window", run: (actions) => actions.freeze() },
+      { keys: ["v"], text: "Views", run: (actions) => actions.toggleMenu("views") },
+    ],
+  },
+  {
+    title: "List",
+    shortcuts: [
+      { keys: ["j"], text: "Next task", run: (actions) => actions.moveRow(1) },
+      { keys: ["k"], text: "Previous task", run: (actions) => actions.moveRow(-1) },
+      { keys: ["Enter"], text: "Open beside the list" },
+      { keys: ["o"], text: "Open on a page of its own", run: (actions) => openPage(actions) },
+      { keys: ["["], text: "Newer task, if one is open", run: (actions) => actions.neighbour(-1) },
+      { keys: ["]"], text: "Older task, if one is open", run: (actions) => actions.neighbour(1) },
+      { keys: ["Escape"], text: "Close", run: (actions, state) => close(actions, state) },
+    ],
+  },
+  {
+    title: "Bars, when one has the focus",
+    shortcuts: [
+      { keys: ["←", "→"], text: "Move" },
+      { keys: ["Shift ← →"], text: "Select" },
+      { keys: ["Enter"], text: "Zoom in" },
+    ],
+  },
+  {
+    title: "Page",
+    shortcuts: [
+      { keys: ["0"], text: "Zoom out", run: (actions) => actions.zoomOut() },
+      {
+        keys: ["y"],
+        text: "Linear or logarithmic bars",
+        run: (actions, state) => actions.set({ log: !state.ui.log }),
+      },
+      { keys: ["c"], text: "Copy a link", run: (actions) => actions.copyLink() },
+      { keys: ["x"], text: "Copy as curl", run: (actions) => actions.copyCurl() },
+      { keys: ["d"], text: "Dark or light", run: (actions) => actions.cycleTheme() },
+      { keys: ["?"], text: "This help", run: (actions) => actions.set({ help: true }) },
+    ],
+  },
+];
+
+const FIELDS = "input, select, textarea, [contenteditable], [role=combobox]";
+const shortcuts = GROUPS.flatMap((group) => group.shortcuts).filter((shortcut) => shortcut.run);
+
+/**
+ * @param {KeyboardEvent} event
+ * @param {State} state
+ * @param {Actions} actions
+ */
+export function press(event, state, actions) {
+  if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (state.session.needed || state.ui.help || event.isComposing) return;
+  const isEscape = event.key === "Escape";
+  const inField = /** @type {Element} */ (event.target).closest?.(FIELDS);
+  if (!isEscape && (inField || !state.ui.keys)) return;
+  const found = shortcuts.find(({ keys }) => keys.includes(event.key));
+  if (!found) return;
+  event.preventDefault();
+  found.run?.(actions, state, event.key);
+}
+
+/** @param {Actions} actions */
+function openPage(actions) {
+  const id = actions.focusedTask() ?? actions.taskId();
+  if (id) actions.openPage(id);
+}
+
+/**
+ * @param {Actions} actions
+ * @param {State} state
+ */
+function close(actions, state) {
+  if (state.ui.menu) actions.closeMenu();
+  else if (state.ui.selection) actions.set({ selection: null });
+  else if (one(state.view, "task") || state.view.page === "task") actions.close();
 }

@@ -9,48 +9,11 @@
 export const ROOT = new URL("../../../", import.meta.url).pathname;
 const API = `${ROOT}api/v1/audit/`;
 
-/** @typedef {"pending" | "approved" | "executing" | "completed" | "failed" | "rejected"} Status */
-/** @typedef {Record<Status, number>} Counts */
-
-/**
- * A task of a list.
- * @typedef {object} Row
- * @property {string} task_id
- * @property {Status} status
- * @property {string} request_text
- * @property {string[]} services_touched
- * @property {Record<string, unknown> | null} outcome
- * @property {string} created_at
- * @property {string | null} completed_at
- * @property {string | null} error_message
- */
-/** @typedef {{tasks: Row[], total: number, limit: number, offset: number | null, next_cursor: string | null}} Page */
-/** @typedef {{start: string, end: string, partial: boolean, total: number, status: Counts}} Bucket */
-/** @typedef {{interval: string, tz: string, since: string, until: string, total: number, status: Counts, failure_rate: number | null, buckets: Bucket[]}} Histogram */
-/** @typedef {{values: {value: string | null, total: number}[] | null, more?: boolean, matching?: number, at_most?: number, fits?: string | null}} Facet */
-/** @typedef {{total: number, facets: Record<string, Facet>}} Facets */
-/**
- * A task with all its members.
- * @typedef {Row & {project_id: string | null, created_by: string | null, recorded_at: string, approved_at: string | null, estimated_resources: unknown, actual_resources: unknown, external_ai_used: unknown, suggestions: unknown[] | null}} Task
- */
-/** @typedef {{position: number | null, at: string, kind: string, status: Status, actor: string | null, role: string | null, request_id: string | null, changed: Record<string, {from: unknown, to: unknown}> | null}} TaskEvent */
-/** @typedef {{task_id: string, events: TaskEvent[], next_cursor: string | null}} History */
-/** @typedef {{name: string | null, scopes: string[], project_id: string | null, expires_at: string | null, via: "key" | "token" | "session" | "nobody", version: string, trace_url?: string | null}} Whoami */
-
-/**
- * A response of the API.
- * @template T
- * @typedef {object} Answer
- * @property {T} data
- * @property {string} text  The body as it was sent, for numbers that a double cannot hold.
- * @property {Date} at  The time of the server when it answered.
- */
-
 /** Says why the API did not answer a request (RFC 9457). */
 export class Problem extends Error {
   /**
    * @param {number} status  0 if the server could not be reached.
-   * @param {{title?: string, detail?: string, instance?: string, errors?: {field: string, detail: string}[], matching?: number, at_most?: number, fits?: string | null}} body
+   * @param {Refusal} body
    * @param {number | null} retryAfterSeconds
    */
   constructor(status, body, retryAfterSeconds) {
@@ -70,7 +33,7 @@ export class Problem extends Error {
 /**
  * Ask the API.
  * @param {string} path  Below `/api/v1/audit/`.
- * @param {URLSearchParams | Record<string, string>} [params]
+ * @param {Params} [params]
  * @param {AbortSignal} [signal]
  * @returns {Promise<Answer<any>>}
  * @throws {Problem} if the API refuses the request or cannot be reached.
@@ -89,8 +52,9 @@ export async function get(path, params = {}, signal = undefined) {
 /**
  * @param {string} url
  * @param {RequestInit} init
+ * @throws {Problem}
  */
-async function send(url, init) {
+export async function send(url, init) {
   /** @type {Response} */
   let response;
   try {
@@ -108,30 +72,6 @@ async function send(url, init) {
 function unreachable() {
   const title = "The service cannot be reached";
   return new Problem(0, { title, detail: "The network or the service is down." }, 5);
-}
-
-/**
- * @param {AbortSignal} [signal]
- * @returns {Promise<Answer<Whoami>>}
- */
-export function whoami(signal) {
-  return get("whoami", {}, signal);
-}
-
-/**
- * Exchange a key for a session, which the browser keeps in a cookie that no script can read.
- * @param {string} key
- */
-export async function login(key) {
-  await send(`${ROOT}session`, {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ key }),
-  });
-}
-
-export async function logout() {
-  await send(`${ROOT}session`, { method: "DELETE" });
 }
 
 /**

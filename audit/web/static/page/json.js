@@ -3,15 +3,6 @@
 import { html, nothing } from "../lit-html/lit-html.js";
 
 /**
- * A value with its source text. `items` are the members of an object or the elements of an array.
- * @typedef {object} JsonNode
- * @property {"object" | "array" | "string" | "number" | "word"} kind
- * @property {string} text the source of the value
- * @property {{name: string, node: JsonNode}[]} items
- * @property {boolean} [open] whether the reader opened or closed it; undefined: the default
- */
-
-/**
  * What to show after a value. The path has null for an element of an array.
  * @typedef {(path: (string | null)[], node: JsonNode) => unknown} After
  */

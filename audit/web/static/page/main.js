@@ -4,74 +4,17 @@
  * Everything that a link should carry is in the URL (`state.view`). `state.parts` holds the answers
  * of the API, each of which loads and fails on its own. `state.ui` holds what no link needs to carry.
  * A view is a function from the state to a template. It changes nothing itself; it calls an action.
+ * The types are in `types.d.ts`.
  */
 
 import { render } from "../lit-html/lit-html.js";
-import { makeActions } from "./actions.js";
-import { get, Problem, ROOT, whoami } from "./api.js";
-import { press } from "./keys.js";
-import { remember } from "./place.js";
+import { makeActions, press } from "./actions.js";
+import { get, Problem, ROOT } from "./api.js";
+import { remember } from "./shown.js";
 import { isZone } from "./time.js";
 import { changed, filterParams, format, isStep, listParams, one, parse } from "./url.js";
-import { askAround } from "./views/around.js";
-import { counted } from "./views/parts.js";
+import { askOutside, counted } from "./views/parts.js";
 import { shell } from "./views/shell.js";
-import { askOutside } from "./views/states.js";
-
-/**
- * One answer of the API, and how it is doing.
- * @template T
- * @typedef {object} Part
- * @property {string} question  The path and the parameters that were asked for last.
- * @property {T | null} data  The last answer. While another question loads, the answer before.
- * @property {string} text  The body of the last answer.
- * @property {Date | null} at  The time of the server when it gave the last answer.
- * @property {boolean} loading
- * @property {Problem | null} problem  Why the last question has no answer.
- * @property {AbortController | null} request
- */
-
-/**
- * Answers by name. A view may ask for more by `actions.ask(name, path, params)`.
- * @typedef {Record<string, Part<any>> & {
- *   list: Part<import("./api.js").Page>,
- *   histogram: Part<import("./api.js").Histogram>,
- *   facets: Part<import("./api.js").Facets>,
- *   task: Part<import("./api.js").Task>,
- *   history: Part<import("./api.js").History>,
- * }} Parts
- */
-
-/**
- * @typedef {object} Ui
- * @property {string} menu  The open menu: "time", "zone", "copy", "views", or "".
- * @property {boolean} help
- * @property {string} draft  The text in the filter box.
- * @property {number} option  The highlighted proposal of the filter box, or -1.
- * @property {number} bar  The bar under the pointer or the focus, or -1.
- * @property {[number, number] | null} selection  The first and the last selected bar.
- * @property {boolean} table  Show the histogram as a table.
- * @property {boolean} log  Scale the histogram logarithmically.
- * @property {number} top  How many values a facet shows.
- * @property {Record<string, string>} find  The text in the find box of each facet.
- * @property {boolean} filtersOpen  On a narrow screen, show the facets.
- * @property {boolean} narrow
- * @property {"auto" | "light" | "dark"} theme
- * @property {boolean} keys  Shortcuts are on.
- * @property {string} notice  A short message for everyone, such as "Link copied".
- * @property {string} spoken  A message for screen readers.
- */
-
-/**
- * @typedef {object} State
- * @property {import("./url.js").View} view
- * @property {string} zone  The time zone in which all times are shown.
- * @property {{needed: boolean, who: import("./api.js").Whoami | null, asking: boolean, refusal: string}} session  `refusal`: why the last try to sign in failed.
- * @property {Parts} parts
- * @property {Ui} ui
- */
-
-/** @typedef {ReturnType<typeof makeActions>} Actions */
 
 const NARROW = matchMedia("(max-width: 719px)");
 const root = /** @type {HTMLElement} */ (document.getElementById("page"));
@@ -121,8 +64,66 @@ const state = {
     keys: localStorage.getItem("keys") !== "off",
     notice: "",
     spoken: "",
+    outdated: false,
   },
 };
+
+/** The parts of the page that are loaded when they are needed first. */
+const LATER = {
+  help: () => import("./views/help.js"),
+  login: () => import("./views/login.js"),
+  menus: () => import("./views/menus.js"),
+  task: () => import("./views/task.js"),
+};
+/** @type {{[N in keyof typeof LATER]?: Promise<unknown>}} */
+const loading = {};
+/** @type {Partial<Later>} */
+const loaded = {};
+/** @type {Promise<unknown> | undefined} */
+let style;
+
+/**
+ * Load a part of the page. Return undefined if it cannot be loaded.
+ * @template {keyof Later} N
+ * @param {N} name
+ * @returns {Promise<Later[N] | undefined>}
+ */
+async function need(name) {
+  style ??= loadStyle();
+  loading[name] ??= LATER[name]();
+  try {
+    const [found] = await Promise.all([loading[name], style]);
+    loaded[name] = /** @type {Later[N]} */ (found);
+  } catch {
+    // The assets of another version have other URLs, so they are gone when the service is updated.
+    state.ui.outdated = true;
+  }
+  draw();
+  return loaded[name];
+}
+
+/**
+ * Return a part of the page. If it is not there yet, load it, and draw again when it is.
+ * @template {keyof Later} N
+ * @param {N} name
+ * @returns {Later[N] | undefined}
+ */
+function later(name) {
+  if (!loaded[name] && !loading[name]) need(name);
+  return loaded[name];
+}
+
+/** Load the styles of all parts that are loaded later. */
+function loadStyle() {
+  return new Promise((resolve, reject) => {
+    const link = document.createElement("link");
+    link.addEventListener("load", resolve);
+    link.addEventListener("error", reject);
+    link.rel = "stylesheet";
+    link.href = new URL("./later.css", import.meta.url).href;
+    document.head.append(link);
+  });
+}
 
 /** Whether something was changed since the last rendering. */
 let pending = false;
@@ -146,11 +147,10 @@ function drawNow() {
 
 /**
  * Ask the API, unless this question was asked already.
- * @param {string} name  Where `state.parts` keeps the answer.
+ * @param {keyof Parts} name  Where `state.parts` keeps the answer.
  * @param {string} path
- * @param {URLSearchParams | Record<string, string>} [params]
- * @param {{again?: boolean, keep?: boolean}} [options]  `again`: also if it was asked already.
- *   `keep`: show the answer before until this one is here.
+ * @param {Params} [params]
+ * @param {AskOptions} [options]
  */
 async function ask(name, path, params = {}, { again = false, keep = false } = {}) {
   const part = state.parts[name] ?? emptyPart();
@@ -179,7 +179,7 @@ async function ask(name, path, params = {}, { again = false, keep = false } = {}
   draw();
 }
 
-/** @param {import("./api.js").Page} page */
+/** @param {Page} page */
 function listArrived(page) {
   remember(state);
   const total = counted(page.total, "task");
@@ -188,10 +188,10 @@ function listArrived(page) {
   askOutside(state, ask);
 }
 
-/** @param {import("./api.js").Task} task */
-function taskArrived(task) {
+/** @param {Task} task */
+async function taskArrived(task) {
   if (state.view.page === "task") document.title = `${task.request_text.slice(0, 80)} · Task audit`;
-  askAround(task, ask);
+  (await need("task"))?.askAround(task, ask);
 }
 
 /** @param {unknown} error */
@@ -235,7 +235,7 @@ function load({ again = false } = {}) {
 /** Find out who asks. A service without this route, or without keys, needs no login. */
 async function checkSession() {
   try {
-    state.session = { needed: false, who: (await whoami()).data, asking: false, refusal: "" };
+    state.session = { needed: false, who: (await get("whoami")).data, asking: false, refusal: "" };
   } catch (error) {
     const needed = asProblem(error).status === 401;
     state.session = { needed, who: null, asking: false, refusal: "" };
@@ -245,9 +245,8 @@ async function checkSession() {
 
 /**
  * Show another view.
- * @param {import("./url.js").View} view
- * @param {{replace?: boolean, mark?: object | null}} [options]  `replace`: Back does not return to
- *   the view before. `mark`: stored with the entry of the browser's history.
+ * @param {View} view
+ * @param {VisitOptions} [options]
  */
 function visit(view, { replace = !isStep(state.view, view), mark = null } = {}) {
   const pages = ["cursor", "offset"].some((name) => one(state.view, name) !== one(view, name));
@@ -258,7 +257,7 @@ function visit(view, { replace = !isStep(state.view, view), mark = null } = {}) 
   if (pages) document.querySelector(".columns")?.scrollIntoView();
 }
 
-/** @param {import("./url.js").View} view */
+/** @param {View} view */
 function show(view) {
   const before = state.view;
   state.view = view;
@@ -284,7 +283,16 @@ function chooseZone() {
   state.zone = isZone(zone) ? zone : "UTC";
 }
 
-const actions = makeActions(state, { ask, checkSession, draw, drawPending, load, visit });
+const actions = makeActions(state, {
+  ask,
+  checkSession,
+  draw,
+  drawPending,
+  later,
+  load,
+  need,
+  visit,
+});
 
 /** Follow a link of the page without loading the page again. */
 addEventListener("click", (event) => {

@@ -1,9 +1,14 @@
 /**
- * Every format of a time, a duration and a zone. Dates are always in ISO order.
+ * Every format of a time, a duration, a zone and an axis of time. Dates are always in ISO order.
  *
  * Times come from the API in UTC with microseconds. `Date` knows milliseconds only, so the digits
  * after the second are taken from the text.
  */
+
+import { one } from "./url.js";
+
+/** The windows that follow the clock, which the page offers. */
+export const WINDOWS = ["15m", "1h", "6h", "24h", "7d", "30d", "90d"];
 
 /** @type {Map<string, Intl.DateTimeFormat>} */
 const formats = new Map();
@@ -270,4 +275,137 @@ export function span(text) {
     words: digits === "1" ? `${unit}` : `${digits} ${unit}s`,
     seconds: +digits * +seconds,
   };
+}
+
+/**
+ * @param {State} state
+ */
+export function timeWords({ view, zone }) {
+  const [last, days, since, until] = ["last", "days", "since", "until"].map((name) =>
+    one(view, name),
+  );
+  const relative = last ?? (days ? `${days}d` : null);
+  if (relative) return `Last ${span(relative)?.words ?? relative}`;
+  const at = (/** @type {string} */ time) =>
+    Number.isNaN(Date.parse(time)) ? time : minute(time, zone);
+  if (since && until && !Number.isNaN(Date.parse(since) + Date.parse(until)))
+    return range(since, until, zone);
+  if (since) return `Since ${at(since)}`;
+  return until ? `Before ${at(until)}` : "All time";
+}
+
+const INTERVAL_WORDS = new Map([
+  ["1m", "minute"],
+  ["5m", "5 minutes"],
+  ["15m", "15 minutes"],
+  ["1h", "hour"],
+  ["3h", "3 hours"],
+  ["6h", "6 hours"],
+  ["12h", "12 hours"],
+  ["1d", "day"],
+  ["1w", "week"],
+  ["1mo", "month"],
+  ["1y", "year"],
+]);
+
+/** @param {string} interval */
+export function intervalWords(interval) {
+  return INTERVAL_WORDS.get(interval) ?? interval;
+}
+
+/**
+ * Return a range of time, without repeating what both ends have in common.
+ *
+ * Such as "2026-11-23 07:00 – 10:00" or "2026-11-23 – 2026-11-30".
+ * @param {string} since
+ * @param {string} until
+ * @param {string} zone
+ */
+export function range(since, until, zone) {
+  const [from, to] = [clock(since, zone), clock(until, zone)];
+  // Seconds do not matter in a range of hours.
+  const short = Date.parse(until) - Date.parse(since) < 3600000;
+  const time = (/** @type {Clock} */ at) =>
+    `${at.hour}:${at.minute}${short && at.second !== "00" ? `:${at.second}` : ""}`;
+  const days = [day(since, zone), day(until, zone)];
+  const midnight = time(from) === "00:00" && time(to) === "00:00";
+  if (midnight) {
+    const last = day(Date.parse(until) - 1, zone);
+    return last === days[0] ? `${days[0]} ${from.weekday}` : `${days[0]} – ${last}`;
+  }
+  if (days[0] === days[1]) return `${days[0]} ${time(from)} – ${time(to)}`;
+  const end = from.year === to.year ? days[1].slice(5) : days[1];
+  return `${days[0]} ${time(from)} – ${end} ${time(to)}`;
+}
+
+/**
+ * Which bars may carry a label, from the finest rule to the coarsest.
+ * @type {{fits: (at: Clock) => boolean, shows: "time" | "day" | "month"}[]}
+ */
+const RULES = [
+  ...[1, 2, 5, 10, 15, 30].map((n) => ({
+    fits: (/** @type {Clock} */ at) => +at.minute % n === 0,
+    shows: /** @type {const} */ ("time"),
+  })),
+  ...[1, 2, 3, 6, 12].map((n) => ({
+    fits: (/** @type {Clock} */ at) => at.minute === "00" && +at.hour % n === 0,
+    shows: /** @type {const} */ ("time"),
+  })),
+  { fits: isMidnight, shows: "day" },
+  { fits: (at) => isMidnight(at) && +at.day % 2 === 1 && +at.day < 31, shows: "day" },
+  { fits: (at) => isMidnight(at) && at.weekday === "Mon", shows: "day" },
+  ...[1, 2, 3, 6, 12].map((n) => ({
+    fits: (/** @type {Clock} */ at) =>
+      isMidnight(at) && at.day === "01" && (+at.month - 1) % n === 0,
+    shows: /** @type {const} */ ("month"),
+  })),
+];
+
+/** @param {Clock} at */
+function isMidnight(at) {
+  return at.hour === "00" && at.minute === "00";
+}
+
+/**
+ * Return the bars to label: as many as fit, at times that people know.
+ * @param {Bucket[]} buckets
+ * @param {string} zone
+ * @param {boolean} narrow
+ */
+export function xTicks(buckets, zone, narrow) {
+  const most = narrow ? 5 : 10;
+  const clocks = buckets.map((bucket) => clock(bucket.start, zone));
+  for (const { fits, shows } of RULES) {
+    const indexes = clocks.flatMap((at, index) => (fits(at) ? [index] : []));
+    if (indexes.length < 2) break;
+    if (indexes.length <= most) {
+      return indexes.map((index) => ({ index, label: tickLabel(clocks[index], shows, narrow) }));
+    }
+  }
+  const days = clocks.every(isMidnight);
+  const every = Math.ceil(buckets.length / (narrow ? (days ? 5 : 3) : 8));
+  return clocks.flatMap((at, index) =>
+    index % every === 0 ? [{ index, label: days ? date(at) : `${date(at)} ${time(at)}` }] : [],
+  );
+}
+
+/**
+ * @param {Clock} at
+ * @param {"time" | "day" | "month"} shows
+ * @param {boolean} narrow
+ */
+function tickLabel(at, shows, narrow) {
+  if (shows === "month") return at.month === "01" ? at.year : `${at.year}-${at.month}`;
+  if (shows === "time") return isMidnight(at) ? date(at) : time(at);
+  return narrow ? date(at) : `${at.weekday} ${date(at)}`;
+}
+
+/** @param {Clock} at */
+function date(at) {
+  return `${at.month}-${at.day}`;
+}
+
+/** @param {Clock} at */
+function time(at) {
+  return `${at.hour}:${at.minute}`;
 }

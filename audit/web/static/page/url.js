@@ -34,19 +34,6 @@ const DEFAULTS = new Map([
 ]);
 
 /**
- * What the URL says.
- * @typedef {object} View
- * @property {"list" | "task"} page
- * @property {string | null} id  The task of the page `task`.
- * @property {Record<string, string[]>} params  Every parameter, by name.
- */
-
-/**
- * A change of parameters: a new value, several values, or null to remove the parameter.
- * @typedef {Record<string, string | string[] | null>} Change
- */
-
-/**
  * @param {URL} url
  * @param {string} root  The path of the service, which ends with a slash.
  * @returns {View}

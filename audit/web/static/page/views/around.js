@@ -1,13 +1,10 @@
 /** What ran on the same service just before and just after a task. */
 
 import { html, nothing } from "../../lit-html/lit-html.js";
+import { ROOT } from "../api.js";
 import { duration, exact, secondsBetween } from "../time.js";
+import { changed, format } from "../url.js";
 import { count, counted, partHeading, statusIcon } from "./parts.js";
-
-/** @typedef {import("../main.js").State} State */
-/** @typedef {import("../main.js").Actions} Actions */
-/** @typedef {import("../api.js").Row} Row */
-/** @typedef {import("../api.js").Task} Task */
 
 const MINUTE_MS = 60_000;
 const WINDOW_MS = 30 * MINUTE_MS;
@@ -32,7 +29,7 @@ function span(task, before, after) {
 /**
  * Ask for what is shown around a task.
  * @param {Task} task
- * @param {(name: string, path: string, params: Record<string, string>) => unknown} ask
+ * @param {Ask} ask
  */
 export function askAround(task, ask) {
   const [service] = task.services_touched;
@@ -55,9 +52,7 @@ export function askAround(task, ask) {
 export function around(task, state, actions) {
   const [service, ...others] = task.services_touched;
   if (service === undefined) return nothing;
-  /** @type {import("../api.js").Page | undefined} */
   const near = state.parts.around?.data;
-  /** @type {import("../api.js").Page | undefined} */
   const before = state.parts.before?.data;
   const failed = [state.parts.around, state.parts.before].some((part) => part?.problem);
   return html`
@@ -68,15 +63,24 @@ export function around(task, state, actions) {
           ? html`
             <p>${summary(task, near, service, actions)}</p>
             <ol class="around">
-              ${earlier(before).map((row) => line(row, task, state, actions))}
+              ${earlier(before).map((row) => line(row, task, state))}
               <li class="this"><span class="distance">this one</span>${statusIcon(task.status)}<span>${task.request_text}</span></li>
-              ${later(near, task).map((row) => line(row, task, state, actions))}
+              ${later(near, task).map((row) => line(row, task, state))}
             </ol>
-            ${lastSuccess(task, state, actions)}`
+            ${lastSuccess(task, state)}`
           : html`<p class="muted">${failed ? "The service does not say what else ran. Try again later." : "Loading…"}</p>`
       }
       ${others.length > 0 ? html`<p class="muted">Also: ${others.map((each) => html`<a class="value-link" href=${windowHref(task, each, actions)}>${each}</a> `)}</p>` : nothing}
     </section>`;
+}
+
+/**
+ * Return the URL that shows another task where this one is shown.
+ * @param {State} state
+ * @param {string} id
+ */
+function siblingHref({ view }, id) {
+  return format(view.page === "task" ? { ...view, id } : changed(view, { task: id }), ROOT);
 }
 
 /**
@@ -90,7 +94,7 @@ function windowHref(task, service, actions) {
 
 /**
  * @param {Task} task
- * @param {import("../api.js").Page} near
+ * @param {Page} near
  * @param {string} service
  * @param {Actions} actions
  */
@@ -104,14 +108,14 @@ function summary(task, near, service, actions) {
   return html`<a href=${windowHref(task, service, actions)}>${counted(others, "other task")}</a> within 30 minutes${words}.`;
 }
 
-/** @param {import("../api.js").Page} before */
+/** @param {Page} before */
 function earlier({ tasks }) {
   return tasks.toReversed();
 }
 
 /**
  * The next tasks, if they are known: lists are newest first, so they are at the end of the window.
- * @param {import("../api.js").Page} near
+ * @param {Page} near
  * @param {Task} task
  */
 function later({ tasks, total }, task) {
@@ -124,31 +128,28 @@ function later({ tasks, total }, task) {
  * @param {Row} row
  * @param {Task} task
  * @param {State} state
- * @param {Actions} actions
  */
-function line(row, task, state, actions) {
+function line(row, task, state) {
   const seconds = secondsBetween(task.created_at, row.created_at);
   const when = `${seconds < 0 ? "−" : "+"}${duration(Math.abs(seconds))}`;
   return html`
     <li>
       <time class="distance" datetime=${row.created_at} title=${exact(row.created_at, state.zone)}>${when}</time>
       <span class="status ${row.status}">${statusIcon(row.status)}<span class="hidden">${row.status}</span></span>
-      <a href=${actions.siblingHref(row.task_id)}>${row.request_text}</a>
+      <a href=${siblingHref(state, row.task_id)}>${row.request_text}</a>
     </li>`;
 }
 
 /**
  * @param {Task} task
  * @param {State} state
- * @param {Actions} actions
  */
-function lastSuccess(task, state, actions) {
+function lastSuccess(task, state) {
   const intent = task.outcome?.action_type;
-  /** @type {Row[] | undefined} */
   const rows = state.parts.success?.data?.tasks;
   if (typeof intent !== "string" || !rows) return nothing;
   const [row] = rows;
   if (!row) return html`<p>${intent} has not succeeded on this service before.</p>`;
   const ago = duration(secondsBetween(row.created_at, task.created_at));
-  return html`<p>Last success of ${intent}: <a href=${actions.siblingHref(row.task_id)}>${ago} before</a>.</p>`;
+  return html`<p>Last success of ${intent}: <a href=${siblingHref(state, row.task_id)}>${ago} before</a>.</p>`;
 }

@@ -1,15 +1,9 @@
 /** The most frequent values of each filter, with exact counts. */
 
-import { live } from "../../lit-html/directives/live.js";
 import { html, nothing } from "../../lit-html/lit-html.js";
 import { minute } from "../time.js";
 import { all, one, timeChange, toggled } from "../url.js";
-import { count } from "./parts.js";
-import { failed } from "./states.js";
-
-/** @typedef {import("../main.js").State} State */
-/** @typedef {import("../main.js").Actions} Actions */
-/** @typedef {import("../api.js").Facet} Facet */
+import { count, failed } from "./parts.js";
 
 /** @type {{name: string, title: string, note?: string}[]} */
 const GROUPS = [
@@ -44,9 +38,7 @@ function facet({ name, title, note }, found, state, actions) {
   const open = (one(state.view, "facets")?.split(",") ?? OPEN).filter(Boolean);
   const chosen = all(state.view, name);
   return html`
-    <details class="facet" ?open=${live(open.includes(name))} @toggle=${(
-      /** @type {Event} */ event,
-    ) => {
+    <details class="facet" ?open=${open.includes(name)} @toggle=${(/** @type {Event} */ event) => {
       const isOpen = /** @type {HTMLDetailsElement} */ (event.target).open;
       if (isOpen === open.includes(name)) return;
       const now = isOpen ? [...open, name] : open.filter((each) => each !== name);
@@ -81,7 +73,7 @@ function content(name, title, found, state, actions) {
   return html`
     ${
       findable && state.ui.top > 10
-        ? html`<input type="search" class="find" placeholder="Find" aria-label="Find in ${title}" .value=${live(state.ui.find[name] ?? "")}
+        ? html`<input type="search" class="find" placeholder="Find" aria-label="Find in ${title}" .value=${state.ui.find[name] ?? ""}
             @input=${(/** @type {Event} */ event) =>
               actions.set({
                 find: {
@@ -119,7 +111,7 @@ function item(name, { value, total }, most, chosen, state, actions) {
   return html`
     <li class="value ${on ? "on" : ""}">
       ${share}
-      <input type="checkbox" aria-label=${`${on ? "Remove" : "Add"} ${value}`} .checked=${live(on)}
+      <input type="checkbox" aria-label=${`${on ? "Remove" : "Add"} ${value}`} .checked=${on}
         @change=${() => actions.go(toggled(state.view, name, value))}>
       <a class="name" href=${actions.href({ [name]: on && chosen.length === 1 ? null : value })} title=${value}>${value}</a>
       <span class="n">${count(total)}</span>

@@ -2,8 +2,9 @@
 
 import { Directive, directive } from "../../lit-html/directive.js";
 import { html, noChange, nothing } from "../../lit-html/lit-html.js";
+import { GROUPS } from "../actions.js";
 import { ROOT } from "../api.js";
-import { GROUPS } from "../keys.js";
+import { signOut } from "./login.js";
 import { icon } from "./parts.js";
 
 /** Opens a dialog as a modal one when it is first rendered. */
@@ -22,8 +23,8 @@ class Modal extends Directive {
 const modal = directive(Modal);
 
 /**
- * @param {import("../main.js").State} state
- * @param {import("../main.js").Actions} actions
+ * @param {State} state
+ * @param {Actions} actions
  */
 export function help(state, actions) {
   const { who } = state.session;
@@ -35,6 +36,12 @@ export function help(state, actions) {
   const outside = (event) => {
     if (event.target === event.currentTarget) close(event);
   };
+  /** @param {Event} event */
+  const switchKeys = (event) => {
+    const keys = /** @type {HTMLInputElement} */ (event.target).checked;
+    localStorage.setItem("keys", keys ? "on" : "off");
+    actions.set({ keys });
+  };
   return html`
     <dialog class="help" aria-labelledby="help-title" ${modal()} @click=${outside} @close=${() => actions.set({ help: false })}>
       <div class="help-body">
@@ -44,12 +51,7 @@ export function help(state, actions) {
         </header>
         <p>Everything on the page is in its address: copy it, and a colleague sees the same. Drag over the bars to zoom into a time. Click a value to see only its tasks.</p>
         <h3>Shortcuts</h3>
-        <label class="switch"><input type="checkbox" .checked=${state.ui.keys} @change=${(
-          /** @type {Event} */ event,
-        ) =>
-          actions.setKeys(
-            /** @type {HTMLInputElement} */ (event.target).checked,
-          )}> Shortcuts are on</label>
+        <label class="switch"><input type="checkbox" .checked=${state.ui.keys} @change=${switchKeys}> Shortcuts are on</label>
         <div class="shortcuts">
           ${GROUPS.map(
             ({ title, shortcuts }) => html`
@@ -65,7 +67,7 @@ export function help(state, actions) {
           <a href="${ROOT}docs">Documentation of the API</a>
           ${who ? html`<span class="muted">Version ${who.version}</span>` : nothing}
           ${who?.name ? html`<span class="muted">Signed in as ${who.name}</span>` : nothing}
-          ${who?.via === "session" ? html`<button type="button" @click=${actions.logout}>Sign out</button>` : nothing}
+          ${who?.via === "session" ? html`<button type="button" @click=${() => signOut(actions)}>Sign out</button>` : nothing}
         </footer>
       </div>
     </dialog>`;

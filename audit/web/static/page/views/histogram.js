@@ -1,17 +1,10 @@
 /** Tasks over time: stacked bars that can be brushed, and the same numbers as a table. */
 
 import { html, nothing, svg } from "../../lit-html/lit-html.js";
+import { intervalWords, range, xTicks } from "../time.js";
 import { one } from "../url.js";
-import { barLabel, intervalWords, range, xTicks, yTicks } from "./axis.js";
-import { drop, key, move, press, release } from "./brush.js";
 import { tooMany } from "./facets.js";
-import { count, counted, icon, percent, STATUSES } from "./parts.js";
-import { failed } from "./states.js";
-
-/** @typedef {import("../main.js").State} State */
-/** @typedef {import("../main.js").Actions} Actions */
-/** @typedef {import("../api.js").Bucket} Bucket */
-/** @typedef {import("../api.js").Histogram} Histogram */
+import { count, counted, failed, icon, percent, STATUSES } from "./parts.js";
 
 /** The height of the bars and of the labels below them, in px. */
 const HEIGHT = 120;
@@ -114,7 +107,7 @@ function controls(state, actions, data) {
           ? html`<button type="button" class="small primary" @click=${() => actions.zoom(...selection)}>Zoom in</button>`
           : nothing
       }
-      <button type="button" class="small" title="Zoom out (0)" @click=${actions.zoomOut}>${icon("zoomOut")}Zoom out</button>
+      <button type="button" class="small" title="Zoom out (0)" @click=${() => actions.zoomOut()}>${icon("zoomOut")}Zoom out</button>
       <label class="small select">
         <span class="hidden">Width of a bar</span>
         <select @change=${(/** @type {Event} */ event) => {
@@ -155,6 +148,7 @@ function chart(state, actions, data) {
       @pointerdown=${(/** @type {PointerEvent} */ event) => press(event, actions, buckets.length)}
       @pointermove=${(/** @type {PointerEvent} */ event) => move(event, state, actions, buckets.length)}
       @pointerup=${(/** @type {PointerEvent} */ event) => release(event, state, actions)}
+      @click=${(/** @type {MouseEvent} */ event) => click(event, state, actions)}
       @pointercancel=${() => drop(actions)}
       @pointerleave=${() => state.ui.selection ?? actions.set({ bar: -1 })}
       @keydown=${(/** @type {KeyboardEvent} */ event) => key(event, state, actions, buckets.length)}>
@@ -248,4 +242,129 @@ function table(state, data) {
 function failureRate({ status }) {
   const ended = status.failed + status.completed;
   return percent(ended ? status.failed / ended : null);
+}
+
+/**
+ * @param {PointerEvent} event
+ * @param {number} bars
+ */
+function barAt(event, bars) {
+  const { left, width } = /** @type {Element} */ (event.currentTarget).getBoundingClientRect();
+  const index = Math.floor(((event.clientX - left) / width) * bars);
+  return Math.min(Math.max(index, 0), bars - 1);
+}
+
+/**
+ * @param {PointerEvent} event
+ * @param {Actions} actions
+ * @param {number} bars
+ */
+function press(event, actions, bars) {
+  if (event.button !== 0) return;
+  const target = /** @type {Element} */ (event.currentTarget);
+  target.setPointerCapture(event.pointerId);
+  const at = barAt(event, bars);
+  actions.set({ bar: at, selection: [at, at] });
+}
+
+/**
+ * @param {PointerEvent} event
+ * @param {State} state
+ * @param {Actions} actions
+ * @param {number} bars
+ */
+function move(event, state, actions, bars) {
+  const target = /** @type {Element} */ (event.currentTarget);
+  const at = barAt(event, bars);
+  const { bar, selection } = state.ui;
+  if (at === bar) return;
+  const brushing = selection && target.hasPointerCapture(event.pointerId);
+  actions.set({ bar: at, selection: brushing ? [selection[0], at] : selection });
+}
+
+/**
+ * @param {PointerEvent} event
+ * @param {State} state
+ * @param {Actions} actions
+ */
+function release(event, state, actions) {
+  const target = /** @type {Element} */ (event.currentTarget);
+  const { selection } = state.ui;
+  if (!selection || !target.hasPointerCapture(event.pointerId)) return;
+  if (selection[0] !== selection[1]) actions.zoom(...selection);
+}
+
+/**
+ * A click zooms in to one bar. The second click of a double click undoes that, and zooms out.
+ * @param {MouseEvent} event
+ * @param {State} state
+ * @param {Actions} actions
+ */
+function click({ detail }, { ui: { selection } }, actions) {
+  if (detail === 2) actions.zoomOut({ undo: true });
+  else if (detail === 1 && selection && selection[0] === selection[1]) actions.zoom(...selection);
+}
+
+/** @param {Actions} actions */
+function drop(actions) {
+  actions.set({ bar: -1, selection: null });
+}
+
+/**
+ * @param {KeyboardEvent} event
+ * @param {State} state
+ * @param {Actions} actions
+ * @param {number} bars
+ */
+function key(event, state, actions, bars) {
+  const focused = document.activeElement?.closest("[data-bar]")?.getAttribute("data-bar");
+  if (!focused || event.ctrlKey || event.altKey || event.metaKey) return;
+  const { selection } = state.ui;
+  const steps = { ArrowLeft: -1, ArrowRight: 1, Home: -bars, End: bars };
+  const step = steps[/** @type {keyof typeof steps} */ (event.key)];
+  if (step) {
+    const to = Math.min(Math.max(+focused + step, 0), bars - 1);
+    actions.set({ bar: to, selection: event.shiftKey ? [selection?.[0] ?? +focused, to] : null });
+    actions.focus(`[data-bar="${to}"]`);
+  } else if (event.key === "Enter" || event.key === " ") {
+    // The focus goes to a bar that is there whatever the zoom shows.
+    actions.focus('[data-bar="0"]');
+    actions.zoom(...(selection ?? [+focused, +focused]));
+  } else if (event.key === "Escape" && selection) {
+    actions.set({ selection: null });
+  } else return;
+  event.preventDefault();
+  event.stopPropagation();
+}
+
+/**
+ * What a screen reader says about a bar.
+ * @param {Bucket} bucket
+ * @param {string} zone
+ */
+function barLabel(bucket, zone) {
+  const parts = STATUSES.filter((status) => bucket.status[status] > 0).map(
+    (status) => `${count(bucket.status[status])} ${status}`,
+  );
+  const part = bucket.partial ? ", only a part of it" : "";
+  return `${range(bucket.start, bucket.end, zone)}${part}: ${parts.join(", ") || "no tasks"}`;
+}
+
+/**
+ * Return round numbers from the lowest line to the one at or above the highest bar.
+ * @param {number} highest
+ * @param {boolean} log
+ */
+function yTicks(highest, log) {
+  if (log) {
+    const ticks = [1];
+    while (ticks[ticks.length - 1] < highest) ticks.push(ticks[ticks.length - 1] * 10);
+    return ticks.length > 1 ? ticks : [1, 10];
+  }
+  const rough = Math.max(highest, 1) / 3;
+  const magnitude = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 2.5, 5, 10].map((n) => n * magnitude).find((n) => n >= rough) ?? 1;
+  const whole = Math.max(1, Math.ceil(step));
+  const lines = Math.max(1, Math.ceil(highest / whole));
+  return Array.from({ length: lines }, (_, i) => (i + 1) * whole);
 }

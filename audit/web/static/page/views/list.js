@@ -1,18 +1,23 @@
 /** The list: what is shown, states, histogram, facets, tasks, paging. */
 
+import { repeat } from "../../lit-html/directives/repeat.js";
 import { html, nothing } from "../../lit-html/lit-html.js";
-import { all, toggled } from "../url.js";
+import { ago, clock, duration, exact, minute, secondsBetween, timeWords } from "../time.js";
+import { all, one, toggled } from "../url.js";
 import { facets } from "./facets.js";
-import { foot } from "./foot.js";
 import { histogram } from "./histogram.js";
-import { count, counted, icon, percent, STATUSES, statusIcon } from "./parts.js";
-import { rows } from "./rows.js";
-import { share } from "./share.js";
-import { empty, failed, loading } from "./states.js";
-import { timeWords } from "./timemenu.js";
-
-/** @typedef {import("../main.js").State} State */
-/** @typedef {import("../main.js").Actions} Actions */
+import {
+  count,
+  counted,
+  empty,
+  failed,
+  icon,
+  loading,
+  menuHolder,
+  percent,
+  STATUSES,
+  statusIcon,
+} from "./parts.js";
 
 /**
  * @param {State} state
@@ -40,6 +45,21 @@ export function list(state, actions) {
         </section>
       </div>
     </div>`;
+}
+
+/**
+ * Ways to hand on what is shown.
+ * @param {State} state
+ * @param {Actions} actions
+ */
+function share(state, actions) {
+  const open = state.ui.menu === "copy";
+  const opener = html`
+    <div class="joined">
+      <button type="button" title="Copy a link to exactly these tasks (c)" @click=${() => actions.copyLink()}>${icon("link")}Copy link</button>
+      <button type="button" aria-label="More to copy" aria-expanded=${open} @click=${() => actions.toggleMenu("copy")}>${icon("chevron")}</button>
+    </div>`;
+  return menuHolder("copy", opener, state, actions);
 }
 
 /**
@@ -131,7 +151,7 @@ function rate(state) {
 
 /**
  * @param {State} state
- * @returns {import("../api.js").Counts | null}
+ * @returns {Counts | null}
  */
 function countsByStatus({ view, parts }) {
   const values = parts.facets.problem ? null : parts.facets.data?.facets.status?.values;
@@ -140,7 +160,177 @@ function countsByStatus({ view, parts }) {
     return all(view, "status").length > 0 ? null : (parts.histogram.data?.status ?? null);
   const counts = { pending: 0, approved: 0, executing: 0, completed: 0, failed: 0, rejected: 0 };
   for (const { value, total } of values) {
-    if (value !== null) counts[/** @type {import("../api.js").Status} */ (value)] = total;
+    if (value !== null) counts[/** @type {Status} */ (value)] = total;
   }
   return counts;
+}
+
+const SERVICES = 2;
+
+/**
+ * @param {State} state
+ * @param {Actions} actions
+ * @param {Page} page
+ */
+function rows(state, actions, page) {
+  const now = (state.parts.list.at ?? new Date()).getTime();
+  return html`
+    <table class="rows">
+      <thead>
+        <tr>
+          <th scope="col" class="created">Created <span class="zone" title=${state.zone}>(${zoneName(state.zone)})</span></th>
+          <th scope="col" class="state">State</th>
+          <th scope="col" class="service">Service</th>
+          <th scope="col" class="intent">Intent</th>
+          <th scope="col" class="took">Took</th>
+          <th scope="col" class="request">Request and error</th>
+        </tr>
+      </thead>
+      <tbody>
+        ${repeat(
+          page.tasks,
+          (task) => task.task_id,
+          (task) => row(task, state, actions, now),
+        )}
+      </tbody>
+    </table>`;
+}
+
+/**
+ * Such as "Berlin": a column has no room for a continent.
+ * @param {string} zone
+ */
+function zoneName(zone) {
+  return (zone.split("/").at(-1) ?? zone).replaceAll("_", " ");
+}
+
+/**
+ * A click beside the links opens the task too, but not the end of selecting text.
+ * @param {Event} event
+ * @param {Row} task
+ * @param {Actions} actions
+ */
+function click(event, task, actions) {
+  const target = /** @type {Element} */ (event.target);
+  if (!target.closest("a, button") && getSelection()?.isCollapsed) actions.open(task.task_id);
+}
+
+/**
+ * @param {Row} task
+ * @param {State} state
+ * @param {Actions} actions
+ * @param {number} now
+ */
+function row(task, state, actions, now) {
+  const intent = task.outcome?.action_type;
+  const open = one(state.view, "task") === task.task_id;
+  return html`
+    <tr class=${open ? "open" : ""} data-row=${task.task_id} @click=${(/** @type {Event} */ event) => click(event, task, actions)}>
+      <td class="created">
+        <a href=${actions.href({ task: task.task_id })} data-task=${task.task_id} aria-current=${open}
+          title="${exact(task.created_at, state.zone)}, ${ago(task.created_at, now)}">${created(task.created_at, state.zone, now)}</a>
+      </td>
+      <td class="state"><span class="status ${task.status}">${statusIcon(task.status)}${task.status}</span></td>
+      <td class="service">${services(task, actions)}</td>
+      <td class="intent">
+        ${typeof intent === "string" ? html`<a class="value-link" title="Only ${intent}" href=${actions.href({ intent })}>${intent}</a>` : html`<span class="muted">–</span>`}
+      </td>
+      <td class="took">${took(task, now)}</td>
+      <td class="request">
+        <span title=${task.request_text}>${task.request_text}</span>
+        ${task.error_message ? html`<span class="error" title=${task.error_message}>${task.error_message}</span>` : nothing}
+      </td>
+    </tr>`;
+}
+
+/**
+ * The time, with the parts that matter less in a lighter colour.
+ * @param {string} time
+ * @param {string} zone
+ * @param {number} now
+ */
+function created(time, zone, now) {
+  const at = clock(time, zone);
+  const year = at.year === clock(now, zone).year ? "" : `${at.year}-`;
+  const milliseconds = /\.\d{3}/.exec(time)?.[0] ?? "";
+  return html`<time datetime=${time}><span class="day">${year}${at.month}-${at.day}</span> ${at.hour}:${at.minute}:${at.second}<span class="ms">${milliseconds}</span></time>`;
+}
+
+/**
+ * @param {Row} task
+ * @param {Actions} actions
+ */
+function services({ services_touched: touched }, actions) {
+  if (touched.length === 0) return html`<span class="muted">–</span>`;
+  const more = touched.slice(SERVICES);
+  return html`
+    ${touched
+      .slice(0, SERVICES)
+      .map(
+        (service) =>
+          html`<a class="value-link" title="Only tasks that touched ${service}" href=${actions.href({ service })}>${service}</a>`,
+      )}
+    ${more.length > 0 ? html`<span class="muted plus" title=${more.join(", ")}>+${more.length}</span>` : nothing}`;
+}
+
+/**
+ * @param {Row} task
+ * @param {number} now
+ */
+function took({ status, created_at, completed_at }, now) {
+  if (completed_at) return duration(secondsBetween(created_at, completed_at));
+  const open = status === "pending" || status === "approved" || status === "executing";
+  if (!open) return html`<span class="muted">–</span>`;
+  return html`<span class="muted" title="Not finished">${duration(Math.max(0, (now - Date.parse(created_at)) / 1000))} …</span>`;
+}
+
+const LIMITS = ["50", "100", "200", "500"];
+
+/**
+ * @param {State} state
+ * @param {Actions} actions
+ * @param {Page} page
+ */
+function foot(state, actions, page) {
+  const { first, previous } = actions.place();
+  const shown = page.tasks.length;
+  const later = one(state.view, "cursor") !== null || one(state.view, "offset") !== null;
+  return html`
+    <nav class="foot" aria-label="Pages">
+      ${later ? html`<a class="button" rel="first" href=${actions.href({ cursor: null, offset: null })}>‹‹ First</a>` : nothing}
+      ${previous !== null ? html`<a class="button" rel="prev" href=${actions.href(previous)}>‹ Newer</a>` : nothing}
+      <p>${first === null ? `${count(shown)} tasks` : `${count(first)}–${count(first + shown - 1)}`} of ${count(page.total)}</p>
+      ${
+        page.next_cursor
+          ? html`<a class="button" rel="next" href=${actions.href({ cursor: page.next_cursor, offset: null })}>Older ›</a>`
+          : nothing
+      }
+      <span class="space"></span>
+      ${page.total > page.limit ? jump(page, actions) : nothing}
+      <label class="small select">Rows
+        <select @change=${(/** @type {Event} */ event) =>
+          actions.go({ limit: /** @type {HTMLSelectElement} */ (event.target).value })}>
+          ${[...new Set([...LIMITS, `${page.limit}`])].map(
+            (limit) => html`<option ?selected=${+limit === page.limit}>${limit}</option>`,
+          )}
+        </select>
+      </label>
+    </nav>
+    <p class="printed">${count(page.total)} tasks, as of ${minute(state.parts.list.at ?? new Date(), "UTC")} UTC<br>${location.href}</p>`;
+}
+
+/**
+ * @param {Page} page
+ * @param {Actions} actions
+ */
+function jump(page, actions) {
+  return html`
+    <form class="jump" @submit=${(/** @type {Event} */ event) => {
+      event.preventDefault();
+      const form = /** @type {HTMLFormElement} */ (event.target);
+      const input = /** @type {HTMLInputElement} */ (form.elements.namedItem("number"));
+      if (input.value) actions.go({ offset: `${+input.value - 1}`, cursor: null });
+    }}>
+      <label>Go to task no. <input name="number" type="number" min="1" max=${page.total} inputmode="numeric"></label>
+    </form>`;
 }

@@ -1,11 +1,11 @@
-/** Asks for a key, and exchanges it for a session. */
+/** Asks for a key, and exchanges it for a session, which the browser keeps in a cookie. */
 
 import { html, nothing } from "../../lit-html/lit-html.js";
-import { ROOT } from "../api.js";
+import { Problem, ROOT, send } from "../api.js";
 
 /**
- * @param {import("../main.js").State} state
- * @param {import("../main.js").Actions} actions
+ * @param {State} state
+ * @param {Actions} actions
  */
 export function login(state, actions) {
   const { asking, refusal } = state.session;
@@ -14,7 +14,7 @@ export function login(state, actions) {
     event.preventDefault();
     const form = /** @type {HTMLFormElement} */ (event.target);
     const input = /** @type {HTMLInputElement} */ (form.elements.namedItem("key"));
-    if (input.value.trim() && !asking) actions.login(input.value.trim());
+    if (input.value.trim() && !asking) signIn(input.value.trim(), state, actions);
   };
   return html`
     <main id="main" class="login">
@@ -34,4 +34,34 @@ export function login(state, actions) {
         </details>
       </form>
     </main>`;
+}
+
+/**
+ * @param {string} key
+ * @param {State} state
+ * @param {Actions} actions
+ */
+async function signIn(key, state, actions) {
+  Object.assign(state.session, { asking: true, refusal: "" });
+  actions.redraw();
+  let refusal = "";
+  try {
+    const headers = { "Content-Type": "application/json" };
+    await send(`${ROOT}session`, { method: "POST", headers, body: JSON.stringify({ key }) });
+    await actions.checkSession();
+    if (state.session.needed) refusal = "This browser keeps a session on https or localhost only.";
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    refusal = error.status === 401 ? "This key is not known, or no longer valid." : error.message;
+  }
+  Object.assign(state.session, { asking: false, refusal });
+  actions.redraw();
+  if (!state.session.needed) actions.reload();
+}
+
+/** @param {Actions} actions */
+export async function signOut(actions) {
+  await send(`${ROOT}session`, { method: "DELETE" }).catch(() => {});
+  await actions.checkSession();
+  actions.reload();
 }

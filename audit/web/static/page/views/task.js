@@ -1,17 +1,15 @@
 /** One task, in the side panel and on a page of its own. */
 
 import { html, nothing } from "../../lit-html/lit-html.js";
+import { ROOT } from "../api.js";
 import { member, parse, tree } from "../json.js";
 import { duration, exact, secondsBetween } from "../time.js";
-import { all } from "../url.js";
+import { all, changed, format, one } from "../url.js";
 import { around } from "./around.js";
-import { icon, partHeading, statusIcon } from "./parts.js";
-import { failed, loadingTask } from "./states.js";
+import { failed, icon, loadingTask, partHeading, statusIcon } from "./parts.js";
 import { timeline } from "./timeline.js";
 
-/** @typedef {import("../main.js").State} State */
-/** @typedef {import("../main.js").Actions} Actions */
-/** @typedef {import("../api.js").Task} Task */
+export { askAround } from "./around.js";
 
 /** A longer request gets a section of its own, and only its beginning stands in the heading. */
 const HEADING_AT_MOST = 200;
@@ -42,9 +40,9 @@ export function task(state, actions) {
 function bar(state, actions) {
   const id = actions.taskId() ?? "";
   if (state.view.page === "task") {
-    return html`<p class="task-bar"><a href=${actions.listHref({})}>${icon("chevron")}All tasks</a></p>`;
+    return html`<p class="task-bar"><a href=${listHref(state, actions, {})}>${icon("chevron")}All tasks</a></p>`;
   }
-  const { newer, older } = actions.neighbours();
+  const { newer, older } = neighbours(state);
   return html`
     <div class="task-bar">
       ${neighbour("Newer", "[", newer, () => actions.neighbour(-1))}
@@ -53,6 +51,28 @@ function bar(state, actions) {
       <a class="button" href=${actions.taskHref(id)} title="A page of its own (o)">Open</a>
       <button type="button" class="tool square" title="Close (Esc)" aria-label="Close" @click=${actions.close}>${icon("close")}</button>
     </div>`;
+}
+
+/**
+ * Whether the list that is shown has tasks before and after the open one.
+ * @param {State} state
+ */
+function neighbours({ view, parts }) {
+  const ids = parts.list.data?.tasks.map((row) => row.task_id) ?? [];
+  const place = ids.indexOf(one(view, "task") ?? "");
+  return { newer: place > 0, older: place >= 0 && place < ids.length - 1 };
+}
+
+/**
+ * Return the URL of the shown list with further filters. A page of one task shows no list, so there
+ * it is a list with these filters alone.
+ * @param {State} state
+ * @param {Actions} actions
+ * @param {Change} change
+ */
+function listHref({ view }, actions, change) {
+  if (view.page === "task") return actions.freshHref(change);
+  return format(changed(view, { cursor: null, offset: null, ...change }), ROOT);
 }
 
 /**
@@ -97,7 +117,7 @@ function details(data, state, actions) {
         : section(
             state,
             "Error",
-            html`<pre class="error-text" tabindex="0">${data.error_message}</pre>`,
+            html`<pre class="error-text" tabindex="0">${data.error_message}</pre>${copyButton(data.error_message, actions)}`,
           )
     }
     ${
@@ -159,20 +179,21 @@ function facts(data, state, actions) {
   const intent = data.outcome?.action_type;
   const services = data.services_touched.map((service) => {
     const others = all(state.view, "service").filter((each) => each !== service);
-    return filter(service, actions.listHref({ service: [...others, service] }));
+    return filter(service, { service: [...others, service] }, state, actions);
   });
   const at = (/** @type {string | null} */ time) =>
-    time && html`<time datetime=${time}>${exact(time, state.zone)}</time>`;
+    time &&
+    html`<time datetime=${time}>${exact(time, state.zone)}</time>${copyButton(time, actions)}`;
   return html`
     <dl class="facts">
       ${fact("Services", services.length > 0 && services)}
-      ${fact("Intent", typeof intent === "string" && filter(intent, actions.listHref({ intent })))}
-      ${fact("Created by", data.created_by && filter(data.created_by, actions.listHref({ created_by: data.created_by })))}
-      ${fact("Project", data.project_id && filter(data.project_id, actions.listHref({ project_id: data.project_id })))}
+      ${fact("Intent", typeof intent === "string" && filter(intent, { intent }, state, actions))}
+      ${fact("Created by", data.created_by && filter(data.created_by, { created_by: data.created_by }, state, actions))}
+      ${fact("Project", data.project_id && filter(data.project_id, { project_id: data.project_id }, state, actions))}
       ${fact("Created", at(data.created_at))}
       ${fact("Approved", at(data.approved_at))}
       ${fact("Completed", at(data.completed_at))}
-      ${fact("Task id", html`<code>${data.task_id}</code>`)}
+      ${fact("Task id", html`<code>${data.task_id}</code>${copyButton(data.task_id, actions)}`)}
     </dl>`;
 }
 
@@ -185,14 +206,26 @@ function fact(name, value) {
 }
 
 /**
+ * A value that leads to the tasks that have it.
  * @param {string} value
- * @param {string} href
+ * @param {Change} change
+ * @param {State} state
+ * @param {Actions} actions
  */
-function filter(value, href) {
-  return html`<a class="value-link" title="Show tasks with ${value}" href=${href}>${value}</a>`;
+function filter(value, change, state, actions) {
+  return html`<span class="copied"><a class="value-link" title="Show tasks with ${value}" href=${listHref(state, actions, change)}>${value}</a>${copyButton(value, actions)}</span>`;
 }
 
-/** @type {{text: string, node: import("../json.js").JsonNode | null}} */
+/**
+ * @param {string} value
+ * @param {Actions} actions
+ */
+function copyButton(value, actions) {
+  const label = `Copy ${value.length > 60 ? `${value.slice(0, 60)}…` : value}`;
+  return html`<button type="button" class="copy-value" title="Copy" aria-label=${label} @click=${() => actions.copy(value, "Copied")}>${icon("copy")}</button>`;
+}
+
+/** @type {{text: string, node: JsonNode | null}} */
 const parsed = { text: "", node: null };
 
 /**
@@ -207,24 +240,24 @@ function documents(state, actions) {
   return DOCUMENTS.map(([name, title]) => {
     const value = node && member(node, name);
     if (!value || value.text === "null") return nothing;
-    const after = name === "outcome" ? outcomeFilter(actions) : undefined;
-    return section(state, title, tree(value, actions.redraw, after));
+    return section(state, title, tree(value, actions.redraw, afterValue(name, state, actions)));
   });
 }
 
 /**
- * Offer to filter by a member of the outcome. A value inside an array has no name to filter by.
+ * Offer to copy a value, and to filter by a member of the outcome. A value inside an array has no
+ * name to filter by.
+ * @param {string} document
+ * @param {State} state
  * @param {Actions} actions
  * @returns {import("../json.js").After}
  */
-function outcomeFilter(actions) {
-  return (path, node) => {
-    if (path.length === 0 || path.includes(null)) return nothing;
-    const outcome = path.reduceRight(
-      (text, name) => `{${JSON.stringify(name)}:${text}}`,
-      node.text,
-    );
-    const words = `Show tasks with ${path.join(".")} ${node.text}`;
-    return html` <a class="add-filter" href=${actions.listHref({ outcome })} title=${words} aria-label=${words}>+ filter</a>`;
+function afterValue(document, state, actions) {
+  return (path, { kind, text }) => {
+    const copy = copyButton(kind === "string" ? JSON.parse(text) : text, actions);
+    if (document !== "outcome" || path.length === 0 || path.includes(null)) return copy;
+    const outcome = path.reduceRight((inner, name) => `{${JSON.stringify(name)}:${inner}}`, text);
+    const words = `Show tasks with ${path.join(".")} ${text}`;
+    return html` <a class="add-filter" href=${listHref(state, actions, { outcome })} title=${words} aria-label=${words}>+ filter</a>${copy}`;
   };
 }

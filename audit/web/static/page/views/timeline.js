@@ -1,16 +1,10 @@
 /** The history of one task: who changed what, and when. */
 
 import { html, nothing, svg } from "../../lit-html/lit-html.js";
+import { address } from "../api.js";
 import { member, parse, tree } from "../json.js";
 import { day, duration, exact, secondsBetween, timeOfDay } from "../time.js";
-import { statusIcon } from "./parts.js";
-import { failed } from "./states.js";
-
-/** @typedef {import("../main.js").State} State */
-/** @typedef {import("../main.js").Actions} Actions */
-/** @typedef {import("../api.js").Task} Task */
-/** @typedef {import("../api.js").TaskEvent} TaskEvent */
-/** @typedef {import("../json.js").JsonNode} JsonNode */
+import { failed, statusIcon } from "./parts.js";
 
 /** Longer texts begin closed. */
 const TEXT_AT_MOST = 300;
@@ -35,9 +29,18 @@ export function timeline(state, actions) {
     }
     ${
       data?.next_cursor
-        ? html`<p class="muted">Only the first ${data.events.length} events are shown. <a href=${actions.historyHref()}>All as JSON</a></p>`
+        ? html`<p class="muted">Only the first ${data.events.length} events are shown. <a href=${historyHref(actions)}>All as JSON</a></p>`
         : nothing
     }`;
+}
+
+/**
+ * Return the URL of all events, for programs.
+ * @param {Actions} actions
+ */
+function historyHref(actions) {
+  const id = encodeURIComponent(actions.taskId() ?? "");
+  return address(`tasks/${id}/history`, new URLSearchParams({ limit: "1000" }));
 }
 
 /**
@@ -53,7 +56,6 @@ function phases(task, state) {
   const total = secondsBetween(created, end);
   const waited = approved ? secondsBetween(created, approved) : 0;
   if (total <= 0 || waited < 0 || waited > total) return nothing;
-  /** @type {number | null | undefined} */
   const p95 = state.parts.durations?.data?.p95;
   const longest = Math.max(total, p95 ?? 0);
   const x = (/** @type {number} */ seconds) => ((seconds / longest) * 1000).toFixed(1);
