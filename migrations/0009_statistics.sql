@@ -11,20 +11,35 @@ END $$;
 
 -- Part of a bar, which Python computes: the buckets of a grain from since on and before until. They
 -- are in one bucket of the next coarser grain, which begins at within. The counts know them if that
--- bucket is split. Without a grain, the counts know nothing of it.
+-- bucket is split. Without a grain, the counts know nothing of it. The sign is -1 if the part is to
+-- be subtracted, since another part of the bar contains it and the bar does not.
 CREATE TYPE bar_part AS (
-    bar integer, grain task_grain, within timestamptz, since timestamptz, until timestamptz
+    bar integer,
+    sign integer,
+    grain task_grain,
+    within timestamptz,
+    since timestamptz,
+    until timestamptz
 );
 
--- The parts of bars with what the counts of a service know of them: the grain is NULL if nothing.
-CREATE FUNCTION known_parts(counted text, parts bar_part[]) RETURNS SETOF bar_part
+-- The parts of bars, each with its number in the array and whether the counts of a service know it.
+CREATE FUNCTION known_parts(counted text, parts bar_part[])
+RETURNS TABLE (
+    number bigint,
+    is_known boolean,
+    bar integer,
+    sign integer,
+    grain task_grain,
+    since timestamptz,
+    until timestamptz
+)
 LANGUAGE sql STABLE
 BEGIN ATOMIC
     SELECT
-        part.bar,
-        CASE
-            WHEN part.grain <= 'month' THEN part.grain
-            WHEN EXISTS (
+        part.number,
+        COALESCE(
+            part.grain <= 'month'
+            OR EXISTS (
                 SELECT
                 FROM task_count_splits AS split
                 WHERE
@@ -36,12 +51,15 @@ BEGIN ATOMIC
                         WHEN 'second' THEN 'minute'::task_grain
                     END
                     AND split.bucket = part.within
-            ) THEN part.grain
-        END AS grain,
-        part.within,
+            ),
+            FALSE
+        ) AS is_known,
+        part.bar,
+        part.sign,
+        part.grain,
         part.since,
         part.until
-    FROM unnest(parts) AS part;
+    FROM unnest(parts) WITH ORDINALITY AS part (bar, sign, grain, within, since, until, number);
 END;
 
 -- How many tasks were created in each bar, by state and, if by_intent, by intent.
@@ -49,8 +67,8 @@ END;
 -- counted: a service; '' means all tasks. any_status, any_intent: any of them; NULL: any. parts: of
 -- all bars.
 -- bars, statuses, intents, numbers: arrays of the same length, for each number that is not 0.
--- read_since, read_until: spans of which the numbers lack the tasks. The caller counts them from
--- the rows, in the same snapshot.
+-- unknown: the numbers of the parts that the counts do not know; NULL: none. The caller counts the
+-- tasks of these parts in the same snapshot, and adds or subtracts them.
 CREATE FUNCTION count_bars(
     counted text,
     any_status task_status[],
@@ -62,8 +80,7 @@ CREATE FUNCTION count_bars(
     OUT statuses task_status[],
     OUT intents text[],
     OUT numbers bigint[],
-    OUT read_since timestamptz[],
-    OUT read_until timestamptz[]
+    OUT unknown integer[]
 )
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
@@ -73,19 +90,40 @@ AS $$
 #variable_conflict use_column
 DECLARE
     state task_log_state;
-    reads tstzmultirange;
 BEGIN
     SELECT * INTO STRICT state FROM task_log_state;
-    SELECT COALESCE(range_agg(tstzrange(since, until)), '{}') INTO reads
-    FROM known_parts(counted, parts)
-    WHERE grain IS NULL;
-    SELECT array_agg(lower(span) ORDER BY span), array_agg(upper(span) ORDER BY span)
-    INTO read_since, read_until
-    FROM unnest(reads) AS span;
 
-    WITH known AS (
-        SELECT part.bar, cell.status, cell.intent, cell.n
-        FROM known_parts(counted, parts) AS part
+    WITH part AS MATERIALIZED (
+        SELECT * FROM known_parts(counted, parts)
+    ),
+
+    -- Where unknown parts begin and end.
+    cut AS MATERIALIZED (
+        SELECT array_agg(DISTINCT edge ORDER BY edge) AS edges
+        FROM part
+        CROSS JOIN LATERAL (VALUES (part.since), (part.until)) AS ends (edge)
+        WHERE NOT part.is_known
+    ),
+
+    delta AS MATERIALIZED (
+        SELECT
+            width_bucket(created_at, count_bars.edges) AS bar,
+            width_bucket(created_at, cut.edges) AS segment,
+            status,
+            CASE WHEN by_intent THEN intent END AS intent,
+            n
+        FROM uncounted_task_changes(state)
+        CROSS JOIN cut
+        WHERE created_at >= count_bars.edges[1]
+            AND created_at < count_bars.edges[cardinality(count_bars.edges)]
+            AND (counted = '' OR services_touched @> ARRAY[counted])
+            AND (any_status IS NULL OR status = ANY(any_status))
+            AND (any_intent IS NULL OR intent = ANY(any_intent))
+    ),
+
+    known AS (
+        SELECT part.bar, cell.status, cell.intent, part.sign * cell.n AS n
+        FROM part
         CROSS JOIN LATERAL (
             SELECT status, CASE WHEN by_intent THEN intent END AS intent, sum(n) AS n
             FROM task_counts
@@ -97,20 +135,19 @@ BEGIN
                 AND (any_intent IS NULL OR intent = ANY(any_intent))
             GROUP BY 1, 2
         ) AS cell
-        WHERE part.grain IS NOT NULL AND NOT tstzrange(part.since, part.until) <@ reads
+        WHERE part.is_known
         UNION ALL
-        SELECT
-            width_bucket(created_at, edges),
-            status,
-            CASE WHEN by_intent THEN intent END,
-            n
-        FROM uncounted_task_changes(state)
-        WHERE created_at >= edges[1]
-            AND created_at < edges[cardinality(edges)]
-            AND NOT created_at <@ reads
-            AND (counted = '' OR services_touched @> ARRAY[counted])
-            AND (any_status IS NULL OR status = ANY(any_status))
-            AND (any_intent IS NULL OR intent = ANY(any_intent))
+        SELECT bar, status, intent, n FROM delta
+        UNION ALL
+        -- The tasks of an unknown part are those after its deltas. They must not count twice.
+        SELECT part.bar, delta.status, delta.intent, -part.sign * delta.n
+        FROM part
+        CROSS JOIN cut
+        CROSS JOIN LATERAL generate_series(
+            width_bucket(part.since, cut.edges), width_bucket(part.until, cut.edges) - 1
+        ) AS covered (segment)
+        INNER JOIN delta ON delta.segment = covered.segment
+        WHERE NOT part.is_known
     ),
 
     summed AS (
@@ -120,8 +157,13 @@ BEGIN
         HAVING sum(n) <> 0
     )
 
-    SELECT array_agg(bar), array_agg(status), array_agg(intent), array_agg(n)
-    INTO bars, statuses, intents, numbers
+    SELECT
+        array_agg(bar),
+        array_agg(status),
+        array_agg(intent),
+        array_agg(n),
+        (SELECT array_agg(number ORDER BY number) FROM part WHERE NOT is_known)
+    INTO bars, statuses, intents, numbers, unknown
     FROM summed;
 END
 $$;

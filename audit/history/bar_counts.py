@@ -6,14 +6,16 @@ cuts through a bucket of the counts. Other filters are counted by reading all ta
 
 from __future__ import annotations
 
-from collections import Counter
+from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
-from audit.history.bar_parts import parts_of
+from audit.history.bar_parts import Part, parts_of
 from audit.history.location import BEGINNING
 from audit.history.query import TaskFilter
 from audit.history.states import State
@@ -24,8 +26,10 @@ from audit.postgres.pool import fetch_row, fetch_rows
 if TYPE_CHECKING:
     from audit.postgres.pool import Connection
 
-#: If more spans than this have to be read, it may be faster to read all matching tasks at once.
-_FEW_READS: Final = 4
+#: At most this number of spans is read by one statement each.
+_FEW_SPANS: Final = 4
+#: Reading this number of tasks takes PostgreSQL about as long as finding one more span.
+_TASKS_OF_SPAN: Final = 100
 #: Reading this number of tasks takes PostgreSQL about as long as one more statement.
 FEW_TASKS: Final = 5000
 #: After all tasks. A year begins here, so that no bucket of the counts is cut.
@@ -35,6 +39,8 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 
 #: How many tasks there are, by the number of the bar from 1 on, the state and the intent.
 Numbers = Counter[tuple[int, State, str | None]]
+#: From a time on, and before another one.
+Span = tuple[datetime, datetime]
 
 
 async def find_window(
@@ -117,37 +123,90 @@ async def count_bars(
     `since` is the start of the window of the filter. The bars must lie in the window.
     """
     numbers: Numbers = Counter()
-    reads = [(edges[0], edges[-1])]
+    # All tasks of each bar.
+    unknown = [
+        Part(bar, 1, None, start, start, end) for bar, (start, end) in enumerate(pairwise(edges), 1)
+    ]
     if query.is_counted:
+        parts = parts_of(edges)
         row = await fetch_row(
             connection,
             statements.COUNT_BARS,
             **counted_values(query),
             edges=edges,
-            parts=parts_of(edges),
+            parts=parts,
             by_intent=by_intent,
         )
         columns = (row[name] or () for name in ("bars", "statuses", "intents", "numbers"))
         for bar, state, intent, n in zip(*columns, strict=True):
             numbers[bar, State(state), intent] += n
-        lacking = spans(row)
-        if len(lacking) <= _FEW_READS or numbers.total() > FEW_TASKS * len(lacking):
-            reads = lacking
+        some = unknown_parts(row, parts)
+        if await _is_less_than_all(connection, spans_of(some), edges, numbers.total()):
+            unknown = some
         else:
             numbers.clear()
-    for read_since, read_until in reads:
+    await _add_parts(connection, query, since, unknown, numbers, by_intent=by_intent)
+    return +numbers
+
+
+async def _is_less_than_all(
+    connection: Connection, spans: Sequence[Span], edges: Sequence[datetime], matching: int
+) -> bool:
+    """Return whether it is less work to read some spans than all tasks that match a filter.
+
+    In many spans, the tasks are read that do not match, too.
+    """
+    if len(spans) <= _FEW_SPANS:
+        return True
+    ends = (edges[0], edges[-1])
+    row = await fetch_row(
+        connection,
+        statements.COUNT_BARS,
+        service="",
+        statuses=None,
+        intents=None,
+        edges=ends,
+        parts=parts_of(ends),
+        by_intent=False,
+    )
+    share = sum((end - start for start, end in spans), timedelta()) / (ends[1] - ends[0])
+    return share * sum(row["numbers"] or ()) + _TASKS_OF_SPAN * len(spans) < matching
+
+
+async def _add_parts(
+    connection: Connection,
+    query: TaskFilter,
+    since: datetime | None,
+    parts: Sequence[Part],
+    numbers: Numbers,
+    *,
+    by_intent: bool,
+) -> None:
+    """Add the tasks of some parts of bars to the numbers, by reading them once."""
+    edges = sorted({edge for part in parts for edge in (part.since, part.until)})
+    spans = spans_of(parts)
+    values = {**query.filter_values(since), "edges": edges, "by_intent": by_intent}
+    if len(spans) > _FEW_SPANS:
+        starts, ends = zip(*spans, strict=True)
         rows = await fetch_rows(
-            connection,
-            statements.COUNT_ROWS,
-            **query.filter_values(since),
-            edges=edges,
-            by_intent=by_intent,
-            read_since=read_since,
-            read_until=read_until,
+            connection, statements.COUNT_SPANS, **values, read_since=starts, read_until=ends
         )
-        for row in rows:
-            numbers[row["bar"], State(row["status"]), row["intent"]] += row["n"]
-    return numbers
+    else:
+        rows = [
+            row
+            for start, end in spans
+            for row in await fetch_rows(
+                connection, statements.COUNT_ROWS, **values, read_since=start, read_until=end
+            )
+        ]
+    # A segment may be in several parts: added to one bar, and subtracted from the next one.
+    segments: defaultdict[datetime, list[asyncpg.Record]] = defaultdict(list)
+    for row in rows:
+        segments[edges[row["segment"] - 1]].append(row)
+    for part in parts:
+        for start in edges[bisect_left(edges, part.since) : bisect_left(edges, part.until)]:
+            for row in segments[start]:
+                numbers[part.bar, State(row["status"]), row["intent"]] += part.sign * row["n"]
 
 
 async def count_tasks(connection: Connection, query: TaskFilter, since: datetime | None) -> int:
@@ -162,9 +221,20 @@ def whole_window(query: TaskFilter, since: datetime | None) -> tuple[datetime, d
     return start, max(start, query.until or _END)
 
 
-def spans(row: asyncpg.Record) -> list[tuple[datetime, datetime]]:
-    """Return the spans that a row of the counts leaves to be read."""
-    return list(zip(row["read_since"] or (), row["read_until"] or (), strict=True))
+def unknown_parts(row: asyncpg.Record, parts: Sequence[Part]) -> list[Part]:
+    """Return the parts that the counts do not know, according to a row that they returned."""
+    return [parts[number - 1] for number in row["unknown"] or ()]
+
+
+def spans_of(parts: Sequence[Part]) -> list[Span]:
+    """Return the spans of time that some parts cover, in ascending order and without overlaps."""
+    spans: list[Span] = []
+    for since, until in sorted((part.since, part.until) for part in parts):
+        if spans and since <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(until, spans[-1][1]))
+        else:
+            spans.append((since, until))
+    return spans
 
 
 def counted_values(query: TaskFilter) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -24,15 +24,16 @@ _LONGEST: Final = {
     "month": timedelta(days=31),
     "year": timedelta(days=366),
 }
-#: Each grain with the next coarser one. The first stands for the tasks themselves.
-_GRAINS: Final = (
-    (None, "second"),
-    ("second", "minute"),
-    ("minute", "hour"),
-    ("hour", "day"),
-    ("day", "month"),
-    ("month", "year"),
-)
+#: Each grain, the finest first, with the next coarser one. None stands for the tasks themselves.
+_COARSER: Final[dict[str | None, str]] = {
+    None: "second",
+    "second": "minute",
+    "minute": "hour",
+    "hour": "day",
+    "day": "month",
+    "month": "year",
+}
+_LAST: Final = datetime.max.replace(tzinfo=UTC)
 
 
 class Part(NamedTuple):
@@ -43,6 +44,8 @@ class Part(NamedTuple):
     """
 
     bar: int
+    sign: int
+    """1: the bar contains it. -1: another part of the bar reaches beyond the bar by this one."""
     grain: str | None
     """None: it is shorter than any bucket."""
     within: datetime
@@ -51,37 +54,77 @@ class Part(NamedTuple):
 
 
 def parts_of(edges: Sequence[datetime]) -> list[Part]:
-    """Return the parts of all bars between edges, which are times in UTC."""
+    """Return the parts of all bars between edges, which are times in UTC.
+
+    Their sum is the number of tasks in a bar. No part reaches beyond the first and the last edge.
+    """
+    rounded = [_roundings(edge, edges[0], edges[-1]) for edge in edges]
     return [
-        Part(bar, *part)
-        for bar, (since, until) in enumerate(pairwise(edges), 1)
-        for part in _parts(since, until)
+        part
+        for bar, (starts, ends) in enumerate(pairwise(rounded), 1)
+        for part in _parts(bar, starts, ends)
     ]
 
 
-def _parts(
-    since: datetime, until: datetime
-) -> Iterator[tuple[str | None, datetime, datetime, datetime]]:
-    """Yield the parts of a bar: from both ends to the coarser buckets that lie within it."""
-    for grain, coarser in _GRAINS:
-        first, last = _ceiling(coarser, since), _floor(coarser, until)
-        if first > last:
-            if since < until:
-                yield grain, _floor(coarser, since), since, until
-            return
-        if since < first:
-            yield grain, _floor(coarser, since), since, first
-        if last < until:
-            yield grain, last, last, until
-        since, until = first, last
-    if since < until:
-        yield "year", since, since, until
+def _roundings(edge: datetime, earliest: datetime, latest: datetime) -> list[datetime]:
+    """Return an edge, and what it is when rounded to seconds, these to minutes, and so on to years.
+
+    It is rounded to the nearest time in the window. The list ends where there is none.
+    """
+    times = [edge]
+    for grain in _COARSER.values():
+        floor = _floor(grain, edge)
+        if floor != edge:
+            near = (floor, _after(grain, floor))
+            fitting = [time for time in near if earliest <= time <= latest]
+            if not fitting:
+                break
+            edge = min(fitting, key=lambda time: abs(time - edge))
+        times.append(edge)
+    return times
+
+
+def _parts(bar: int, starts: Sequence[datetime], ends: Sequence[datetime]) -> Iterator[Part]:
+    """Yield the parts of a bar between two edges with their roundings, the finest first.
+
+    At each grain, the parts between an edge and the rounded one are added or subtracted, and the
+    rest is divided further. So a day in Berlin is the day in UTC, with the last hour of the day
+    before, and without its own last hour.
+    """
+    grain: str | None = None
+    since, until = starts[0], ends[0]
+    for first, last in zip(starts[1:], ends[1:], strict=False):
+        if abs(first - since) + abs(until - last) >= until - since:
+            # It would make more work than it saves.
+            break
+        if first != since:
+            yield _part(bar, grain, since, first)
+        if last != until:
+            yield _part(bar, grain, last, until)
+        grain, since, until = _COARSER[grain], first, last
+    if grain == "year":
+        yield Part(bar, 1, grain, since, since, until)
+        return
+    while since < until:
+        end = min(until, _after(_COARSER[grain], _floor(_COARSER[grain], since)))
+        yield _part(bar, grain, since, end)
+        since = end
+
+
+def _part(bar: int, grain: str | None, start: datetime, end: datetime) -> Part:
+    """Return the part from `start` to `end`, which is subtracted if `end` is the earlier one."""
+    since, until = min(start, end), max(start, end)
+    within = _floor(_COARSER[grain], since)
+    return Part(bar, 1 if start < end else -1, grain, within, since, until)
 
 
 def _floor(grain: str, time: datetime) -> datetime:
     return time.replace(**_STARTS[grain])  # type: ignore[arg-type]
 
 
-def _ceiling(grain: str, time: datetime) -> datetime:
-    floor = _floor(grain, time)
-    return floor if floor == time else _floor(grain, floor + _LONGEST[grain])
+def _after(grain: str, start: datetime) -> datetime:
+    """Return the end of the bucket that begins at `start`; no task is later than the last one."""
+    try:
+        return _floor(grain, start + _LONGEST[grain])
+    except OverflowError:
+        return _LAST

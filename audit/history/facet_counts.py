@@ -12,7 +12,8 @@ from audit.history.bar_counts import (
     FEW_TASKS,
     count_bars,
     counted_values,
-    spans,
+    spans_of,
+    unknown_parts,
     whole_window,
 )
 from audit.history.bar_parts import parts_of
@@ -153,6 +154,7 @@ async def _count_services(
 ) -> Counter[str | None]:
     """Return how many tasks these services have."""
     totals: Counter[str | None] = Counter()
+    parts = parts_of(edges)
     #: The counts of many services lack the same span. It is read once for all of them.
     lacking: defaultdict[tuple[datetime, datetime], list[str]] = defaultdict(list)
     rows = await fetch_rows(
@@ -161,11 +163,11 @@ async def _count_services(
         **counted_values(query),
         candidates=candidates,
         edges=edges,
-        parts=parts_of(edges),
+        parts=parts,
     )
     for row in rows:
         totals[row["service"]] += sum(row["numbers"] or ())
-        for span in spans(row):
+        for span in spans_of(unknown_parts(row, parts)):
             lacking[span].append(row["service"])
     for span, services in lacking.items():
         found = await _group_services(

@@ -4,15 +4,14 @@
 -- filter. :parts: of all bars, as `audit/history/bar_parts.py` makes them. :by_intent: by intent
 -- too; otherwise intents are NULL.
 -- bars, statuses, intents, numbers: arrays of the same length, for each number that is not 0.
--- read_since, read_until: spans of which the numbers lack the tasks; count_rows counts them in the
--- same snapshot.
+-- unknown: the numbers of the parts, from 1 on, that the counts do not know; NULL: none. count_rows
+-- counts their tasks in the same snapshot.
 SELECT
     bars,
     statuses::text[] AS statuses,
     intents,
     numbers,
-    read_since,
-    read_until
+    unknown
 FROM count_bars(
     :service::text,
     :statuses::task_status[],

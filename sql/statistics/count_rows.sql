@@ -1,10 +1,11 @@
--- count_rows: how many tasks match a filter in each bar, by the tasks themselves.
+-- count_rows: how many tasks match a filter in each segment of time, by the tasks themselves.
 --
 -- It looks at the tasks between :read_since and :read_until, which are values in the plan, so that
--- the planner opens only the partitions that are needed. :edges, :by_intent: as in count_bars.
--- bar: int. status, intent: text. n: bigint.
+-- the planner opens only the partitions that are needed. Segment n lies between :edges n and n + 1.
+-- :by_intent: as in count_bars.
+-- segment: int. status, intent: text. n: bigint.
 SELECT
-    width_bucket(created_at, :edges::timestamptz[]) AS bar,
+    width_bucket(created_at, :edges::timestamptz[]) AS segment,
     status::text AS status,
     CASE WHEN :by_intent::boolean THEN intent END AS intent,
     count(*) AS n

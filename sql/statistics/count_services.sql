@@ -1,12 +1,11 @@
 -- count_services: how many tasks of each service match a filter, by the counts.
 --
 -- :edges, :parts: of the window, as of one bar. service: text, one of :candidates.
--- numbers, read_since, read_until: as in count_bars, for one bar.
+-- numbers, unknown: as in count_bars, for one bar.
 SELECT
     each.service,
     counted.numbers,
-    counted.read_since,
-    counted.read_until
+    counted.unknown
 FROM unnest(:candidates::text[]) AS each (service)
 CROSS JOIN
     LATERAL count_bars(
