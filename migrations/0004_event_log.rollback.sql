@@ -15,6 +15,7 @@ DROP FUNCTION sequence_task_events;
 DROP FUNCTION require_own_transaction;
 DROP FUNCTION append_task_log_mark;
 DROP FUNCTION make_event_partition;
+DROP FUNCTION update_tasks;
 DROP FUNCTION update_task;
 DROP FUNCTION record_tasks;
 DROP FUNCTION queue_changed_tasks;

@@ -13,8 +13,8 @@ END $$;
 -- rights of the caller. A trigger fires without this right. But a role that has it could put a
 -- trigger of the log or keys on a table of its own, and so write whatever it likes.
 REVOKE ALL ON FUNCTION
-make_task_partition, make_task_partitions, record_tasks, update_task, keep_task_keys,
-refuse_lone_keys, guard_task_change, refuse_recorded_at, refuse_task_removal,
+make_task_partition, make_task_partitions, record_tasks, update_task, update_tasks,
+keep_task_keys, refuse_lone_keys, guard_task_change, refuse_recorded_at, refuse_task_removal,
 refuse_partition_write, queue_recorded_tasks, queue_changed_tasks, assign_transaction_id,
 refuse_event_change, make_event_partition, append_task_log_mark, sequence_task_events,
 fold_task_counts, add_to_task_counts, split_task_counts, rebuild_task_counts, save_task_tally
@@ -66,8 +66,8 @@ BEGIN
     EXECUTE format(
         'REVOKE ALL ON FUNCTION make_task_partition, make_task_partitions, fold_task_counts, '
         'add_to_task_counts, split_task_counts, rebuild_task_counts, keep_task_keys, '
-        'refuse_lone_keys, record_tasks, update_task, sequence_task_events, append_task_log_mark, '
-        'make_event_partition, '
+        'refuse_lone_keys, record_tasks, update_task, update_tasks, sequence_task_events, '
+        'append_task_log_mark, make_event_partition, '
         'queue_recorded_tasks, queue_changed_tasks, save_task_tally FROM %I', grantee
     );
 
@@ -115,7 +115,8 @@ BEGIN
     EXECUTE format('GRANT INSERT (task_id, created_at, digest) ON task_keys TO %I', grantee);
     EXECUTE format(
         'GRANT EXECUTE ON FUNCTION make_task_partition, make_task_partitions, record_tasks, '
-        'update_task, fold_task_counts, sequence_task_events, save_task_tally TO %I', grantee
+        'update_task, update_tasks, fold_task_counts, sequence_task_events, save_task_tally TO %I',
+        grantee
     );
 END
 $$;
