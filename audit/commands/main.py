@@ -22,6 +22,7 @@ from audit.commands import (
     record,
     serve,
     show,
+    spool,
     stats,
     tasks,
     watch,
@@ -80,6 +81,7 @@ for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
 app.add_typer(keys.app, name="keys")
 app.add_typer(log.app, name="log")
+app.add_typer(spool.app, name="spool")
 
 
 @app.callback(invoke_without_command=True)

@@ -29,6 +29,7 @@ from audit.errors import Invalid, Unavailable
 from audit.postgres import statements
 from audit.postgres.pool import open_pool, read_dsn
 from audit.postgres.schema import require_utf8
+from audit.resources import folder
 from audit.settings import Settings
 
 #: While a migration waits for a lock, all later users of the table wait behind it, so it gives up.
@@ -130,7 +131,7 @@ def _backend(text: str) -> Iterator[tuple[DatabaseBackend, MigrationList]]:
     """Connect, and wait until no other process migrates."""
     _set_user_name()
     _set_system_certificates()
-    migrations = yoyo.read_migrations(str(statements.folder("migrations")))
+    migrations = yoyo.read_migrations(str(folder("migrations")))
     try:
         with PostgresqlPsycopgBackend(
             _yoyo_uri(read_dsn(text)), default_migration_table

@@ -11,6 +11,7 @@ from audit.errors import Unavailable
 from audit.postgres import statements
 from audit.postgres.failures import UnsuitableDatabase
 from audit.postgres.pool import acquired
+from audit.resources import folder
 
 if TYPE_CHECKING:
     from audit.postgres.pool import Pool
@@ -56,7 +57,7 @@ def migrations_on_disk() -> list[str]:
     """Return the names of all migrations in order."""
     return sorted(
         file.name.removesuffix(".sql")
-        for file in statements.folder("migrations").iterdir()
+        for file in folder("migrations").iterdir()
         if file.name.endswith(".sql") and not file.name.endswith(".rollback.sql")
     )
 

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from typing import Final, Self
 
-
-def folder(name: str) -> Traversable:
-    """Return `sql` or `migrations`: in an installed wheel, or beside the package in a checkout."""
-    package = files("audit")
-    installed = package / f"_{name}"
-    return installed if installed.is_dir() else package / ".." / name
-
-
-def _text(name: str) -> str:
-    return (folder("sql") / f"{name}.sql").read_text(encoding="utf-8")
+from audit.resources import sql_text
 
 
 def _fragment(name: str) -> str:
     """Return a part that statements share, without its header."""
-    return re.sub(r"^--.*\n", "", _text(name), flags=re.MULTILINE).strip()
+    return re.sub(r"^--.*\n", "", sql_text(name), flags=re.MULTILINE).strip()
 
 
 #: A name in a statement, such as `:limit`; in `::text` and `[1:n]` there is none.
@@ -48,7 +37,7 @@ class Statement(str):
 
     def __new__(cls, path: str) -> Self:
         """Read the file at this path in `sql/`, given without its ending."""
-        named = _NAME.sub(lambda found: _FRAGMENTS.get(found[0], found[0]), _text(path))
+        named = _NAME.sub(lambda found: _FRAGMENTS.get(found[0], found[0]), sql_text(path))
         parameters = tuple(dict.fromkeys(_NAME.findall(named)))
         text = _NAME.sub(lambda found: f"${parameters.index(found[1]) + 1}", named)
         statement = super().__new__(cls, text)

@@ -25,8 +25,9 @@ from rich.progress import Progress
 
 from audit.history import demo
 from audit.history.service import AuditService
-from audit.postgres import embedded, migrate, statements
+from audit.postgres import embedded, migrate
 from audit.postgres.pool import open_pool
+from audit.resources import folder
 from audit.settings import Settings
 from tests.bench.shapes import Services
 
@@ -235,8 +236,7 @@ def _tidy(dsn: str) -> None:
 def _version() -> str:
     """What a database depends on: other migrations or another generator make another one."""
     digest = hashlib.sha256(str(_VERSION).encode())
-    folder = statements.folder("migrations")
-    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+    for file in sorted(folder("migrations").iterdir(), key=lambda file: file.name):
         if file.name.endswith(".sql"):
             digest.update(file.read_bytes())
     for path in (Path(demo.__file__), *sorted(_PEER.glob("*.sql"))):

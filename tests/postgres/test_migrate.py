@@ -15,8 +15,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from audit import resources
 from audit.errors import Invalid, Unavailable
-from audit.postgres import migrate, statements
+from audit.postgres import migrate
 from audit.postgres.schema import migrations_on_disk
 from tests.conftest import execute, of_database
 
@@ -262,7 +263,7 @@ def test_a_rollback_waits_for_the_task_that_is_just_being_recorded(guarded_dsn: 
 
 
 def test_every_migration_is_well_named_and_has_its_rollback() -> None:
-    files = [path.name for path in Path(str(statements.folder("migrations"))).iterdir()]
+    files = [path.name for path in Path(str(resources.folder("migrations"))).iterdir()]
     names = migrations_on_disk()
 
     assert names == [name for name in names if re.fullmatch(r"\d{4}_[a-z]+(_[a-z]+)*", name)]
@@ -275,7 +276,7 @@ def test_every_migration_is_well_named_and_has_its_rollback() -> None:
 def test_no_migration_was_edited() -> None:
     # A database that has a migration never gets its changes, so write a new migration instead.
     # Until the release of 0.1.0: `sha256sum migrations/*.sql > tests/postgres/migrations.sha256`.
-    folder = Path(str(statements.folder("migrations")))
+    folder = Path(str(resources.folder("migrations")))
 
     assert MANIFEST.read_text().splitlines() == [
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  migrations/{path.name}"

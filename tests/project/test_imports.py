@@ -18,12 +18,24 @@ PACKAGE = Path(audit.__file__).parent
 LAYERS = [
     {"commands"},
     {"process"},
+    {"integrations"},
+    {"recorder"},
     {"web", "client"},
     {"history", "access"},
     {"postgres"},
     {"telemetry"},
 ]
-GROUND = {"settings", "errors", "deadlines", "once", "addresses", "dsn", "limits", "profiles"}
+GROUND = {
+    "settings",
+    "errors",
+    "deadlines",
+    "once",
+    "addresses",
+    "dsn",
+    "limits",
+    "profiles",
+    "resources",
+}
 #: What only the service needs. A program that records tasks through a running one does without.
 OF_THE_SERVICE = {
     "aiohttp",
@@ -111,8 +123,9 @@ def test_third_party_is_used_only_where_it_belongs(third_party: str) -> None:
             assert {name, name.partition(".")[0]} & places, name
 
 
-def test_client_imports_nothing_that_only_the_service_needs() -> None:
-    code = "import sys, audit.client; print(*sys.modules)"
+@pytest.mark.parametrize("package", ["client", "recorder"])
+def test_client_imports_nothing_that_only_the_service_needs(package: str) -> None:
+    code = f"import sys, audit.{package}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
 

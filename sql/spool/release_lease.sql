@@ -1,0 +1,3 @@
+-- release_lease: lets another sender send at once.
+DELETE FROM lease
+WHERE holder = :holder;
