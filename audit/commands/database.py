@@ -25,9 +25,9 @@ def database(settings: Settings, *, create: bool = False) -> Iterator[str]:
 
     `create` says whether to create an embedded database if there is none.
     """
-    from audit.process import serve
+    from audit.process.database import database as opened
 
-    with serve.database(settings, create=create) as dsn:
+    with opened(settings, create=create) as dsn:
         note(f"database: {name_of(settings)}")
         yield dsn
 

@@ -19,9 +19,9 @@ from audit.errors import Unavailable
 from audit.history import demo
 from audit.history.demo_log import record_history
 from audit.history.service import AuditService
-from audit.postgres import embedded, migrate
 from audit.postgres.pool import open_pool
 from audit.postgres.schema import require_current
+from audit.process.database import served_database
 from audit.process.loop import run
 from audit.process.supervisor import Supervisor
 from audit.process.worker import BACKLOG
@@ -34,10 +34,6 @@ DEMO_TASKS = 20_000
 DEMO_DAYS = 90
 #: The transaction that records the demo tasks may take longer than a request.
 _DEMO_SECONDS = 600
-#: Connections of the embedded PostgreSQL beyond those of the workers.
-_OTHER_CONNECTIONS = 20
-#: How long `serve` waits for a command that runs the embedded PostgreSQL to end.
-_BUSY_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +59,7 @@ def serve(settings: Settings, announce: Callable[[Started], None]) -> None:
     """
     if settings.traces:
         tracing.require()
-    with _listening(settings) as listener, _served_database(settings) as (dsn, keep_running):
+    with _listening(settings) as listener, served_database(settings) as (dsn, keep_running):
         started = run(_prepare(settings, dsn, listener))
 
         def check() -> None:
@@ -71,60 +67,6 @@ def serve(settings: Settings, announce: Callable[[Started], None]) -> None:
             _reap_adopted()
 
         Supervisor(settings, dsn, listener).run(lambda: announce(started), check)
-
-
-@contextmanager
-def database(settings: Settings, *, create: bool = False) -> Iterator[str]:
-    """Yield the DSN of the database for a command, and migrate it if the settings say so.
-
-    An embedded PostgreSQL that another process runs is shared. `create` says whether to create one
-    if there is none.
-
-    Raises:
-        Unavailable: there is no database.
-    """
-    if settings.dsn is not None:
-        yield _migrated(settings, settings.dsn.get_secret_value())
-    else:
-        with embedded.used(
-            settings.data_dir,
-            create=create,
-            options=_options(settings),
-            prepare=lambda dsn: _migrated(settings, dsn),
-        ) as dsn:
-            yield dsn
-
-
-@contextmanager
-def _served_database(settings: Settings) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Yield the DSN of the database to serve, and a function that restarts it if it has ended.
-
-    An embedded PostgreSQL is not shared with another service. It stops with this one.
-    """
-    if settings.dsn is not None:
-        yield _migrated(settings, settings.dsn.get_secret_value()), lambda: None
-        return
-    with embedded.started(
-        settings.data_dir,
-        options=_options(settings),
-        prepare=lambda dsn: _migrated(settings, dsn),
-        busy_seconds=_BUSY_SECONDS,
-    ) as server:
-        yield server.dsn, server.keep_running
-
-
-def _options(settings: Settings) -> dict[str, str]:
-    """Return the options of the embedded PostgreSQL."""
-    # A new worker starts before an old one stops, and a worker has a connection beside its pool.
-    needed = (settings.workers + 1) * (settings.pool_size + 1) + _OTHER_CONNECTIONS
-    return {"max_connections": str(max(100, needed))}
-
-
-def _migrated(settings: Settings, dsn: str) -> str:
-    """Apply the missing migrations if the settings say so; by default only if embedded."""
-    if settings.dsn is None if settings.migrate is None else settings.migrate:
-        migrate.apply(dsn)
-    return dsn
 
 
 def _reap_adopted() -> None:
