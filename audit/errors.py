@@ -91,6 +91,21 @@ class Conflict(Problem):
     title = "The request conflicts with the recorded history"
 
 
+class PositionGone(Problem):
+    """The log ends before this position, as it does when an older backup was restored."""
+
+    status = 410
+    name = "position-gone"
+    title = "The log does not reach this position"
+
+    def __init__(self, position: int, log_size: int) -> None:
+        super().__init__(
+            f"the log has {log_size} changes, so no reader can have reached the position"
+            f" {position}: an older backup of the database was restored; read the tasks anew",
+            members={"position": position, "log_size": log_size},
+        )
+
+
 class PreconditionFailed(Problem):
     """The task does not have the ETag that `If-Match` names."""
 
@@ -174,6 +189,13 @@ class Unavailable(Problem):
     status = 503
     name = "unavailable"
     title = "The service is temporarily unavailable"
+
+
+class TooManyFeeds(Unavailable):
+    """As many readers follow the feed in this process as it may serve."""
+
+    name = "too-many-feeds"
+    title = "Too many readers follow the feed"
 
 
 class TimedOut(Problem):

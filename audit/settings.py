@@ -197,6 +197,11 @@ class Settings(Limits, BaseSettings):
     most_grouped: int = Field(default=200_000, ge=1, le=10_000_000)
     """The most tasks that a statistic groups one by one. The counts of tasks by service, time,
     status and intent answer most statistics without that."""
+    max_feeds: int = Field(default=100, ge=1, le=100_000)
+    """Readers of the feed of changes that each worker serves at once. A reader over the limit gets
+    503."""
+    feed_seconds: float = Field(default=0.25, ge=0.05, le=60)
+    """How often a worker looks for new changes, as long as readers of the feed wait for some."""
     request_timeout_seconds: float = Field(default=30, gt=0, le=3600)
     """How long a request may take, with its body, and then how long the client may take to read the
     response."""

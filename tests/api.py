@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
+
+import aiohttp
 
 from audit.web.state import METRICS
 from tests.conftest import Client, task
@@ -76,6 +79,36 @@ async def recorded(client: Client, **members: Any) -> str:
     status, body = await post(client, sent)
     assert status == 201, body
     return str(sent["task_id"])
+
+
+@dataclass(frozen=True)
+class Event:
+    """One of the Server-Sent Events of the feed."""
+
+    name: str
+    id: int | None
+    data: dict[str, Any]
+
+
+async def events(stream: aiohttp.ClientResponse) -> AsyncIterator[Event]:
+    """Yield the events of a stream until it ends."""
+    members: dict[str, str] = {}
+    async for line in stream.content:
+        name, _, value = line.decode().rstrip("\n").partition(": ")
+        if name:
+            members[name] = value
+        elif "event" in members:
+            position = int(members["id"]) if "id" in members else None
+            yield Event(members["event"], position, json.loads(members["data"]))
+            members = {}
+
+
+async def changes(stream: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+    """Yield the changes of a stream, and check that each has the id after its number."""
+    async for event in events(stream):
+        if event.name == "change":
+            assert event.id == event.data["n"] + 1
+            yield event.data
 
 
 def lines(*tasks: dict[str, Any]) -> bytes:

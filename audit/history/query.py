@@ -94,8 +94,8 @@ class HistoryQuery(TaskPath):
         return self._after
 
 
-class TaskFilter(NoParams):
-    """The parameters that say which tasks match. Filters combine with AND."""
+class MemberFilter(NoParams):
+    """The parameters that say what members a task must have. Filters combine with AND."""
 
     service: Annotated[tuple[Name, ...], Field(max_length=100)] = ()
     """Matches an element of `services_touched` exactly. If it is given several times, all of them
@@ -103,6 +103,17 @@ class TaskFilter(NoParams):
     intent: Annotated[tuple[Name, ...], Field(max_length=100)] = ()
     """Matches `outcome.action_type` exactly. If it is given several times, one of them must
     match."""
+    created_by: Name | None = None
+    """Matches exactly."""
+    project_id: TaskId | None = None
+    """Matches exactly."""
+    outcome: OutcomeFilter = None
+    """A JSON object that `outcome` must contain."""
+
+
+class TaskFilter(MemberFilter):
+    """The parameters that say which tasks match, also by the time of their creation."""
+
     days: Annotated[int, whole_number(1, 365)] | None = None
     """Tasks created in the last `days` times 24 hours. Not together with `since` or `until`."""
     last: Annotated[timedelta, time_span(365)] | None = None
@@ -112,12 +123,6 @@ class TaskFilter(NoParams):
     """Tasks created at or after this RFC 3339 time."""
     until: Timestamp | None = None
     """Tasks created before this RFC 3339 time."""
-    created_by: Name | None = None
-    """Matches exactly."""
-    project_id: TaskId | None = None
-    """Matches exactly."""
-    outcome: OutcomeFilter = None
-    """A JSON object that `outcome` must contain."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -20,6 +20,7 @@ from audit.history.arguments import (
 from audit.history.asking import Reading
 from audit.history.backfill import Backfill
 from audit.history.events import HistoryPage, TaskEvent, TaskVersion
+from audit.history.feed import Feed
 from audit.history.log import Log
 from audit.history.parsing import batch_of, change_of
 from audit.history.partitions import Partitions
@@ -76,6 +77,7 @@ class AuditService:
         self.log = Log(database, settings)
         self.recording = Recording(database, settings, metrics, self.partitions)
         self.upkeep = Upkeep(database, settings, metrics, self.partitions)
+        self.feed = Feed(database, settings, metrics, self.upkeep.sequence_portion)
         self.backfill = Backfill(database, self.upkeep)
 
     @classmethod

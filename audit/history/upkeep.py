@@ -93,13 +93,24 @@ class Upkeep:
         sequenced = 0
         is_last = False
         while not is_last:
-            async with self._database.connection() as connection:
-                row = await fetch_row(connection, statements.SEQUENCE_EVENTS, _MOST_EVENTS)
-            if row["sequenced"] is None:
-                return sequenced
-            sequenced += row["sequenced"]
-            is_last = row["is_last"]
+            portion, is_last = await self._sequence_portion()
+            sequenced += portion
         return sequenced
+
+    async def sequence_portion(self) -> bool:
+        """Give positions to a portion of the events; return whether the work is done.
+
+        It is done if no event is left, or if another process does it at the moment.
+        """
+        _, is_last = await self._sequence_portion()
+        return is_last
+
+    async def _sequence_portion(self) -> tuple[int, bool]:
+        async with self._database.connection() as connection:
+            row = await fetch_row(connection, statements.SEQUENCE_EVENTS, _MOST_EVENTS)
+        if row["sequenced"] is None:
+            return 0, True
+        return row["sequenced"], row["is_last"]
 
     async def fold_counts(self, *, is_lazy: bool = False) -> int:
         """Sequence the events of the queue and add them to the counts; return how many were added.

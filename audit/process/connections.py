@@ -94,11 +94,13 @@ class Connections:
 class _Connection(web.RequestHandler):
     """A connection that answers with problems also what no middleware sees."""
 
-    __slots__ = ("__weakref__", "_abort", "_connections", "unread")
+    __slots__ = ("__weakref__", "_abort", "_connections", "answer_seconds", "unread")
 
     def __init__(self, connections: Connections, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.unread = connections.unread
+        #: How long the client may take to read. A handler may change it for the rest of the time.
+        self.answer_seconds = connections.answer_seconds
         self._connections = connections
         #: Aborts the connection unless its client reads in time.
         self._abort: asyncio.TimerHandle | None = None
@@ -130,8 +132,7 @@ class _Connection(web.RequestHandler):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self.transport is not None:
-            seconds = self._connections.answer_seconds
-            self._abort = self._loop.call_later(seconds, self.transport.abort)
+            self._abort = self._loop.call_later(self.answer_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()

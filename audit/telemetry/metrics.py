@@ -50,8 +50,9 @@ _HISTOGRAM_CELLS: Final = 1 + len(_LES)
 _SEAT_CELLS: Final = 65_536
 #: The queues for connections, one for each kind of work.
 LANES: Final = ("reading", "tallying", "writing")
-#: The cells of a seat with current values: pool size, waiting requests, used connections, queues.
-_GAUGES: Final = tuple(range(2, 5 + len(LANES)))
+#: The cells of a seat with current values: pool size, waiting requests, used connections, queues,
+#: readers of the feed.
+_GAUGES: Final = tuple(range(2, 6 + len(LANES)))
 _CELL_BYTES: Final = 8
 
 
@@ -114,10 +115,12 @@ class Metrics:
         self.waiting: Final = _Gauge(self._cells, self._take(1))
         self.in_use: Final = _Gauge(self._cells, self._take(1))
         lengths = {lane: _Gauge(self._cells, self._take(1)) for lane in LANES}
+        self.feeds: Final = _Gauge(self._cells, self._take(1))
         self.queues: Final = {
             lane: Queue(self._cells, length, self._take(1 + _HISTOGRAM_CELLS))
             for lane, length in lengths.items()
         }
+        self._fed = self._take(_HISTOGRAM_CELLS)
         self._recorded, self._duplicate = self._take(1), self._take(1)
         self._cached, self._computed, self._resets = (self._take(1) for _ in range(3))
         names = (*statements, TRANSACTION)
@@ -171,6 +174,10 @@ class Metrics:
     def cache_reset(self) -> None:
         """Count that no cached answer is valid any more."""
         self._cells[self._resets] += 1
+
+    def fed(self, seconds: float) -> None:
+        """Count that readers of the feed were woken for a change of this age."""
+        _observe(self._cells, self._fed, seconds)
 
     def folded(self) -> None:
         """Set the time of the last complete fold to now."""
@@ -273,6 +280,17 @@ class Metrics:
             value=total[self.waiting.at],
         )
         yield from self._queued(total)
+        yield GaugeMetricFamily(
+            "task_audit_feed_readers",
+            "Open streams of changes, and requests that wait for changes.",
+            value=total[self.feeds.at],
+        )
+        delays = HistogramMetricFamily(
+            "task_audit_feed_delay_seconds",
+            "Age of the oldest new change when a worker wakes the readers that wait for changes.",
+        )
+        _add_histogram(delays, None, total[self._fed : self._fed + _HISTOGRAM_CELLS])
+        yield delays
         yield CounterMetricFamily(
             "task_audit_worker_restarts", "Workers that ended and were replaced.", value=total[0]
         )
@@ -349,13 +367,15 @@ class _Collected(Collector):
         return self._families
 
 
-def _add_histogram(family: HistogramMetricFamily, label: str, cells: Sequence[float]) -> None:
+def _add_histogram(
+    family: HistogramMetricFamily, label: str | None, cells: Sequence[float]
+) -> None:
     seconds, *counts = cells
     buckets, cumulative = [], 0.0
     for le, count in zip(_LES, counts, strict=True):
         cumulative += count
         buckets.append((le, cumulative))
-    family.add_metric((label,), buckets, seconds)
+    family.add_metric(() if label is None else (label,), buckets, seconds)
 
 
 def _of_database(deltas: int | None) -> Iterator[Metric]:

@@ -6,13 +6,13 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 from aiohttp import web
 
 from audit.access.rates import Rates
 from audit.addresses import networks_of
-from audit.deadlines import Deadline
+from audit.deadlines import Deadline, stop
 from audit.history.answers import Answers
 from audit.history.service import AuditService
 from audit.postgres import statements
@@ -104,12 +104,27 @@ def _lifespan(
             ):
                 app[SERVICE] = AuditService(app[POOL], settings, metrics=metrics)
                 app[ANSWERS] = Answers(app[SERVICE].reading, settings.answers_bytes, metrics)
-                async with app[SERVICE].upkeep.running():
+                async with app[SERVICE].upkeep.running(), _closing_feed(app):
                     yield
         if traces:
             await traces.close()
 
     return run
+
+
+@asynccontextmanager
+async def _closing_feed(app: web.Application) -> AsyncIterator[None]:
+    """Close the feed when the process is about to end, for as long as the block runs."""
+
+    async def close() -> None:
+        await app[DRAINING].wait()
+        app[SERVICE].feed.close()
+
+    closing = asyncio.create_task(close())
+    try:
+        yield
+    finally:
+        await stop(closing)
 
 
 @contextmanager

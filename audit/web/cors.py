@@ -14,7 +14,9 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 #: The request headers that a page may send in addition to those that CORS always allows.
-_REQUEST_HEADERS: Final = "Authorization, Content-Type, If-Match, If-None-Match, X-Request-ID"
+_REQUEST_HEADERS: Final = (
+    "Authorization, Content-Type, If-Match, If-None-Match, Last-Event-ID, X-Request-ID"
+)
 #: The response headers that a page may read in addition to those that CORS always allows.
 _RESPONSE_HEADERS: Final = (
     "Accept-Patch, Allow, ETag, Feed-Position, Link, RateLimit, RateLimit-Policy, Retry-After,"

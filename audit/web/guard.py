@@ -67,6 +67,18 @@ class Guard:
             identity.require(scope)
         return self._rates.take(identity.number)
 
+    async def still_admits(self, request: web.Request, scope: Scope) -> bool:
+        """Return whether a request that was admitted before would be admitted now.
+
+        It would not if its key was revoked or has expired, or if the service now requires a key.
+        """
+        try:
+            identity, _ = await self._identity(request, allows_session=True)
+            identity.require(scope)
+        except (Unauthenticated, Forbidden):
+            return False
+        return identity.project_id == request[IDENTITY].project_id
+
     async def admit_to_session(self, request: web.Request, token: str) -> dict[str, str]:
         """Like `admit`, for a request that opens a session with a key or token.
 

@@ -206,7 +206,7 @@ def _problem(kind: type[Problem]) -> dict[str, Any]:
         "examples": {each.name.replace("-", "_"): _example_of(each) for each in kinds},
     }
     headers: tuple[str, ...] = ()
-    if kind in (errors.TooManyRequests, errors.Unavailable):
+    if issubclass(kind, errors.TooManyRequests | errors.Unavailable):
         headers = ("Retry-After",)
     if kind is errors.Unauthenticated:
         headers = ("WWW-Authenticate",)

@@ -62,7 +62,8 @@ class Pipeline:
         admit = partial(self._guard.admit, scope=scope, allows_session=route.allows_session)
         # Recording limits the time of the body and the time of the write. One limit for both would
         # send a response while PostgreSQL still writes.
-        deadline = None if scope is Scope.RECORD else self._deadline
+        # A reader of the feed waits for changes for as long as it likes.
+        deadline = None if scope is Scope.RECORD or route.waits else self._deadline
 
         async def handle(request: web.Request) -> web.StreamResponse:
             rate_headers = await admit(request) if route.needs_key else {}

@@ -17,6 +17,8 @@ from audit import errors
 from audit.access.identity import Scope
 from audit.errors import Problem
 from audit.history.events import HistoryBody
+from audit.history.feed_body import ChangesBody
+from audit.history.feed_query import ChangesQuery, FeedQuery
 from audit.history.query import AuditQuery, FailuresQuery, HistoryQuery, NoParams
 from audit.history.statistics_body import Durations, Facets, Histogram
 from audit.history.statistics_query import DurationsQuery, FacetsQuery, HistogramQuery
@@ -24,6 +26,7 @@ from audit.history.task import NewTask, RecordedBody, Task, TaskChange, TaskPage
 from audit.web.handlers import (
     asking,
     docs,
+    feed,
     health,
     page,
     recording,
@@ -74,6 +77,8 @@ class Route:
     headers: tuple[str, ...] = ()
     """The names of optional request headers."""
     body: tuple[Content, ...] = ()
+    waits: bool = False
+    """Whether the handler may wait for changes, for longer than the time limit of a request."""
     any_scope: bool = False
     """Whether the request needs an API key whose scope does not matter."""
 
@@ -101,6 +106,9 @@ _READING: Final = (
     errors.TimedOut,
 )
 _COUNTING: Final = tuple(errors.TooMany if kind is errors.Invalid else kind for kind in _READING)
+_FOLLOWING: Final = tuple(
+    errors.TooManyFeeds if kind is errors.Unavailable else kind for kind in _READING
+)
 _RECORDING: Final = (
     *_READING,
     errors.BodyTooSlow,
@@ -137,6 +145,8 @@ _PAGE: Final = {
 _TASK: Final = Content(Task, ("task",))
 _NEW_TASKS: Final = ("one", "several")
 _TEXT: Final = {"type": "string"}
+#: It has no type: some tools validate the whole text, and some each event as an object.
+_EVENTS: Final = {"description": "Events. The `data` of a `change` is a FeedChange."}
 
 
 def _status(value: str) -> dict[str, Any]:
@@ -189,6 +199,17 @@ ROUTES: Final = (
         "GET", f"{_API}/statistics/durations", statistics.get_durations, Scope.READ, _COUNTING,
         _statistics("The durations", Content(Durations, ("durations",))),
         query=DurationsQuery, headers=("If-None-Match",),
+    ),
+    Route(
+        "GET", f"{_API}/changes", feed.get_changes, Scope.READ,
+        (*_FOLLOWING, errors.PositionGone),
+        {200: Response("The next changes", Content(ChangesBody, ("changes", "no_change")))},
+        query=ChangesQuery, waits=True,
+    ),
+    Route(
+        "GET", f"{_API}/feed", feed.get_feed, Scope.READ, _FOLLOWING,
+        {200: Response("The stream", Content(_EVENTS, ("stream",), "text/event-stream"))},
+        query=FeedQuery, headers=("Last-Event-ID",), waits=True,
     ),
     Route(
         "POST", f"{_API}/tasks", recording.record, Scope.RECORD, _RECORDING,

@@ -1,9 +1,9 @@
 """What schemathesis cannot learn from the document: NDJSON, and rules that OpenAPI cannot express.
 
 OpenAPI 3.1 has no words for parameters that exclude each other, for a cursor that has to come from
-a page, for JSON inside a parameter, for bounds of a time, for names of time zones, or for the lines
-of NDJSON. Data that is meant to be valid is made to follow these rules here; data that is meant to
-be invalid is sent as it is.
+a page, for JSON inside a parameter, for bounds of a time, for names of time zones, for a response
+that does not end, or for the lines of NDJSON. Data that is meant to be valid is made to follow
+these rules here; data that is meant to be invalid is sent as it is.
 """
 
 from __future__ import annotations
@@ -35,16 +35,30 @@ def before_call(
     _context: schemathesis.HookContext, case: schemathesis.Case[Any], _kwargs: dict[str, Any]
 ) -> None:
     """Let data that is meant to be valid follow the rules above."""
+    end_at_once(case)
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
     follow_in_query(case.query)
     if "/statistics/" in case.path:
         follow_in_statistics(case.path, case.query)
+    if case.path.endswith(("/changes", "/feed")):
+        for name in ("position", "wait"):
+            case.query.pop(name, None)
+        case.headers.pop("Last-Event-ID", None)
+        end_at_once(case)
     if case.media_type == NDJSON and isinstance(case.body, str):
         case.body = json.dumps({"request_text": case.body[:65_536] or "x"})
     for task in case.body if isinstance(case.body, list) else [case.body]:
         if isinstance(task, dict):
             follow_in_task(task)
+
+
+def end_at_once(case: schemathesis.Case[Any]) -> None:
+    """Do not wait for changes, and ask for a stream that ends at once: its position is gone."""
+    if case.path.endswith("/changes"):
+        case.query.setdefault("wait", 0)
+    if case.path.endswith("/feed"):
+        case.query.setdefault("position", str(2**62))
 
 
 def follow_in_query(query: dict[str, Any]) -> None:

@@ -380,6 +380,8 @@ async def test_example_of_a_problem_is_what_the_service_sends(
             problem: errors.Problem = errors.TooMany.found(
                 example["matching"], example["at_most"], example["fits"]
             )
+        elif kind is errors.PositionGone:
+            problem = errors.PositionGone(example["position"], example["log_size"])
         else:
             problem = kind(example["detail"], errors=example.get("errors"))
         return problem_response(request, problem, request_id_of(request))

@@ -14,7 +14,7 @@ from audit.history.query import (
     AuditQuery,
     FailuresQuery,
     HistoryQuery,
-    TaskFilter,
+    MemberFilter,
     TaskPath,
     TaskQuery,
     parse_query,
@@ -29,7 +29,7 @@ _HEADERS: Final[dict[str, str]] = {
     hdrs.CACHE_CONTROL: "private, no-cache",
     hdrs.VARY: "Accept-Encoding, Authorization, Cookie",
 }
-Filter = TypeVar("Filter", bound=TaskFilter)
+Filter = TypeVar("Filter", bound=MemberFilter)
 _FEED_POSITION: Final = istr("Feed-Position")
 _TOTAL_COUNT: Final = istr("X-Total-Count")
 #: A body up to this size fits in one packet, and is not compressed.
