@@ -20,6 +20,9 @@ from audit.recorder.errors import SpoolError, SpoolFull
 _BUSY_SECONDS: Final = 5.0
 #: SQLite itself would sleep for up to 100 ms before it looks again.
 _LONGEST_SLEEP_SECONDS: Final = 0.002
+#: A checkpoint, which copies the log of SQLite to its file, takes as long as ten commits or more.
+#: It is made for every 4,000 pages, so it delays one record of several hundred.
+_CHECKPOINT_PAGES: Final = 4000
 _PAGE_BYTES: Final = 4096
 _FEWEST_PAGES: Final = 32
 
@@ -97,6 +100,7 @@ class Database:
                 connection.row_factory = sqlite3.Row
                 _retry_while_busy(lambda: connection.execute("PRAGMA journal_mode = WAL"))
                 connection.execute("PRAGMA synchronous = FULL")
+                connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
                 connection.execute(f"PRAGMA max_page_count = {self._max_pages}")
                 connection.executescript(statements.CREATE_TABLES)
             except BaseException:

@@ -7,9 +7,8 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pytest
 
 from audit.postgres import embedded, migrate
 from tests.conftest import ago, execute, of_database, task
+from tests.faults.disk import small_disk
 from tests.faults.load import API, Load, recorded, running
 from tests.needs import needs
 from tests.waiting import until
@@ -135,23 +135,6 @@ async def test_a_lock_held_by_ddl(dsn: str, figure: Figure) -> None:
     assert load.failures
     assert 200 == healthy
     check_tasks(dsn, load)
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path) -> Iterator[Callable[[str], None]]:
-    """Mount a file system of 64 MiB; yield what gives it another size."""
-    folder.mkdir(mode=0o700)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64m,mode=0700", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a small file system")
-
-    def resize(size: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
-
-    try:
-        yield resize
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.faults
