@@ -102,27 +102,26 @@ class Answer:
 
 
 class _Entry:
-    """What the cache knows about a request: its question, and maybe its answer."""
+    """What the cache knows about a request: its question, and its answer once it is computed."""
 
-    def __init__(self, question: Question, version: Version | None = None) -> None:
-        self.question = question
+    def __init__(self, question: Question, version: Version) -> None:
         query = question.query
+        self.question = question
         self.version = version
-        """The version before the answer was computed; None if there is no answer."""
+        """The version before the answer was computed."""
         self.answer: Answer | None = None
         self.page: TaskPage | PageInList | None = None
         """The answer, if changes can be applied to it: it is of the snapshot of its version."""
         self.reads_wide = False
         """Whether to read tasks around the page too, because changes did not determine it."""
+        self.changes = ChangeFilter(query, version.clock)
+        self.checked_to = version.number
+        """No change up to this one affects the answer."""
+        self.valid_until = version.clock + _SECOND if query.moves_with_clock else _FOREVER
+        """No task leaves the window before the database's clock shows this time."""
         self.computing: Once[Answer] = Once()
+        self.extending: Once[None] = Once()
         self.counted_bytes = 0
-        if version:
-            self.changes = ChangeFilter(query, version.clock)
-            self.checked_to = version.number
-            """No change up to this one affects the answer."""
-            self.valid_until = version.clock + _SECOND if query.moves_with_clock else _FOREVER
-            """No task leaves the window before the database's clock shows this time."""
-            self.extending: Once[None] = Once()
 
 
 class Answers:
@@ -144,18 +143,12 @@ class Answers:
         self.cached_bytes = 0
 
     def known_question(self, key: str) -> Question | None:
-        """Return the question of a request that was validated before; None if it is not known."""
+        """Return the question of a request that was validated before; None if it is not cached."""
         entry = self._entries.get(key)
         if entry is None:
             return None
         self._entries.move_to_end(key)
         return entry.question
-
-    def remember(self, key: str, question: Question) -> Question:
-        """Cache the question of a validated request, and return it."""
-        if self._max_bytes:
-            self._put(key, _Entry(question))
-        return question
 
     async def current_version(self) -> Version | None:
         """Return the version that an answer may have now; None if nothing is cached."""
@@ -196,8 +189,6 @@ class Answers:
 
     def _is_unaffected(self, entry: _Entry, version: Version) -> bool:
         """Return whether no change up to a version affects the answer of an entry."""
-        if entry.version is None:
-            return False
         if entry.checked_to < version.number:
             if self._changes.affect(entry.changes, entry.checked_to):
                 return False
@@ -206,8 +197,7 @@ class Answers:
 
     async def _extend(self, entry: _Entry, version: Version) -> None:
         """Keep an answer until the next task leaves its window, or until it is out of date."""
-        assert entry.version  # noqa: S101 - the entry has an answer
-        assert entry.answer  # noqa: S101
+        assert entry.answer  # noqa: S101 - `under` checks it
         until, query = entry.answer.valid_until, entry.question.query.watched
         if query.span:
             departure = await self._reading.next_departure(
@@ -260,17 +250,18 @@ class Answers:
         changes = self._changes.since(entry.checked_to)
         if changes is None or len(changes) > _MAX_PATCHES:
             return None
-        part: PageInList | None
-        if isinstance(entry.page, TaskPage):
-            part = PageInList.of(entry.question.query, entry.page)
-        else:
-            part = entry.page
         patched = _Entry(entry.question, version)
-        patched.page = part = part.after(changes, patched.changes) if part else None
-        result = part.to_task_page(version.clock, self._max_patched_bytes) if part else None
+        page: PageInList | None
+        if isinstance(entry.page, TaskPage):
+            page = PageInList.of(entry.question.query, entry.page)
+        else:
+            page = entry.page
+        page = page.after(changes, patched.changes) if page else None
+        result = page.to_task_page(version.clock, self._max_patched_bytes) if page else None
         if result is None:
             return None
         body = result.to_json()
+        patched.page = page
         patched.answer = Answer(result, body, _etag(body))
         patched.checked_to = self._changes.number
         patched.valid_until = min(entry.valid_until, patched.changes.departure(changes))

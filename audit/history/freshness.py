@@ -25,7 +25,6 @@ any program. The service ensures this without running the query again:
    of them leaves earlier. After that time the response is computed again.
 7. A response is computed on the server that its version was read on. If the connection pool moves
    to another server in between, the request fails, and nothing is cached.
-
 8. If changes affect a page of a list, the service may make the new page from the cached one and
    these changes (`audit/history/patching.py`), without running the query. It does so only if the
    cached page is of the same snapshot as its version, so that it contains no change twice. With
@@ -40,9 +39,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 #: How often a request passes through the event loop between its socket and `current`.
 _TURNS_TO_HERE: Final = 3
@@ -50,8 +48,7 @@ _TURNS_TO_HERE: Final = 3
 _READS_IN_A_ROW: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
+class Version(NamedTuple):
     """A state of the history."""
 
     number: int

@@ -175,6 +175,7 @@ class Pages:
     def __init__(self, page_bytes: int) -> None:
         self.text = "x" * page_bytes
         self.have_changed = False
+        self.failure: Exception | None = None
         self.computed: list[int] = []
 
     async def read_versions(self, changes: Changes) -> AsyncIterator[Version]:
@@ -188,6 +189,8 @@ class Pages:
         self, query: AuditQuery, *, clock: datetime | None = None, server: str | None = None
     ) -> TaskPage:
         self.computed.append(query.limit)
+        if self.failure:
+            raise self.failure
         return TaskPage(f'["{self.text}"]', 1, query.limit, 0, None, 1)
 
 
@@ -202,7 +205,7 @@ def question_of(limit: int, pages: Pages) -> Question:
 
 async def ask(answers: Answers, pages: Pages, limit: int) -> Answer:
     key = key_of(limit)
-    question = answers.known_question(key) or answers.remember(key, question_of(limit, pages))
+    question = answers.known_question(key) or question_of(limit, pages)
     return await answers.under(await answers.current_version(), key, question)
 
 
@@ -239,8 +242,10 @@ async def test_an_answer_over_the_limit_is_not_cached_and_drops_no_other() -> No
 async def test_queries_without_an_answer_count_as_memory() -> None:
     pages = Pages(1000)
     answers = Answers(pages, 20_000)  # type: ignore[arg-type]
+    pages.failure = TimedOut("the query ran into its time limit")
     for limit in range(1, 101):
-        answers.remember(key_of(limit), question_of(limit, pages))
+        with pytest.raises(TimedOut):
+            await ask(answers, pages, limit)
         assert 0 < answers.cached_bytes <= 20_000
 
     assert answers.known_question(key_of(1)) is None

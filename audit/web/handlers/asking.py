@@ -83,7 +83,7 @@ async def answer(
     """
     answers = request.app[ANSWERS]
     key = _cache_key(request)
-    question = answers.known_question(key) or answers.remember(key, ask())
+    question = answers.known_question(key) or ask()
     version = await answers.current_version()
     answer = await answers.under(version, key, question)
     response = not_modified(request, answer.etag, _HEADERS)
