@@ -98,13 +98,6 @@ class PositionGone(Problem):
     name = "position-gone"
     title = "The log does not reach this position"
 
-    def __init__(self, position: int, log_size: int) -> None:
-        super().__init__(
-            f"the log has {log_size} changes, so no reader can have reached the position"
-            f" {position}: an older backup of the database was restored; read the tasks anew",
-            members={"position": position, "log_size": log_size},
-        )
-
 
 class PreconditionFailed(Problem):
     """The task does not have the ETag that `If-Match` names."""

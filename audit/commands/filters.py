@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -20,8 +21,8 @@ _TIME = "an RFC 3339 time, a date or a date and a time in --tz, or 90m, 12h, 7d,
 
 
 @dataclass(frozen=True)
-class Filters:
-    """The filters of `/failures`, which all lists share. They combine with AND."""
+class MemberFilters:
+    """The filters that do not name a time. They combine with AND."""
 
     service: Annotated[
         list[str] | None,
@@ -30,16 +31,6 @@ class Filters:
     intent: Annotated[
         list[str] | None,
         typer.Option("--intent", help="Tasks with this intent; repeated: one of them."),
-    ] = None
-    last: Annotated[
-        str | None,
-        typer.Option("--last", help="Tasks created in the last 15m, 24h, 7d or 8w."),
-    ] = None
-    since: Annotated[
-        str | None, typer.Option("--since", help=f"Tasks created at or after {_TIME}.")
-    ] = None
-    until: Annotated[
-        str | None, typer.Option("--until", help="Tasks created before a time, as in --since.")
     ] = None
     created_by: Annotated[
         str | None, typer.Option("--created-by", help="Tasks that this person or program created.")
@@ -52,19 +43,56 @@ class Filters:
         typer.Option("--outcome", help="JSON object that the outcome of the task contains."),
     ] = None
 
+    def members(self) -> dict[str, str | list[str]]:
+        """Return these filters as parameters of a route."""
+        return _given(
+            {
+                "service": self.service,
+                "intent": self.intent,
+                "created_by": self.created_by,
+                "project_id": str(self.project_id or ""),
+                "outcome": self.outcome,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class ChangeFilters(MemberFilters):
+    """The filters of `/changes`."""
+
+    status: Annotated[
+        list[State] | None,
+        typer.Option("--status", help="Changes to this state; repeated: to one of them."),
+    ] = None
+
+    def params(self) -> dict[str, str | list[str]]:
+        """Return the filters as parameters of the route."""
+        return {**self.members(), **_given({"status": [*map(str, self.status or ())]})}
+
+
+@dataclass(frozen=True)
+class Filters(MemberFilters):
+    """The filters of `/failures`, which all lists share."""
+
+    last: Annotated[
+        str | None,
+        typer.Option("--last", help="Tasks created in the last 15m, 24h, 7d or 8w."),
+    ] = None
+    since: Annotated[
+        str | None, typer.Option("--since", help=f"Tasks created at or after {_TIME}.")
+    ] = None
+    until: Annotated[
+        str | None, typer.Option("--until", help="Tasks created before a time, as in --since.")
+    ] = None
+
     def params(self, zone: Zone) -> dict[str, str | list[str]]:
         """Return the filters as parameters of a route."""
-        given: dict[str, str | list[str] | None] = {
-            "service": self.service,
-            "intent": self.intent,
+        times = {
             "last": self.last,
             "since": self._time("--since", self.since, zone),
             "until": self._time("--until", self.until, zone),
-            "created_by": self.created_by,
-            "project_id": str(self.project_id or ""),
-            "outcome": self.outcome,
         }
-        return {name: value for name, value in given.items() if value}
+        return {**self.members(), **_given(times)}
 
     def _time(self, option: str, text: str | None, zone: Zone) -> str | None:
         """Return a time as the service reads it. On a terminal, a note says which time that is."""
@@ -98,3 +126,8 @@ class StatusFilters(Filters):
         """Return the filters as parameters of a route."""
         params = super().params(zone)
         return params | ({"status": list(map(str, self.status))} if self.status else {})
+
+
+def _given(options: Mapping[str, str | list[str] | None]) -> dict[str, str | list[str]]:
+    """Return the options that were given."""
+    return {name: value for name, value in options.items() if value}

@@ -24,6 +24,7 @@ from audit.commands import (
     show,
     spool,
     stats,
+    tail,
     tasks,
     watch,
 )
@@ -47,6 +48,7 @@ _COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "service": tasks.service,
     "show": show.show,
     "watch": watch.watch,
+    "tail": tail.tail,
     "stats": stats.stats,
     "open": open_page.open_page,
     "login": login.login,

@@ -46,6 +46,9 @@ class Source(Protocol):
     async def get_statistics(self, name: str, params: Params) -> str:
         """Return the statistic of a name, such as `histogram`."""
 
+    async def get_changes(self, params: Params) -> str:
+        """Return the next changes; it may wait for some."""
+
 
 class ServiceSource:
     """Asks a running service."""
@@ -70,6 +73,10 @@ class ServiceSource:
         """Return the statistic of a name, such as `histogram`."""
         member = "tasks" if name == "durations" else "total"
         return await self._get(f"/statistics/{name}", member, params)
+
+    async def get_changes(self, params: Params) -> str:
+        """Return the next changes; it may wait for some."""
+        return await self._get("/changes", "position", params)
 
     async def whoami(self) -> str:
         """Return whom the key belongs to."""
@@ -145,6 +152,15 @@ class DatabaseSource:
             case _:
                 statistic = await ask.durations(parse_query(DurationsQuery, given))
         return statistic.to_json().decode()
+
+    async def get_changes(self, params: Params) -> str:
+        """Return the next changes; it may wait for some."""
+        from audit.history.feed_query import ChangesQuery
+        from audit.history.query import parse_query
+
+        query = parse_query(ChangesQuery, _as_lists(params))
+        max_bytes = self._service.reading.max_page_bytes
+        return (await self._service.feed.poll(query, max_bytes=max_bytes)).body.decode()
 
 
 def _as_lists(params: Params) -> dict[str, list[str]]:

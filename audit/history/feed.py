@@ -13,13 +13,14 @@ for it, and no connection is held for it.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from audit.errors import PositionGone, TooManyFeeds
-from audit.history.feed_query import FeedQuery
+from audit.history.feed_query import ChangesQuery, FeedQuery
 from audit.once import Once
 from audit.postgres import statements
 from audit.postgres.database import Database
@@ -32,6 +33,8 @@ from audit.telemetry.throttle import Recurring
 #: Events that one statement looks at. A filter may select none of them.
 _MOST_SCANNED: Final = 10_000
 _RETRY_AFTER_SECONDS: Final = 5
+#: How often a reader that waits checks whether its key is still valid.
+CHECK_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,13 @@ class Portion:
     """Whether the log continues at `position`."""
     behind_seconds: float
     """The age of the event at `position`; 0 if the log ends there."""
+
+    @property
+    def body(self) -> bytes:
+        """The body of a response, in the form of `ChangesBody`."""
+        more = "true" if self.has_more else "false"
+        changes = ",".join(self.changes)
+        return f'{{"changes":[{changes}],"position":{self.position},"more":{more}}}'.encode()
 
 
 class Feed:
@@ -148,7 +158,11 @@ class Feed:
             )
         self._log_size = row["log_size"]
         if self._log_size < position:
-            raise PositionGone(position, self._log_size)
+            raise PositionGone(
+                f"the log has {self._log_size} changes, so no reader can have reached the position"
+                f" {position}: an older backup of the database was restored; read the tasks anew",
+                members={"position": position, "log_size": self._log_size},
+            )
         return Portion(
             row["changes"],
             row["positions"],
@@ -156,6 +170,36 @@ class Feed:
             row["next_position"] < row["log_size"],
             row["behind_seconds"],
         )
+
+    async def poll(
+        self,
+        query: ChangesQuery,
+        *,
+        max_bytes: int,
+        check: Callable[[], Awaitable[None]] | None = None,
+    ) -> Portion:
+        """Return the next changes that match, or an empty portion after `query.wait` seconds.
+
+        While it waits, it calls `check` every two seconds, which may raise.
+
+        Raises:
+            PositionGone: the log ends before the position.
+        """
+        until = time.monotonic() + query.wait
+        position = await self.end() if query.position is None else query.position
+        while True:
+            portion = await self.read(query, position, limit=query.limit, max_bytes=max_bytes)
+            position = portion.position
+            has_moved = portion.has_more
+            while not has_moved:
+                left = until - time.monotonic()
+                if portion.changes or left <= 0 or self.is_closed:
+                    return portion
+                has_moved = await self.wait(position, min(left, CHECK_SECONDS))
+                if check is not None:
+                    await check()
+            if portion.changes or time.monotonic() >= until:
+                return portion
 
     async def wait(self, position: int, seconds: float) -> bool:
         """Wait until the log no longer ends at this position; return whether it is so.

@@ -96,6 +96,7 @@ def test_help_names_every_command_and_exit_code() -> None:
         "service",
         "show",
         "watch",
+        "tail",
         "serve",
         "migrate",
         "record",

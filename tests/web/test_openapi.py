@@ -380,10 +380,9 @@ async def test_example_of_a_problem_is_what_the_service_sends(
             problem: errors.Problem = errors.TooMany.found(
                 example["matching"], example["at_most"], example["fits"]
             )
-        elif kind is errors.PositionGone:
-            problem = errors.PositionGone(example["position"], example["log_size"])
         else:
-            problem = kind(example["detail"], errors=example.get("errors"))
+            members = {name: example[name] for name in ("position", "log_size") if name in example}
+            problem = kind(example["detail"], errors=example.get("errors"), members=members)
         return problem_response(request, problem, request_id_of(request))
 
     app = web.Application()

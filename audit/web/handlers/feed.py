@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 
 from audit.access.identity import Scope, refused
 from audit.errors import PositionGone, Problem
-from audit.history.feed import Feed, Portion
+from audit.history.feed import CHECK_SECONDS, Feed, Portion
 from audit.history.feed_query import ChangesQuery, FeedQuery, last_event_id
 from audit.web.event_stream import EventStream, event_bytes
 from audit.web.guard import GUARD
@@ -20,8 +20,6 @@ from audit.web.handlers.asking import parse
 from audit.web.responses import BytesResponse
 from audit.web.state import ROWS, SERVICE, SETTINGS
 
-#: How often a request that waits checks whether its key is still valid.
-_CHECK_SECONDS: Final = 2.0
 #: How often a stream without changes says where it is.
 _BOOKMARK_SECONDS: Final = 15.0
 #: How long a stream waits before it reads again from a database that did not answer.
@@ -47,32 +45,16 @@ async def get_changes(request: web.Request) -> BytesResponse:
     """
     query = parse(request, ChangesQuery)
     feed = request.app[SERVICE].feed
+
+    async def check() -> None:
+        if not await request.app[GUARD].still_admits(request, Scope.READ):
+            raise refused("the key is not valid any more")
+
     with feed.reader():
-        portion = await _next_portion(request, feed, query)
+        max_bytes = request.app[SETTINGS].max_page_bytes
+        portion = await feed.poll(query, max_bytes=max_bytes, check=check)
     request[ROWS] = len(portion.changes)
-    body = (
-        f'{{"changes":[{",".join(portion.changes)}],"position":{portion.position},'
-        f'"more":{json.dumps(portion.has_more)}}}'
-    )
-    return BytesResponse(body.encode(), _HEADERS)
-
-
-async def _next_portion(request: web.Request, feed: Feed, query: ChangesQuery) -> Portion:
-    """Return the next changes that match, or an empty portion when the time is over."""
-    until = time.monotonic() + query.wait
-    position = await feed.end() if query.position is None else query.position
-    max_bytes = request.app[SETTINGS].max_page_bytes
-    while True:
-        portion = await feed.read(query, position, limit=query.limit, max_bytes=max_bytes)
-        position = portion.position
-        while True:
-            left = until - time.monotonic()
-            if portion.changes or left <= 0 or feed.is_closed:
-                return portion
-            if portion.has_more or await feed.wait(position, min(left, _CHECK_SECONDS)):
-                break
-            if not await request.app[GUARD].still_admits(request, Scope.READ):
-                raise refused("the key is not valid any more")
+    return BytesResponse(portion.body, _HEADERS)
 
 
 async def get_feed(request: web.Request) -> EventStream:
@@ -108,7 +90,7 @@ async def _events(
         has_moved = True
         while not feed.is_closed:
             now = time.monotonic()
-            if now - checked_at >= _CHECK_SECONDS:
+            if now - checked_at >= CHECK_SECONDS:
                 if not await guard.still_admits(request, Scope.READ):
                     return
                 checked_at = now
@@ -116,7 +98,7 @@ async def _events(
                 yield _bookmark(position, behind_seconds)
                 marked_at = now
             if not has_moved:
-                has_moved = await feed.wait(position, _CHECK_SECONDS)
+                has_moved = await feed.wait(position, CHECK_SECONDS)
                 continue
             try:
                 portion = await feed.read(query, position, limit=_PORTION, max_bytes=_PORTION_BYTES)
