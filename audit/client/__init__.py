@@ -1,13 +1,14 @@
 """Clients for programs that record tasks, or ask about them, through a running service."""
 
-from audit.client.aio import AsyncClient, AsyncPages, AsyncTaskPages
-from audit.client.models import Caller, Task, TaskPage
-from audit.client.sync import Client, Pages, TaskPages
+from audit.client.aio import AsyncChanges, AsyncClient, AsyncPages, AsyncTaskPages
+from audit.client.models import Caller, FeedChange, Task, TaskPage
+from audit.client.sync import Changes, Client, Pages, TaskPages
 from audit.errors import (
     BodyTooLarge,
     Conflict,
     Forbidden,
     Invalid,
+    PositionGone,
     PreconditionFailed,
     Problem,
     TaskNotFound,
@@ -26,11 +27,14 @@ __all__ = [
     "AsyncClient",
     "Client",
     # What their methods take and return.
+    "AsyncChanges",
     "AsyncPages",
     "AsyncTaskPages",
     "Caller",
+    "Changes",
     "Durations",
     "Facets",
+    "FeedChange",
     "Histogram",
     "HistoryBody",
     "NewTask",
@@ -48,6 +52,7 @@ __all__ = [
     "Conflict",
     "Forbidden",
     "Invalid",
+    "PositionGone",
     "PreconditionFailed",
     "Problem",
     "TaskNotFound",

@@ -28,6 +28,17 @@ class QueryParams(ListParams, total=False):
     status: OneOrMore | None
 
 
+class ChangesParams(TypedDict, total=False):
+    """The filters of the feed. None means "not given"."""
+
+    status: OneOrMore | None
+    service: OneOrMore | None
+    intent: OneOrMore | None
+    created_by: str | None
+    project_id: UUID | str | None
+    outcome: Mapping[str, Any] | str | None
+
+
 class HistogramParams(arguments.HistogramParams, total=False):
     """The filters, and the buckets of a histogram."""
 

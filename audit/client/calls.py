@@ -14,7 +14,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from audit.client.models import Caller, Task, TaskPage
+from audit.client.models import Caller, ChangesPage, Task, TaskPage
 from audit.client.wire import Call, Reply, Steps, Wire
 from audit.errors import BodyTooLarge, Invalid, Problem
 from audit.history import json_values
@@ -100,6 +100,12 @@ def history(task_id: UUID | str) -> Events:
 def task(task_id: UUID | str) -> Call[Task]:
     """Get one task."""
     return _get(f"/tasks/{_segment(str(task_id))}", {}, _task)
+
+
+def changes(params: Mapping[str, Any], position: int | None, wait: int) -> Call[ChangesPage]:
+    """Get the changes from a position on, or wait some seconds for one. None: from now on."""
+    given = {**params, "position": position, "wait": wait}
+    return _get("/changes", given, partial(_model, ChangesPage), is_kept=False)
 
 
 def histogram(params: Mapping[str, Any]) -> Call[Histogram]:

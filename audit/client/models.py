@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from audit.history import task
+from audit.history import feed_body, task
 from audit.history.task import Output, TaskPageBody
 
 
@@ -24,6 +24,21 @@ class TaskPage(TaskPageBody):
     feed_position: int | None = Field(default=None, exclude=True)
     """The position in the feed that belongs to the page: a feed that begins there has each later
     change once."""
+
+
+class FeedChange(feed_body.FeedChange):
+    """A task that was recorded or changed."""
+
+    @property
+    def position(self) -> int:
+        """The position after this change: a reader that begins there gets the next ones."""
+        return self.n + 1
+
+
+class ChangesPage(feed_body.ChangesBody):
+    """Consecutive changes, oldest first."""
+
+    changes: list[FeedChange]  # type: ignore[assignment]
 
 
 class Caller(Output):

@@ -12,6 +12,7 @@ import httpx2
 from audit.client import calls, transport
 from audit.client.arguments import (
     Change,
+    ChangesParams,
     DurationParams,
     FacetParams,
     HistogramParams,
@@ -19,12 +20,12 @@ from audit.client.arguments import (
     NewTaskMembers,
     QueryParams,
 )
-from audit.client.models import Caller, Task, TaskPage
+from audit.client.models import Caller, FeedChange, Task, TaskPage
 from audit.client.wire import Attempt, Call, Lost, Reply, Retries, Steps, Wait, Wire
 from audit.history.events import HistoryBody, TaskEvent
 from audit.history.statistics_body import Durations, Facets, Histogram
 from audit.history.task import NewTask, RecordedBody, TaskSummary
-from audit.profiles import locate_service
+from audit.profiles import ServiceAddress, locate_service
 
 Item = TypeVar("Item")
 Page = TypeVar("Page", bound=calls.HasCursor)
@@ -65,6 +66,28 @@ class TaskPages(Pages[TaskSummary, TaskPage]):
         return self._client.send(self._listing.total())
 
 
+class Changes:
+    """Changes of tasks in the order of the log, for ever. A loop continues at `position`."""
+
+    def __init__(
+        self, client: Client, filters: Mapping[str, Any], position: int | None, poll: int
+    ) -> None:
+        self._client = client
+        self._filters = filters
+        self._poll = poll
+        self.position = position
+        """Where to continue: after the last change, and after those that do not match."""
+
+    def __iter__(self) -> Iterator[FeedChange]:
+        while True:
+            call = calls.changes(self._filters, self.position, self._poll)
+            page = self._client.send(call)
+            for change in page.changes:
+                self.position = change.position
+                yield change
+            self.position = page.position
+
+
 class Client:
     """Records tasks and asks questions about them, through a running service.
 
@@ -91,8 +114,17 @@ class Client:
         Raises:
             BadConfiguration: a value is not valid, or the key would go over a network without TLS.
         """
-        address = locate_service(url, key, profile)
-        self._wire = Wire(address, Retries(tries, timeout), insecure=insecure)
+        self._open(locate_service(url, key, profile), Retries(tries, timeout), insecure=insecure)
+
+    @classmethod
+    def at(cls, address: ServiceAddress, retries: Retries, *, insecure: bool = False) -> Self:
+        """Use the service at an address. Nothing is taken from the environment but proxies."""
+        client = cls.__new__(cls)
+        client._open(address, retries, insecure=insecure)  # noqa: SLF001 - of the same class
+        return client
+
+    def _open(self, address: ServiceAddress, retries: Retries, *, insecure: bool) -> None:
+        self._wire = Wire(address, retries, insecure=insecure)
         self._http = httpx2.Client(**transport.options(address.url, address.ca_file))
 
     @classmethod
@@ -132,6 +164,17 @@ class Client:
     def history(self, task_id: UUID | str) -> Pages[TaskEvent, HistoryBody]:
         """List the events of a task, oldest first: who changed what, and when."""
         return Pages(self, calls.history(task_id))
+
+    def changes(self, position: int | None = None, **filters: Unpack[ChangesParams]) -> Changes:
+        """Follow the changes of tasks from a position on: 0 for all of them, None from now on.
+
+        The `position` of a change is the bookmark to continue after it. If the service does not
+        answer, the loop ends with `Unavailable`; another loop continues where it ended.
+
+        Raises:
+            PositionGone: the log ends before the position, because a backup was restored.
+        """
+        return Changes(self, filters, position, self._wire.retries.longest_poll)
 
     def histogram(self, **filters: Unpack[HistogramParams]) -> Histogram:
         """Count the tasks that match, by time and state."""

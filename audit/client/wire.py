@@ -8,6 +8,7 @@ in how they do what it yields.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import sys
 import time
@@ -121,8 +122,17 @@ class Retries:
     tries: int = 5
     timeout: float = 30.0
     """For all attempts and the time between them, in seconds."""
+    attempt_timeout: float = math.inf
+    """For one attempt. It never has more than half of the time that is left, except the last."""
     first_wait: float = 0.2
     longest_wait: float = 10.0
+    needs_contact: bool = False
+    """Whether a service that has never answered is asked again only if it says when."""
+
+    @property
+    def longest_poll(self) -> int:
+        """How many seconds the service may wait for changes before it responds."""
+        return int(min(20, self.timeout / 3, self.attempt_timeout / 2))
 
     def wait(self, attempts: int, retry_after: int | None) -> float:
         """Return how long to wait after so many attempts: what the service says, or at random.
@@ -152,6 +162,7 @@ class Wire:
         self._key: SecretStr | None = address.key
         self._origin = urlsplit(self.url)
         self._kept = _KeptReplies()
+        self._has_answered = False
         #: The size of the smallest body that was too large for the service or a proxy.
         self.too_large: float = float("inf")
         if address.key and not insecure and not _is_private(self._origin):
@@ -186,7 +197,8 @@ class Wire:
             attempts += 1
             is_last = attempts == self.retries.tries
             left = end - time.monotonic()
-            reply = yield from self._follow(call, headers, left if is_last else left / 2)
+            seconds = min(self.retries.attempt_timeout, left if is_last else left / 2)
+            reply = yield from self._follow(call, headers, seconds)
             if isinstance(reply, Reply):
                 if kept and reply.status == HTTPStatus.NOT_MODIFIED:
                     reply = Reply(HTTPStatus.OK, {**kept[1].headers, **reply.headers}, kept[1].body)
@@ -195,16 +207,20 @@ class Wire:
                 problem = self._problem(reply)
                 may_recover = _may_recover(reply)
             else:
-                problem = Unavailable(f"{self.url} cannot be reached: {reply.reason}")
                 may_recover = reply.may_recover
+                failed = "does not answer" if may_recover else "cannot be reached"
+                problem = Unavailable(f"{self.url} {failed}: {reply.reason}")
             if attempts > 1 and call.settle and isinstance(problem, Conflict | PreconditionFailed):
                 settled: Result | None = yield from self._settled(call.settle(request_id), end)
                 if settled is not None:
                     return settled
             wait = self.retries.wait(attempts, problem.retry_after_seconds)
+            if problem.retry_after_seconds is None and self.retries.needs_contact:
+                may_recover = may_recover and self._has_answered
             if is_last or not may_recover or time.monotonic() + wait >= end:
                 raise problem
-            log.warning("%s: %s; trying again in %.1f s", self.url, problem.detail, wait)
+            place = "" if self.url in problem.detail else f"{self.url}: "
+            log.warning("%s%s; trying again in %.2g s", place, problem.detail, wait)
             yield Wait(wait)
 
     def _result(self, call: Call[Result], reply: Reply) -> Result:
@@ -212,6 +228,7 @@ class Wire:
             result = call.read(reply)
         except ValueError:
             raise self._other_service() from None
+        self._has_answered = True
         if call.is_kept:
             self._kept.put(call, reply)
         return result
@@ -271,7 +288,7 @@ class Wire:
         what = f"{url} redirects to {target.geturl()} ({reply.status})"
         if method not in {"GET", "HEAD"} and reply.status not in _SAME_REQUEST:
             raise Unavailable(
-                f"{what}, which a {method} does not follow: use the URL of the service itself"
+                f"{what}, which a {method} does not follow: give the address of the service itself"
             )
         if target.scheme not in {"http", "https"} or not host:
             raise Unavailable(f"{what}, which is not HTTP")
@@ -298,7 +315,9 @@ class Wire:
                 )
         known = {"type", "title", "status", "detail", "instance", "errors"}
         errors = document.get("errors")
-        problem = kind(
+        problem = kind.__new__(kind)  # some make their detail of other arguments
+        Problem.__init__(
+            problem,
             detail,
             errors=errors if isinstance(errors, list) else None,
             retry_after_seconds=_retry_after(reply.headers),
@@ -333,13 +352,11 @@ class _KeptReplies:
 
 
 def _kinds() -> dict[str, type[Problem]]:
-    """Return the problems by name, with those of a subclass of another."""
-    kinds: dict[str, type[Problem]] = {}
-    found = [Problem]
+    """Return the problems that a service names, by name."""
+    found = Problem.__subclasses__()
     for kind in found:
-        kinds.setdefault(kind.name, kind)
         found += kind.__subclasses__()
-    return kinds
+    return {kind.name: kind for kind in found if kind.name != Problem.name}
 
 
 def _may_recover(reply: Reply) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from uuid import UUID
 
 import typer
@@ -14,8 +13,8 @@ from audit.commands.output import note
 from audit.errors import Invalid, Malformed, Unavailable
 
 if TYPE_CHECKING:
+    from audit.client import AsyncClient
     from audit.commands.place import Place
-    from audit.commands.service_url import Service
     from audit.history.service import AuditService
     from audit.history.statistics_body import Statistic
 
@@ -23,8 +22,6 @@ _Result = TypeVar("_Result")
 
 #: The parameters of a route, as in its URL.
 Params = Mapping[str, str | Sequence[str]]
-
-_ATTEMPTS: Final = 5
 
 
 class Source(Protocol):
@@ -53,9 +50,9 @@ class Source(Protocol):
 class ServiceSource:
     """Asks a running service."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._has_answered = False
+    def __init__(self, client: AsyncClient, url: str) -> None:
+        self._client = client
+        self._url = url
 
     async def list_tasks(self, route: str, params: Params) -> str:
         """Return a page of the route `failures` or `query`."""
@@ -83,31 +80,14 @@ class ServiceSource:
         return await self._get("/whoami", "scopes")
 
     async def _get(self, path: str, member: str, params: Params | None = None) -> str:
-        """Send a request, and again if a service that has answered before fails for a while.
+        """Send a request. The body must be an object with this member, as the service sends it."""
+        from audit.client.calls import get_text
+        from audit.commands.service_url import naming
 
-        The body must be an object with this member, as those of the service are.
-        """
-        from audit.commands.service_url import Failed
-
-        given = _as_lists(params or {})
-        query = [(name, value) for name, values in given.items() for value in values]
-        for attempt in range(_ATTEMPTS):
-            try:
-                response = await self._service.send("GET", path, query=query)
-                response.require_success(self._service.url)
-            except Failed as failed:
-                may_recover = self._has_answered or failed.retry_after_seconds
-                if not may_recover or attempt == _ATTEMPTS - 1:
-                    raise Unavailable(f"{self._service.url} does not answer: {failed}") from None
-                wait_seconds = failed.wait_seconds(attempt)
-                note(f"{self._service.url}: {failed}; trying again in {wait_seconds} s")
-                await asyncio.sleep(wait_seconds)
-            else:
-                break
-        body = response.body.decode(errors="replace")
+        with naming(self._url):
+            body = await self._client.send(get_text(path, params or {}))
         if not body.startswith("{") or f'"{member}' not in body:
-            raise Unavailable(f"{self._service.url} is not a task-audit service")
-        self._has_answered = True
+            raise Unavailable(f"{self._url} is not a task-audit service")
         return body
 
 
@@ -188,6 +168,7 @@ def run_with_service(
     work: Callable[[ServiceSource], Coroutine[object, object, _Result]], place: Place
 ) -> _Result:
     """Run `work` on the service of a place, which must be one; like `run_with_source`."""
+    from audit.client.wire import Retries
     from audit.commands.service_url import service_at
     from audit.process.loop import run
 
@@ -199,8 +180,9 @@ def run_with_service(
         note(f"service: {place.name}")
 
     async def with_service() -> _Result:
-        async with service_at(url, key, place.ca_file) as service:
-            return await work(ServiceSource(service))
+        retries = Retries(timeout=300, attempt_timeout=120, first_wait=1, needs_contact=True)
+        async with service_at(url, key, retries, place.ca_file) as client:
+            return await work(ServiceSource(client, url))
 
     try:
         return run(with_service())

@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import inspect
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from audit.client import AsyncClient, AsyncPages, Client
+from audit.client import AsyncChanges, AsyncClient, AsyncPages, Client
 from audit.settings import Settings
 from audit.web.app import create_app
+from tests.conftest import execute, of_database
 
 #: Makes a client of a service at a URL.
 Connect = Callable[..., Any]
@@ -32,6 +34,8 @@ class Waiting:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._wrapped, name)
+        if not callable(method):
+            return method
 
         def call(*arguments: Any, **named: Any) -> Any:
             result = method(*arguments, **named)
@@ -39,7 +43,8 @@ class Waiting:
                 return self._loop.run_until_complete(result)
             if inspect.isasyncgen(result):
                 return self._iterate(result)
-            return Waiting(result, self._loop) if isinstance(result, AsyncPages) else result
+            is_list = isinstance(result, AsyncPages | AsyncChanges)
+            return Waiting(result, self._loop) if is_list else result
 
         return call
 
@@ -74,11 +79,20 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
             client.close()
 
 
-@pytest.fixture
-def url(dsn: str) -> Iterator[str]:
-    """The URL of a service on the database, in a thread of its own."""
-    with service_thread(dsn) as address:
+@pytest.fixture(scope="module")
+def url(postgres: str, template: str) -> Iterator[str]:
+    """The URL of a service in a thread, on a database that the tests of a module share."""
+    name = f"clients_{uuid.uuid4().hex}"
+    execute(postgres, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+    with service_thread(of_database(postgres, name)) as address:
         yield address
+    execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def me() -> str:
+    """A `created_by` for the tasks of one test."""
+    return f"test {uuid.uuid4()}"
 
 
 @contextlib.contextmanager

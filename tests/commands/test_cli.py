@@ -297,7 +297,7 @@ def test_a_service_that_is_just_starting_is_waited_for(dsn: str, history: Path) 
         with serving("--dsn", dsn, "--port", port):
             out, _ = recording.communicate()
 
-    assert "trying again in 1 s" in waits
+    assert "trying again in" in waits
     assert (0, "recorded 2,500, duplicates 0\n") == (recording.returncode, out)
 
 

@@ -260,7 +260,7 @@ def test_a_key_is_not_sent_to_another_origin() -> None:
     [
         (301, "https://audit.example.com/api/v1/audit/tasks", "https://audit.example.com/"),
         (302, "/login", "/login (302), which a POST does not follow"),
-        (303, "/login", "give --url the address of the service itself"),
+        (303, "/login", "give the address of the service itself"),
         (307, "ftp://x/", "which is not HTTP"),
         (308, "", "redirects more than 5 times"),
         (307, f"https://user:{KEY}@/", "(307)"),

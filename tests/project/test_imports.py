@@ -49,7 +49,7 @@ OF_THE_SERVICE = {
 }
 #: Where each third-party package is used: in a package, or in one module.
 THIRD_PARTIES = {
-    "aiohttp": {"web", "process", "access.provider", "commands.service_url"},
+    "aiohttp": {"web", "process", "access.provider"},
     "aiohttp.web": {"web", "process"},
     "asyncpg": {"postgres", "history", "access.keys"},
     "httpx2": {"client"},
