@@ -139,10 +139,8 @@ def test_a_change_that_was_never_made_is_not_settled(connect: Connect, faults: F
 def test_retry_after_is_obeyed(connect: Connect, faults: Faults, status: int, form: str) -> None:
     now = datetime.now(UTC)
     headers = {"Retry-After": "1"}
-    if form == "date":
-        headers = {"Retry-After": format_datetime(now + timedelta(seconds=2), usegmt=True)}
-    elif form != "seconds":
-        then = now - timedelta(hours=1)
+    if form != "seconds":
+        then = now if form == "date" else now - timedelta(hours=1)
         headers = {
             "Date": format_datetime(then, usegmt=True),
             "Retry-After": format_datetime(then + timedelta(seconds=1), usegmt=True),
@@ -152,7 +150,7 @@ def test_retry_after_is_obeyed(connect: Connect, faults: Faults, status: int, fo
 
     first, second = proxy.seen
     assert first.body == second.body
-    assert second.at - first.at >= (0.5 if form == "date" else 1)
+    assert second.at - first.at >= 1
 
 
 @pytest.mark.parametrize(
@@ -191,13 +189,11 @@ def test_a_wait_that_is_too_long_is_not_begun(connect: Connect, alone: Faults) -
 
 def test_a_client_gives_up_when_its_time_is_over(connect: Connect, alone: Faults) -> None:
     proxy = alone(*[STALL] * 20)
-    began = time.monotonic()
 
     with pytest.raises(Unavailable, match="does not answer"):
         connect(proxy.url, timeout=2, tries=3).whoami()
 
-    assert time.monotonic() - began >= 1.9
-    assert 3 == len(proxy.seen)
+    assert 2 <= len(proxy.seen) <= 3
 
 
 @pytest.mark.parametrize(
