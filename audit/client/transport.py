@@ -56,10 +56,23 @@ def reply(response: httpx2.Response, body: bytes) -> Reply:
 
 def lost(failure: Exception) -> Lost:
     """Return what a failure of httpx2 means, and whether another attempt may succeed."""
-    reason = str(failure) or type(failure).__name__
+    reason = _reason(failure)
     if isinstance(failure, httpx2.ProxyError):
         return Lost(f"the proxy answers {reason}", may_recover=reason[:1] not in {"3", "4"})
     return Lost(reason, not isinstance(failure, httpx2.InvalidURL) and not _is_wrong_tls(failure))
+
+
+def _reason(failure: BaseException) -> str:
+    """Return what the system says, such as `Connection refused`, or else what httpx2 says."""
+    cause: BaseException | None = failure
+    while cause is not None:
+        if isinstance(cause, BaseExceptionGroup):
+            # One attempt for each address of the host.
+            cause = cause.exceptions[0]
+        if isinstance(cause, OSError) and cause.strerror and not isinstance(cause, ssl.SSLError):
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(failure) or type(failure).__name__
 
 
 def _is_wrong_tls(failure: BaseException | None) -> bool:

@@ -6,8 +6,7 @@ import contextlib
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-import typer
-
+from audit.commands.options import refused_option
 from audit.commands.output import note
 from audit.dsn import parse
 from audit.errors import Invalid, Malformed
@@ -56,4 +55,4 @@ def run_with_pool(
         try:
             return run(with_pool(dsn))
         except (Invalid, Malformed) as problem:
-            raise typer.BadParameter(problem.detail) from None
+            raise refused_option(problem) from None

@@ -26,21 +26,32 @@ class MemberFilters:
 
     service: Annotated[
         list[str] | None,
-        typer.Option("--service", help="Tasks that touched this service; repeated: all of them."),
+        typer.Option(
+            "--service",
+            metavar="NAME",
+            help="Tasks that touched this service; repeated: all of them.",
+        ),
     ] = None
     intent: Annotated[
         list[str] | None,
-        typer.Option("--intent", help="Tasks with this intent; repeated: one of them."),
+        typer.Option(
+            "--intent", metavar="NAME", help="Tasks with this intent; repeated: one of them."
+        ),
     ] = None
     created_by: Annotated[
-        str | None, typer.Option("--created-by", help="Tasks that this person or program created.")
+        str | None,
+        typer.Option(
+            "--created-by", metavar="NAME", help="Tasks that this person or program created."
+        ),
     ] = None
     project_id: Annotated[
-        UUID | None, typer.Option("--project-id", help="Tasks of this project.")
+        UUID | None, typer.Option("--project-id", metavar="UUID", help="Tasks of this project.")
     ] = None
     outcome: Annotated[
         str | None,
-        typer.Option("--outcome", help="JSON object that the outcome of the task contains."),
+        typer.Option(
+            "--outcome", metavar="JSON", help="JSON object that the outcome of the task contains."
+        ),
     ] = None
 
     def members(self) -> dict[str, str | list[str]]:
@@ -76,13 +87,17 @@ class Filters(MemberFilters):
 
     last: Annotated[
         str | None,
-        typer.Option("--last", help="Tasks created in the last 15m, 24h, 7d or 8w."),
+        typer.Option(
+            "--last", metavar="SPAN", help="Tasks created in the last 15m, 24h, 7d or 8w."
+        ),
     ] = None
     since: Annotated[
-        str | None, typer.Option("--since", help=f"Tasks created at or after {_TIME}.")
+        str | None,
+        typer.Option("--since", metavar="TIME", help=f"Tasks created at or after {_TIME}."),
     ] = None
     until: Annotated[
-        str | None, typer.Option("--until", help="Tasks created before a time, as in --since.")
+        str | None,
+        typer.Option("--until", metavar="TIME", help="Tasks created before a time, as in --since."),
     ] = None
 
     def params(self, zone: Zone) -> dict[str, str | list[str]]:
@@ -103,11 +118,13 @@ class Filters(MemberFilters):
         try:
             span = read_span(text)
             time = zone.read(text) if span is None else datetime.now(UTC) - span
-            if time is None:
-                return text
-            made = utc_text(time)
+            made = None if time is None else utc_text(time)
         except (ValueError, OverflowError) as wrong:
             raise typer.BadParameter(f"{option}: {wrong}") from None
+        if made is None:
+            if not text[:1].isdigit():
+                raise typer.BadParameter(f"{option}: must be {_TIME}")
+            return text
         if sys.stderr.isatty():
             note(f"{option[2:]} {made}")
         return made

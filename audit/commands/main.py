@@ -141,7 +141,7 @@ def _report(failure: BaseException, signals: StopSignals) -> int:
         case Problem() if signals.received:
             return ExitCode.INTERRUPTED
         case typer.TyperException():
-            note(failure.format_message())
+            note(failure.format_message().replace("Value error, ", ""))
             return ExitCode.USAGE
         case Problem():
             note(_message(failure))

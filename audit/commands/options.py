@@ -12,6 +12,7 @@ import typer
 from pydantic import SecretStr, ValidationError
 
 from audit import profiles, settings
+from audit.errors import Problem
 from audit.settings import Settings
 
 
@@ -61,6 +62,15 @@ def settings_from(**options: Any) -> Settings:
         detail = detail.removeprefix(f"{name}: ")
         message = f"--{name.replace('_', '-')} or AUDIT_{name.upper()}: {detail}"
         raise typer.BadParameter(message) from None
+
+
+def refused_option(problem: Problem) -> typer.BadParameter:
+    """Return a parameter that the service refuses as an error of its option."""
+    name, colon, detail = problem.detail.partition(": ")
+    if not colon or not name.isidentifier():
+        return typer.BadParameter(problem.detail)
+    option = {"interval": "by"}.get(name, name).replace("_", "-")
+    return typer.BadParameter(f"--{option}: {detail}")
 
 
 def validate_url(given: str | None) -> str | None:

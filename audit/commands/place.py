@@ -52,6 +52,7 @@ class Where:
         str | None,
         typer.Option(
             "--url",
+            metavar="URL",
             callback=validate_url,
             show_default=False,
             help="URL of the service to read. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are used."
@@ -62,6 +63,7 @@ class Where:
         str | None,
         typer.Option(
             "--key",
+            metavar="KEY",
             callback=validate_key,
             show_default=False,
             help="API key of scope read, for the service. Prefer the variable, because other users"
@@ -72,6 +74,7 @@ class Where:
         str | None,
         typer.Option(
             "--dsn",
+            metavar="DSN",
             show_default=False,
             help="Read this PostgreSQL database instead of a service. [AUDIT_DSN; default: none]",
         ),
@@ -80,6 +83,7 @@ class Where:
         str | None,
         typer.Option(
             "--profile",
+            metavar="NAME",
             show_default=False,
             help="Profile in config.toml to use, see `audit profiles`."
             " [AUDIT_PROFILE; default: the default of config.toml]",

@@ -36,6 +36,7 @@ class InZone:
         str | None,
         typer.Option(
             "--tz",
+            metavar="ZONE",
             help="Time zone of tables and of times without an offset, such as Europe/Berlin.",
             show_default="that of the profile or of the machine",
         ),
@@ -66,7 +67,7 @@ class Show(InZone):
     ] = None
     columns: Annotated[
         str | None,
-        typer.Option("--columns", help="Columns to show, such as task_id,status."),
+        typer.Option("--columns", metavar="NAMES", help="Columns to show, such as task_id,status."),
     ] = None
     header: Annotated[
         bool | None,

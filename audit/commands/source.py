@@ -9,8 +9,9 @@ from uuid import UUID
 
 import typer
 
+from audit.commands.options import refused_option
 from audit.commands.output import note
-from audit.errors import Invalid, Malformed, Unavailable
+from audit.errors import Invalid, Malformed, Unauthenticated, Unavailable
 
 if TYPE_CHECKING:
     from audit.client import AsyncClient
@@ -187,7 +188,12 @@ def run_with_service(
     try:
         return run(with_service())
     except (Invalid, Malformed) as problem:
-        raise typer.BadParameter(problem.detail) from None
+        raise refused_option(problem) from None
+    except Unauthenticated as problem:
+        if key is not None:
+            raise
+        hint = "set AUDIT_KEY, or store a key with `audit login`"
+        raise Unauthenticated(f"{url} requires an API key: {hint}") from problem
 
 
 def _run_with_database(

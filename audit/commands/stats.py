@@ -67,6 +67,7 @@ def stats(
         str | None,
         typer.Option(
             "--by",
+            metavar="INTERVAL",
             help="Length of a bar: auto, minute, hour, day, week, month or year, or one of the"
             " service's intervals, such as 15m. With --durations also intent.",
             show_default="auto",
@@ -77,7 +78,8 @@ def stats(
         typer.Option("--facet", help="Count the most frequent values instead. Repeatable."),
     ] = None,
     top: Annotated[
-        int | None, typer.Option("--top", min=1, max=100, help="Number of values of --facet.")
+        int | None,
+        typer.Option("--top", min=1, max=100, metavar="N", help="Number of values of --facet."),
     ] = None,
     durations: Annotated[
         bool, typer.Option("--durations", help="Show how long tasks took, in percentiles.")

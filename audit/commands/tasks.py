@@ -37,7 +37,8 @@ class Amount:
     """The options that say how many tasks to show."""
 
     limit: Annotated[
-        int, typer.Option("--limit", min=1, help="Number of tasks to show, the newest.")
+        int,
+        typer.Option("--limit", min=1, metavar="N", help="Number of tasks to show, the newest."),
     ] = 50
     every: Annotated[bool, typer.Option("--all", help="Show all tasks.")] = False
 

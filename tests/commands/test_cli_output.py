@@ -309,3 +309,41 @@ def test_every_exit_code_is_in_the_help() -> None:
 
     assert code == 0
     assert {str(int(each)) for each in ExitCode} <= set(re.findall(r"\d+", listed))
+
+
+def test_errors_of_options_have_the_names_of_the_options(url: str) -> None:
+    cases = {
+        "failures --last 7x": "--last: must be a span",
+        "query --since yesterday": "--since: must be an RFC 3339 time, a date",
+        "query --since 2026-99-99T00:00:00Z": "--since: month must be",
+        "stats --by fortnight": "--by: must be one of auto",
+        "stats --last 7d --by minute": "--by: would be",
+        "query -o xml": "'xml' is not one of",
+    }
+    for arguments, message in cases.items():
+        code, printed, error = audit(*arguments.split(), AUDIT_URL=url)
+        assert (code, printed) == (2, ""), arguments
+        assert message in error
+        assert "Value error" not in error
+
+
+def test_a_failed_connection_says_why() -> None:
+    code, _, error = audit("whoami", AUDIT_URL="http://127.0.0.1:1", NO_PROXY="*")
+    assert (code, error) == (69, "audit: http://127.0.0.1:1 does not answer: Connection refused\n")
+
+
+def test_a_missing_key_is_answered_with_how_to_give_one(dsn: str, url: str) -> None:
+    assert audit("keys", "create", "--name", "reader", "--scope", "read", AUDIT_DSN=dsn)[0] == 0
+    wait_until(lambda: audit("whoami", AUDIT_URL=url)[0] == 77)
+
+    assert "set AUDIT_KEY, or store a key with `audit login`" in audit("whoami", AUDIT_URL=url)[2]
+    # A wrong key is reported as the service reports it.
+    assert "audit login" not in audit("whoami", "--key", "wrong", AUDIT_URL=url)[2]
+
+
+def test_help_names_what_an_option_takes() -> None:
+    code, shown, _ = audit("query", "--help")
+
+    assert code == 0
+    assert "<list[str]>" not in shown
+    assert "--since TIME" in " ".join(shown.split())

@@ -171,7 +171,7 @@ def test_no_tasks_are_no_bars(dsn: str) -> None:
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ("--by fortnight", "interval: must be one of auto, 1m"),
+        ("--by fortnight", "--by: must be one of auto, 1m"),
         ("--facet nope", "'status', 'service'"),
         ("--facet status --by day", "--facet: not together"),
         ("--top 3", "--top: only together"),
