@@ -188,7 +188,7 @@ class Changes:
     async def read(self, connection: Connection) -> Version:
         """Return the version that a statement sees now."""
         row = None
-        if self._new_in_a_row < _NEW_IN_A_ROW:
+        if self._snapshot and self._new_in_a_row < _NEW_IN_A_ROW:
             # It costs a tenth of the statement that reads the changes.
             row = await fetch_row(connection, statements.READ_SNAPSHOT)
         if row is None or row["snapshot"] != self._snapshot:

@@ -44,7 +44,7 @@ def test_roles_can_call_only_functions_that_are_granted(history: dict[str, str],
 
     serving = [
         "fold_task_counts", "make_task_partition", "make_task_partitions", "record_tasks",
-        "save_task_tally", "sequence_task_events", "update_task",
+        "save_task_tally", "sequence_task_events", "update_task", "update_tasks",
     ]  # fmt: skip
     assert (serving if role == SERVING else None) == writing
 

@@ -183,4 +183,4 @@ def test_what_a_command_logs_has_a_time_too() -> None:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)
 
-    assert re.match(r"[0-9-]{10}T[0-9:.]{12}Z WARNING http://127.0.0.1:1: .*trying again", line)
+    assert re.match(r"[0-9-]{10}T[0-9:.]{12}Z WARNING http://127.0.0.1:1 .*trying again", line)
