@@ -40,6 +40,16 @@ def url(dsn: str) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(params=["dsn", "url"])
+def where(request: pytest.FixtureRequest, dsn: str) -> Iterator[tuple[str, str]]:
+    """The options to read from a database and from a service."""
+    if request.param == "dsn":
+        yield "--dsn", dsn
+    else:
+        with serving("--workers", "1", AUDIT_DSN=dsn) as (_, url, _):
+            yield "--url", url
+
+
 class AnsweringServer:
     """A service that answers with given statuses, the last one for ever, with or without TLS.
 

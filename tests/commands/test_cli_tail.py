@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.commandline import UNREACHABLE, audit, command, ended, fails_with, lines
 from tests.conftest import execute, task
@@ -16,16 +13,6 @@ from tests.processes import free_port, serving
 from tests.waiting import wait_until
 
 NO_PROXY = {"NO_PROXY": "*"}
-
-
-@pytest.fixture(params=["dsn", "url"])
-def where(request: pytest.FixtureRequest, dsn: str) -> Iterator[tuple[str, str]]:
-    """The options to follow a database and a service."""
-    if request.param == "dsn":
-        yield "--dsn", dsn
-    else:
-        with serving("--workers", "1", AUDIT_DSN=dsn) as (_, url, _):
-            yield "--url", url
 
 
 def record(dsn: str, number: int, **members: object) -> list[str]:

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import uuid
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,16 +14,6 @@ from tests.conftest import execute, task
 from tests.processes import free_port, serving
 
 NO_PROXY = {"NO_PROXY": "*"}
-
-
-@pytest.fixture(params=["dsn", "url"])
-def where(request: pytest.FixtureRequest, dsn: str) -> Iterator[tuple[str, str]]:
-    """The options to watch a task by a database and by a service."""
-    if request.param == "dsn":
-        yield "--dsn", dsn
-    else:
-        with serving("--workers", "1", AUDIT_DSN=dsn) as (_, url, _):
-            yield "--url", url
 
 
 def record(dsn: str, status: str) -> str:
