@@ -129,6 +129,11 @@ def dsn(postgres: str, template: str, spare: list[tuple[str, int]]) -> Iterator[
         address = of_database(postgres, _create(postgres, template))
         ((relations,),) = execute(address, RELATIONS)
     yield address
+    # A writer that was stopped may have left a prepared transaction, which holds its locks.
+    for (prepared,) in execute(
+        address, "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
+    ):
+        execute(address, f"ROLLBACK PREPARED '{prepared}'")
     ((left,),) = execute(
         address,
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
