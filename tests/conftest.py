@@ -129,18 +129,17 @@ def dsn(postgres: str, template: str, spare: list[tuple[str, int]]) -> Iterator[
         address = of_database(postgres, _create(postgres, template))
         ((relations,),) = execute(address, RELATIONS)
     yield address
+    execute(
+        address,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
     # A writer that was stopped may have left a prepared transaction, which holds its locks.
     for (prepared,) in execute(
         address, "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
     ):
         execute(address, f"ROLLBACK PREPARED '{prepared}'")
-    ((left,),) = execute(
-        address,
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid <> pg_backend_pid()",
-        *EMPTY,
-        RELATIONS,
-    )
+    ((left,),) = execute(address, *EMPTY, RELATIONS)
     if left == relations:
         spare.append((address, relations))
 
@@ -155,6 +154,12 @@ def _database(postgres: str, template: str) -> Iterator[str]:
     name = _create(postgres, template)
     yield of_database(postgres, name)
     execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def shared_dsn(postgres: str, template: str) -> Iterator[str]:
+    """The DSN of a database that the tests of a module share. Each looks at its own tasks only."""
+    yield from _database(postgres, template)
 
 
 @pytest.fixture

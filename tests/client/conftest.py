@@ -16,7 +16,6 @@ from aiohttp import web
 from audit.client import AsyncChanges, AsyncClient, AsyncPages, Client
 from audit.settings import Settings
 from audit.web.app import create_app
-from tests.conftest import execute, of_database
 
 #: Makes a client of a service at a URL.
 Connect = Callable[..., Any]
@@ -80,13 +79,10 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
 
 
 @pytest.fixture(scope="module")
-def url(postgres: str, template: str) -> Iterator[str]:
+def url(shared_dsn: str) -> Iterator[str]:
     """The URL of a service in a thread, on a database that the tests of a module share."""
-    name = f"clients_{uuid.uuid4().hex}"
-    execute(postgres, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
-    with service_thread(of_database(postgres, name)) as address:
+    with service_thread(shared_dsn) as address:
         yield address
-    execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

@@ -12,14 +12,8 @@ from typing import Any
 import pytest
 
 from audit.recorder import Recorder
-from tests.conftest import _database, execute
+from tests.conftest import execute
 from tests.processes import API, get, serving
-
-
-@pytest.fixture(scope="module")
-def shared_dsn(postgres: str, template: str) -> Iterator[str]:
-    """The database of the service. Each test looks at its own tasks only."""
-    yield from _database(postgres, template)
 
 
 @pytest.fixture(scope="module")
