@@ -10,13 +10,14 @@ from typing import Final
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
+from audit.web.responses import NO_STORE
+
 #: How long a client may take to make room for the next events. It is then disconnected, and comes
 #: back with its position.
 _SEND_SECONDS: Final = 120
 _HEADERS: Final[dict[str, str]] = {
+    **NO_STORE,
     hdrs.CONTENT_TYPE: "text/event-stream",
-    hdrs.CACHE_CONTROL: "no-store",
-    hdrs.VARY: "Authorization, Cookie",
     # nginx and other proxies then pass on each event at once.
     "X-Accel-Buffering": "no",
 }

@@ -21,6 +21,11 @@ TASK_HEADERS: Final[dict[str, str]] = {
     hdrs.CACHE_CONTROL: "private, no-cache",
     hdrs.VARY: "Authorization, Cookie",
 }
+#: The response depends on the caller and the moment, so neither clients nor proxies may store it.
+NO_STORE: Final[dict[str, str]] = {
+    hdrs.CACHE_CONTROL: "no-store",
+    hdrs.VARY: "Authorization, Cookie",
+}
 #: A body of this size or more is part of the memory that `unread` limits until the client reads it.
 _LARGE_BYTES: Final = 64 * 1024
 

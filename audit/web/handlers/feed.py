@@ -17,7 +17,7 @@ from audit.history.feed_query import ChangesQuery, FeedQuery, last_event_id
 from audit.web.event_stream import EventStream, event_bytes
 from audit.web.guard import GUARD
 from audit.web.handlers.asking import parse
-from audit.web.responses import BytesResponse
+from audit.web.responses import NO_STORE, BytesResponse
 from audit.web.state import ROWS, SERVICE, SETTINGS
 
 #: How often a stream without changes says where it is.
@@ -29,11 +29,7 @@ _PORTION: Final = 200
 _PORTION_BYTES: Final = 256 * 1024
 #: After this time a browser connects again.
 _RETRY: Final = b"retry: 2000\n\n"
-_HEADERS: Final[dict[str, str]] = {
-    hdrs.CONTENT_TYPE: "application/json",
-    hdrs.CACHE_CONTROL: "no-store",
-    hdrs.VARY: "Authorization, Cookie",
-}
+_HEADERS: Final = {**NO_STORE, hdrs.CONTENT_TYPE: "application/json"}
 
 
 async def get_changes(request: web.Request) -> BytesResponse:

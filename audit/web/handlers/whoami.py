@@ -12,16 +12,12 @@ from aiohttp import hdrs, web
 from audit.access.identity import Scope, Via
 from audit.history.query import NoParams, parse_query
 from audit.history.task import Output
-from audit.web.responses import BytesResponse
+from audit.web.responses import NO_STORE, BytesResponse
 from audit.web.state import IDENTITY, SETTINGS, VIA
 from audit.web.urls import query_params
 
 _VERSION: Final = version("task-audit")
-_HEADERS: Final[dict[str, str]] = {
-    hdrs.CONTENT_TYPE: "application/json",
-    hdrs.CACHE_CONTROL: "no-store",
-    hdrs.VARY: "Authorization, Cookie",
-}
+_HEADERS: Final = {**NO_STORE, hdrs.CONTENT_TYPE: "application/json"}
 
 
 class Caller(Output):
