@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, TypedDict
+from typing import Any, ClassVar, Final, TypedDict
+
+#: A problem type is this and the name of the problem.
+TYPE: Final = "urn:task-audit:problem:"
 
 
 class FieldError(TypedDict):
@@ -41,6 +44,18 @@ class Problem(Exception):
         """Further members of the problem document."""
         self.request_id: str | None = None
         """The id of the request that a service refused, as in its log; set by a client."""
+
+    def document(self, instance: str | None = None) -> dict[str, Any]:
+        """Return the problem document (RFC 9457). `instance` is the id of the request, if any."""
+        document = {
+            "type": TYPE + self.name,
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            **({} if instance is None else {"instance": instance}),
+            **self.members,
+        }
+        return {**document, "errors": self.errors} if self.errors else document
 
 
 class Malformed(Problem):

@@ -28,14 +28,13 @@ from uuid import uuid4
 from pydantic import SecretStr
 from pydantic_core import from_json
 
-from audit.errors import Conflict, Invalid, PreconditionFailed, Problem, Unavailable
+from audit.errors import TYPE, Conflict, Invalid, PreconditionFailed, Problem, Unavailable
 from audit.profiles import BadConfiguration, ServiceAddress
 
 log = logging.getLogger("audit.client")
 
 API: Final = "/api/v1/audit"
 _AGENT: Final = f"task-audit-python/{version('task-audit')}"
-_TYPE: Final = "urn:task-audit:problem:"
 #: A request may succeed when it is sent again, besides those with a status of 500 or more.
 _RETRIED: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
 #: The answer is not from this service, if it does not say so itself.
@@ -51,6 +50,8 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _SAME_REQUEST: Final = frozenset({307, 308})
 _MAX_REDIRECTS: Final = 5
 _LONGEST_RETRY_AFTER: Final = 60
+#: After this number of doublings, every wait is as long as it may become.
+_MOST_DOUBLINGS: Final = 30
 _MOST_KEPT: Final = 64
 _LARGEST_KEPT: Final = 128 * 1024
 
@@ -111,8 +112,9 @@ class Call(Generic[Result]):
     is_kept: bool = False
     """Whether the response is kept, to be asked for again under its ETag."""
     settle: Callable[[str], Call[Any]] | None = None
-    """Makes the call that tells whether the request with an id was done before its response was
-    lost. Its result is that of the request, or None, or another call that tells."""
+    """Makes a call that finds out whether the service has done an earlier attempt, whose response
+    was lost. It gets the id of the request. The result of the call is the result of the request;
+    None if the service has not done it; or the next such call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +137,17 @@ class Retries:
         return int(min(20, self.timeout / 3, self.attempt_timeout / 2))
 
     def wait(self, attempts: int, retry_after: int | None) -> float:
-        """Return how long to wait after so many attempts: what the service says, or at random.
+        """Return how many seconds to wait before the next attempt.
 
-        Without `Retry-After`, the longest wait doubles. All of it is random ("full jitter"), so
-        that clients that failed together do not come back together.
+        `attempts` is the number of failed attempts, and `retry_after` the header of the last
+        response. Without this header, the wait is random between 0 and a limit that doubles with
+        each attempt ("full jitter"), so that clients that failed together do not try again
+        together.
         """
         if retry_after is not None:
             return float(min(retry_after, _LONGEST_RETRY_AFTER))
-        longest = min(self.longest_wait, self.first_wait * 2 ** (attempts - 1))
+        doublings = min(attempts - 1, _MOST_DOUBLINGS)
+        longest = min(self.longest_wait, self.first_wait * 2**doublings)
         return random.uniform(0, longest)  # noqa: S311 - no secret
 
 
@@ -301,7 +306,7 @@ class Wire:
     def _problem(self, reply: Reply) -> Problem:
         """Return the problem of a response, as the class that the service names."""
         document = _document(reply.body)
-        name = str(document.get("type", "")).removeprefix(_TYPE)
+        name = str(document.get("type", "")).removeprefix(TYPE)
         detail = str(document.get("detail") or f"status {reply.status}")
         kind = _kinds().get(name)
         if kind is None:
@@ -386,7 +391,7 @@ def _retry_after(headers: Mapping[str, str]) -> int | None:
 
 
 def _is_private(url: SplitResult) -> bool:
-    """Return whether nobody else can read what is sent to the URL."""
+    """Return whether a request to the URL is encrypted, or stays on this host."""
     if url.scheme == "https" or url.hostname == "localhost":
         return True
     try:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
+from audit.client.wire import Retries
 from audit.errors import Problem, TaskNotFound
 from audit.history.parsing import change_of
 from audit.recorder.errors import LeaseLost, SpoolError
@@ -22,7 +22,7 @@ from audit.recorder.transport import Transport
 
 log = logging.getLogger("audit.recorder")
 
-#: A new task waits at most so long for others to be sent with it.
+#: How often the sender looks for records. New tasks wait so long to share a request with others.
 _LINGER_SECONDS: Final = 1.0
 #: The lease does not end while a request is sent, which takes 30 seconds at most.
 _REQUEST_LEASE_SECONDS: Final = 30.0 + LEASE_SECONDS
@@ -30,9 +30,8 @@ _BATCH_TASKS: Final = 1000
 _BATCH_BYTES: Final = 1024 * 1024
 _CHANGES: Final = 100
 _ORPHANS_SECONDS: Final = 10.0
-_FIRST_WAIT_SECONDS: Final = 0.2
-_LONGEST_WAIT_SECONDS: Final = 10.0
-_LONGEST_RETRY_AFTER: Final = 60.0
+#: How long to wait after a failure. The sender tries for ever.
+_RETRIES: Final = Retries()
 #: How long a change waits for its task, which another host may still have in its spool.
 _UNKNOWN_TRIES: Final = 14
 _LONGEST_UNKNOWN_SECONDS: Final = 600.0
@@ -106,11 +105,11 @@ class Sender:
                 wait = _LINGER_SECONDS
             except Problem as problem:
                 self._fail(problem)
-                wait = self._wait(problem)
+                wait = _RETRIES.wait(self._failures, problem.retry_after_seconds)
             except Exception as error:  # the thread must outlive whatever happens
                 log.exception("the recorder failed; it tries again")
                 self._fail(error)
-                wait = _LONGEST_WAIT_SECONDS
+                wait = _RETRIES.longest_wait
         if transport is not None:
             transport.close()
         if self._has_lease:
@@ -205,7 +204,7 @@ class Sender:
         return False
 
     def _refuse(self, record: Record, problem: Problem) -> None:
-        self._spool.refuse(record, _document(problem), self._holder)
+        self._spool.refuse(record, problem.document(), self._holder)
         log.error(
             "the service refuses task %s: %s; see `audit spool list`",
             record.task_id,
@@ -240,20 +239,3 @@ class Sender:
             self._reported_at = now
             log.error("records wait in %s: %s", self._spool.path, error)
             self._report(error)
-
-    def _wait(self, problem: Problem) -> float:
-        """Return how long to wait: what the service says, or a random time that doubles."""
-        if problem.retry_after_seconds is not None:
-            return min(float(problem.retry_after_seconds), _LONGEST_RETRY_AFTER)
-        longest = _FIRST_WAIT_SECONDS * 2.0 ** min(self._failures - 1, 10)
-        return random.uniform(0, min(longest, _LONGEST_WAIT_SECONDS))  # noqa: S311 - no secret
-
-
-def _document(problem: Problem) -> dict[str, Any]:
-    document: dict[str, Any] = {
-        "type": f"urn:task-audit:problem:{problem.name}",
-        "title": problem.title,
-        "status": problem.status,
-        "detail": problem.detail,
-    }
-    return document if not problem.errors else {**document, "errors": problem.errors}

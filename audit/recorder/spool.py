@@ -49,8 +49,7 @@ class Refused:
     tried: int
     refused_at: float
     problem: str
-    """The problem document as JSON: `type`, `title`, `status`, `detail` and, if there are any,
-    `errors`."""
+    """The problem document as JSON, without `instance`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +296,7 @@ def _ids(records: Sequence[Record]) -> str:
 
 
 def _now() -> float:
-    """Return the time by a clock that all processes of the host share and nobody sets."""
+    """Return the monotonic clock of the host, which all processes share. No one can change it."""
     return time.monotonic()
 
 

@@ -218,7 +218,7 @@ def _problem(kind: type[Problem]) -> dict[str, Any]:
 
 def _example_of(kind: type[Problem]) -> dict[str, Any]:
     value = {
-        "type": f"urn:task-audit:problem:{kind.name}",
+        "type": errors.TYPE + kind.name,
         "title": kind.title,
         "status": kind.status,
         "instance": _REQUEST_ID,

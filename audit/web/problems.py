@@ -21,7 +21,6 @@ from audit.web.state import ACCEPT_PATCH, REASON
 log = logging.getLogger("audit")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~-]{1,128}", re.ASCII)
-_TYPE = "urn:task-audit:problem:"
 #: Limit of the path and the parameters of a request.
 MAX_URL_BYTES: Final = 64 * 1024
 #: Limit of the name and of the value of one header field. aiohttp raises the same error for a long
@@ -89,17 +88,7 @@ def _new_id() -> str:
 def _respond(problem: Problem, request_id: str) -> BytesResponse:
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR and problem.__cause__ is not None:
         log.warning("request %s: %s (%r)", request_id, problem.detail, problem.__cause__)
-    members: dict[str, Any] = {
-        "type": _TYPE + problem.name,
-        "title": problem.title,
-        "status": problem.status,
-        "detail": problem.detail,
-        "instance": request_id,
-        **problem.members,
-    }
-    if problem.errors:
-        members["errors"] = problem.errors
-    response = _response(members)
+    response = _response(problem.document(request_id))
     response.headers.update(problem.headers)
     if problem.retry_after_seconds is not None:
         response.headers["Retry-After"] = str(problem.retry_after_seconds)
