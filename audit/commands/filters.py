@@ -141,8 +141,7 @@ class StatusFilters(Filters):
 
     def params(self, zone: Zone) -> dict[str, str | list[str]]:
         """Return the filters as parameters of a route."""
-        params = super().params(zone)
-        return params | ({"status": list(map(str, self.status))} if self.status else {})
+        return {**super().params(zone), **_given({"status": [*map(str, self.status or ())]})}
 
 
 def _given(options: Mapping[str, str | list[str] | None]) -> dict[str, str | list[str]]:

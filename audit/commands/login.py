@@ -13,11 +13,12 @@ import typer
 from audit.access.identity import Via
 from audit.commands.options import validate_key, validate_url, with_option_groups
 from audit.commands.output import note
-from audit.commands.place import DEFAULT_URL, Place, Where
+from audit.commands.place import Place, Where
 from audit.commands.printing import Rows, Show
 from audit.commands.rendering.json_lines import parsed
 from audit.commands.rendering.records import Column, Output, member
 from audit.commands.source import run_with_service
+from audit.profiles import DEFAULT_URL
 
 if TYPE_CHECKING:
     from audit.commands.rendering.screen import Look

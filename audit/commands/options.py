@@ -31,6 +31,7 @@ def _option(setting: str, *flags: str) -> Any:
 def setting_parameters() -> list[Parameter]:
     """Return one option for each setting, as parameters of a command."""
     parameters = []
+    # The limits of a request, which Settings inherits, come last.
     own_first = {**Settings.__annotations__, **Settings.model_fields}
     for name in (name for name in own_first if name in Settings.model_fields):
         field = Settings.model_fields[name]

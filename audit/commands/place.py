@@ -6,16 +6,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import typer
 
 from audit.commands.options import validate_key, validate_url
+from audit.profiles import DEFAULT_URL, BadConfiguration, Profiles, read_profiles
 
-if TYPE_CHECKING:
-    from audit.profiles import Profile, Profiles
-
-DEFAULT_URL: Final = "http://127.0.0.1:8080"
 _NAMES: Final = ("url", "dsn", "profile")
 
 
@@ -123,13 +120,11 @@ def _variable(name: str, validate: Callable[[str | None], str | None]) -> str | 
 
 def _of_profile(name: str | None, key: str | None) -> Place:
     """Return the place of a profile: the one that is named, or the default one."""
-    from audit.profiles import BadConfiguration, read_profiles
-
     profiles = read_profiles()
     name = name or profiles.default
     if name is None:
         return Place(DEFAULT_URL, key_option=key)
-    profile: Profile = profiles.get(name)
+    profile = profiles.get(name)
     if (profile.url is None) == (profile.dsn is None):
         raise BadConfiguration(f"{profiles.path}: profile {name!r} needs either url or dsn")
     try:

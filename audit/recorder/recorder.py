@@ -20,7 +20,7 @@ from uuid import UUID
 
 from audit.client import calls
 from audit.errors import Problem
-from audit.history.parsing import batch_of, change_of
+from audit.history.parsing import change_of, text_of
 from audit.history.states import State
 from audit.recorder import texts
 from audit.recorder.direct import Direct
@@ -37,7 +37,7 @@ log = logging.getLogger("audit.recorder")
 _MAX_TEXT: Final = 8192
 _EXIT_SECONDS: Final = 2.0
 _LEAST_SECONDS: Final = 0.1
-#: So many records wake the sender before it would look by itself.
+#: After this number of records, the recorder wakes the sender instead of letting it sleep on.
 _WAKE_RECORDS: Final = 1000
 _POLL_SECONDS: Final = 0.02
 
@@ -291,7 +291,7 @@ class Recorder:
     def begin(self, members: Members, *, implicit: bool) -> bool:
         """Store or send a new task; return whether that was possible."""
         try:
-            body = batch_of([self._redacted(members)]).text[1:-1]
+            body = text_of(self._redacted(members))
         except Exception as error:
             if not implicit:
                 raise
