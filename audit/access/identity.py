@@ -27,7 +27,7 @@ class Scope(StrEnum):
 
 
 class Via(StrEnum):
-    """How a request shows who sends it."""
+    """What a request is authenticated by."""
 
     KEY = "key"
     """An API key in `Authorization`."""
@@ -36,7 +36,7 @@ class Via(StrEnum):
     SESSION = "session"
     """A key or token in the cookie of the web page."""
     NO_KEY = "nobody"
-    """The request has no valid key or token, and the service requires none."""
+    """Nothing: the service requires no API key, so it knows nobody."""
 
 
 @dataclass(frozen=True, slots=True)

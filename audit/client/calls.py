@@ -25,7 +25,7 @@ from audit.history.statistics_body import Durations, Facets, Histogram
 from audit.history.task import NewTask, RecordedBody, TaskSummary
 from audit.limits import HIGHEST
 
-#: A batch is sent when it has so many characters, or as many tasks as the service takes.
+#: The limit of the characters of a request that records many tasks, unless one task is longer.
 _BATCH_CHARACTERS: Final = 1024 * 1024
 #: Of the pages that are read one after the other.
 _LONGEST_PAGE: Final = 1000

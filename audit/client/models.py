@@ -53,7 +53,8 @@ class Caller(Output):
     expires_at: datetime | None
     """When the key or token expires; None means never."""
     via: str
-    """How the request shows who sends it: `key`, `token`, `session`, or `nobody`."""
+    """What the request is authenticated by: an API `key`, a `token`, or the `session` of the web
+    page; `nobody` if the service requires no API key."""
     version: str
     """The version of the service."""
     trace_url: str | None

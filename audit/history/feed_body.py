@@ -29,7 +29,7 @@ class FeedChange(Output):
     /tasks/{task_id}` that may change. null if the task is new in the log: it was recorded, or it
     was imported because it was recorded before the log began."""
     task: TaskSummary
-    """The task as it is now. It may have changed again since this change."""
+    """The task in its state at the time of the response, which later changes may have altered."""
 
 
 class ChangesBody(Output):

@@ -33,8 +33,8 @@ class Database:
     """One connection, which its threads share.
 
     A child process must not use a connection of its parent, and SQLite's locks do not survive a
-    second connection of the child beside it. So the connection is closed before a fork, and opened
-    again by whoever needs it, in the parent and in the child.
+    second connection of the child beside it. So the connection is closed before a fork. The parent
+    and the child each open a new one when they next use the file.
     """
 
     def __init__(self, path: str | os.PathLike[str], max_bytes: int) -> None:
