@@ -12,6 +12,7 @@ from aiohttp import web
 
 from audit.errors import Problem, Unavailable
 from audit.web import problems
+from audit.web.app import CONNECTION_OPTIONS
 from audit.web.buffers import Unread
 
 #: How long a refused client may take to read the answer.
@@ -69,9 +70,7 @@ class Connections:
             loop=asyncio.get_running_loop(),
             access_log=None,
             keepalive_timeout=self._idle_seconds,
-            max_line_size=problems.MAX_URL_BYTES,
-            max_field_size=problems.MAX_HEADER_BYTES,
-            max_headers=problems.MAX_HEADERS,
+            **CONNECTION_OPTIONS,
         )
         self._open.add(connection)
         return connection

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import re
@@ -11,7 +12,9 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -253,6 +256,36 @@ def test_a_request_under_way_is_answered_before_the_end(dsn: str) -> None:
         assert still_runs
         assert (200, 0) == (answer.result()[0], answer.result()[1]["total"])
         assert 0 == process.wait(60)
+
+
+def test_a_worker_decompresses_bodies_itself(dsn: str) -> None:
+    whole = gzip.compress(json.dumps([task() for _ in range(100)]).encode())
+    deflated = zlib.compress(json.dumps(task()).encode())
+    bodies = [
+        (201, "gzip", whole),
+        (201, "deflate", deflated),
+        (400, "gzip", whole[:-20]),
+        (400, "gzip", b"{}"),
+        # aiohttp knows these, with or without the packages that decode them.
+        (415, "br", b"{}"),
+        (415, "zstd", b"{}"),
+        (415, "other", b"{}"),
+    ]
+    with serving("--dsn", dsn) as (_, url, _):
+        answers = [posted(f"{url}/api/v1/audit/tasks", body, coding) for _, coding, body in bodies]
+
+    assert [status for status, _, _ in bodies] == answers
+    assert [(101,)] == execute(dsn, "SELECT count(*) FROM tasks")
+
+
+def posted(url: str, body: bytes, coding: str) -> int:
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=20) as done:
+            return int(done.status)
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code
 
 
 def test_what_is_not_http_gets_a_problem(dsn: str) -> None:
