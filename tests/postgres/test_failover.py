@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import subprocess
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
@@ -23,56 +21,24 @@ from audit.history.changes import Changes
 from audit.history.query import AuditQuery
 from audit.history.service import AuditService
 from audit.postgres import embedded, migrate
-from audit.postgres.embedded import Server
 from audit.postgres.failures import driver_errors
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from audit.web.app import create_app
 from tests.conftest import FAST, Client, execute, task
-from tests.waiting import wait_until
+from tests.replicas import Replicas, replicated
 
 API = "/api/v1/audit"
 STARTED = "SELECT pg_postmaster_start_time()::text"
 Clients = Callable[[web.Application], Awaitable[Client]]
 
 
-@dataclass(frozen=True)
-class Two:
-    primary: Server
-    standby: Server
-
-    def dsn(self, parameters: str = "", *, standby_first: bool = False) -> str:
-        """Both servers by their sockets."""
-        folders = [parse(one.dsn).hosts[0].name for one in (self.primary, self.standby)]
-        if standby_first:
-            folders.reverse()
-        return f"host={','.join(folders)} user=audit dbname=postgres {parameters}"
-
-
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
     """A primary with the schema, and its standby, which cancels queries at once."""
-    folders = [tmp_path_factory.mktemp(name) for name in ("primary", "standby")]
-    with contextlib.ExitStack() as stack:
-        primary = stack.enter_context(embedded.started(folders[0], options=FAST))
-        migrate.apply(primary.dsn)
-        command = [
-            str(embedded.binaries() / "pg_basebackup"),
-            f"--pgdata={folders[1] / 'postgresql'}",
-            f"--dbname={primary.dsn}",
-            "--write-recovery-conf",
-            "--checkpoint=fast",
-        ]
-        subprocess.run(embedded._as_ordinary_user(command), check=True, capture_output=True)
-        options = {**FAST, "max_standby_streaming_delay": "0", "wal_retrieve_retry_interval": "100"}
-        standby = stack.enter_context(embedded.started(folders[1], options=options))
-        yield Two(primary, standby)
-
-
-def wait_for_standby(two: Two) -> None:
-    ((written,),) = execute(two.primary.dsn, "SELECT pg_current_wal_lsn()")
-    caught_up = f"SELECT 1 WHERE pg_last_wal_replay_lsn() >= '{written}'::pg_lsn"
-    wait_until(lambda: execute(two.standby.dsn, caught_up))
+    folder = tmp_path_factory.mktemp("replicas")
+    with replicated(folder, max_standby_streaming_delay="0") as pair:
+        yield pair
 
 
 def is_standby_by_psycopg(dsn: str) -> bool:
@@ -100,14 +66,14 @@ async def is_standby_by_asyncpg(dsn: str) -> bool:
     ],
 )
 async def test_both_drivers_choose_the_same_server(
-    two: Two, attributes: str, standby_first: bool, is_standby: bool
+    two: Replicas, attributes: str, standby_first: bool, is_standby: bool
 ) -> None:
     dsn = two.dsn(f"target_session_attrs={attributes}", standby_first=standby_first)
     assert is_standby == await is_standby_by_asyncpg(dsn)
     assert is_standby == await asyncio.to_thread(is_standby_by_psycopg, dsn)
 
 
-async def test_an_error_says_that_no_server_is_suitable(two: Two) -> None:
+async def test_an_error_says_that_no_server_is_suitable(two: Replicas) -> None:
     with pytest.raises(Unavailable, match="no database server is primary"):
         async with open_pool(Settings(), f"{two.standby.dsn}&target_session_attrs=primary"):
             pass
@@ -127,11 +93,11 @@ async def statuses_until(
 
 
 async def test_writes_succeed_again_after_the_primary_has_restarted(
-    two: Two, aiohttp_client: Clients
+    two: Replicas, aiohttp_client: Clients
 ) -> None:
     client = await aiohttp_client(create_app(Settings(pool_size=3), two.dsn()))
     assert 201 == (await client.post(f"{API}/tasks", json=task())).status
-    wait_for_standby(two)
+    two.wait_for_standby()
 
     await asyncio.to_thread(two.primary.stop)
     try:
@@ -210,7 +176,7 @@ async def servers_of(pool: asyncpg.Pool[asyncpg.Record], size: int) -> set[str]:
         return {str(await one.fetchval(STARTED)) for one in held}
 
 
-async def test_all_connections_of_a_pool_are_on_one_server(two: Two) -> None:
+async def test_all_connections_of_a_pool_are_on_one_server(two: Replicas) -> None:
     seen = []
     for _ in range(12):
         dsn = two.dsn("load_balance_hosts=random target_session_attrs=prefer-standby")
@@ -219,7 +185,7 @@ async def test_all_connections_of_a_pool_are_on_one_server(two: Two) -> None:
     assert [1] * 12 == [len(one) for one in seen]
 
 
-async def test_a_proxy_that_spreads_connections_does_not_spread_a_pool(two: Two) -> None:
+async def test_a_proxy_that_spreads_connections_does_not_spread_a_pool(two: Replicas) -> None:
     folders = [parse(one.dsn).hosts[0].name for one in (two.primary, two.standby)]
     async with spreading(*folders) as port:
         dsn = f"postgresql://audit@127.0.0.1:{port}/postgres"
@@ -230,7 +196,7 @@ async def test_a_proxy_that_spreads_connections_does_not_spread_a_pool(two: Two)
             assert first == await servers_of(pool, 4)
 
 
-async def test_a_connection_is_usable_after_a_failed_begin(two: Two) -> None:
+async def test_a_connection_is_usable_after_a_failed_begin(two: Replicas) -> None:
     async with open_pool(Settings(pool_size=1), two.standby.dsn) as pool:
         with pytest.raises(asyncpg.PostgresError, match="serializable mode in a hot standby"):
             async with (
@@ -242,7 +208,7 @@ async def test_a_connection_is_usable_after_a_failed_begin(two: Two) -> None:
             assert 1 == await connection.fetchval("SELECT 1")
 
 
-async def test_a_version_is_refused_on_another_server(two: Two) -> None:
+async def test_a_version_is_refused_on_another_server(two: Replicas) -> None:
     async with open_pool(Settings(pool_size=2), two.dsn()) as pool:
         service = AuditService(pool)
         async with contextlib.aclosing(service.reading.read_versions(Changes())) as versions:
@@ -255,7 +221,7 @@ async def test_a_version_is_refused_on_another_server(two: Two) -> None:
                 )
 
 
-async def test_changes_are_read_from_a_standby_too(two: Two) -> None:
+async def test_changes_are_read_from_a_standby_too(two: Replicas) -> None:
     changes = Changes()
     numbers = []
     async with (
@@ -265,18 +231,18 @@ async def test_changes_are_read_from_a_standby_too(two: Two) -> None:
     ):
         for tasks in (1, 3, 2):
             await AuditService(primary).record([task() for _ in range(tasks)])
-            wait_for_standby(two)
+            two.wait_for_standby()
             numbers.append((await anext(versions)).number)
 
     assert [3, 2] == [later - earlier for earlier, later in itertools.pairwise(numbers)]
 
 
-async def test_a_conflict_with_replication_is_not_an_internal_error(two: Two) -> None:
+async def test_a_conflict_with_replication_is_not_an_internal_error(two: Replicas) -> None:
     async with open_pool(Settings(pool_size=2), two.primary.dsn) as pool:
         await AuditService(pool).record(
             [task(status="pending", request_text="x" * 500) for _ in range(900)]
         )
-    wait_for_standby(two)
+    two.wait_for_standby()
     stop = asyncio.Event()
 
     def churn() -> None:

@@ -1,0 +1,74 @@
+"""A primary and its hot standby, each a real PostgreSQL."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from audit.dsn import parse
+from audit.postgres import embedded, migrate
+from audit.postgres.embedded import Server
+from tests.conftest import FAST, POSTGRES, execute
+from tests.waiting import wait_until
+
+#: A standby soon asks again for what it has not received.
+_STANDBY: Final = {"wal_retrieve_retry_interval": "100"}
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """A primary with the schema, and its standby. Both end with the block that made them."""
+
+    primary: Server
+    standby: Server
+
+    def dsn(self, parameters: str = "", *, standby_first: bool = False) -> str:
+        """Return a DSN with both servers as hosts."""
+        hosts = [parse(one.dsn).hosts[0].name for one in (self.primary, self.standby)]
+        if standby_first:
+            hosts.reverse()
+        return f"host={','.join(hosts)} user=audit dbname=postgres {parameters}"
+
+    def wait_for_standby(self) -> None:
+        """Wait until the standby has replayed what is committed on the primary now."""
+        ((written,),) = execute(self.primary.dsn, "SELECT pg_current_wal_lsn()::text")
+        caught_up = f"SELECT 1 WHERE pg_last_wal_replay_lsn() >= '{written}'::pg_lsn"
+        wait_until(lambda: execute(self.standby.dsn, caught_up))
+
+    def promote(self) -> None:
+        """Make the standby a primary. The old primary goes on until a test stops it."""
+        assert execute(self.standby.dsn, "SELECT pg_promote()") == [(True,)]
+
+
+@contextmanager
+def replicated(folder: Path, **standby_options: str) -> Iterator[Replicas]:
+    """Run a migrated primary and a standby of it in two new folders of `folder`.
+
+    `standby_options` are settings of PostgreSQL for the standby.
+    """
+    with embedded.started(folder / "primary", bin_dir=POSTGRES, options=FAST) as primary:
+        migrate.apply(primary.dsn)
+        with standby_of(primary, folder / "standby", **standby_options) as standby:
+            yield Replicas(primary, standby)
+
+
+@contextmanager
+def standby_of(primary: Server, folder: Path, **options: str) -> Iterator[Server]:
+    """Copy the data of a primary to a new folder, and run a standby on it."""
+    folder.mkdir()
+    command = [
+        str((POSTGRES or embedded.binaries()) / "pg_basebackup"),
+        f"--pgdata={folder / 'postgresql'}",
+        f"--dbname={primary.dsn}",
+        "--write-recovery-conf",
+        "--checkpoint=fast",
+        "--no-sync",
+    ]
+    subprocess.run(embedded._as_ordinary_user(command), check=True, capture_output=True)
+    given = {**FAST, **_STANDBY, **options}
+    with embedded.started(folder, bin_dir=POSTGRES, options=given) as standby:
+        yield standby
