@@ -292,6 +292,8 @@ class Server:
     def stop(self) -> None:
         """Stop the server. PostgreSQL ends open sessions and writes everything to disk."""
         if (server := self._process) is None:
+            # Ctrl-C may have come after the process was started and before Python returned it.
+            _stop_left_behind(self._cluster, self._log)
             return
         if server.poll() is None:
             server.send_signal(signal.SIGINT)

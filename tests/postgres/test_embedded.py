@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import psycopg
@@ -223,6 +224,23 @@ def test_ctrl_c_at_any_moment_leaves_no_server(data_dir: Path, seconds: float) -
         time.sleep(seconds)
         owner.send_signal(signal.SIGINT)
         owner.wait()
+
+    assert [] == servers_on(data_dir)
+
+
+# Python warns of the process object that nobody has waited for.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_just_when_the_server_is_started_leaves_no_server(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt), embedded.running(data_dir, options=FAST):
+        pytest.fail("the server runs")
 
     assert [] == servers_on(data_dir)
 
