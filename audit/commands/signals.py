@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from types import FrameType
 
@@ -27,6 +28,7 @@ class StopSignals:
 
     def install(self) -> None:
         """Handle the signals from now on."""
+        sys.unraisablehook = _report_unraisable
         for number in _NUMBERS:
             signal.signal(number, self._interrupt)
 
@@ -42,3 +44,9 @@ class StopSignals:
         self._last = now
         if not is_repeated:
             raise KeyboardInterrupt
+
+
+def _report_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """Report an exception of a destructor, unless it is our own for a signal."""
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
