@@ -2,11 +2,11 @@
 
 FROM python:3.13-slim AS build
 WORKDIR /src
-COPY requirements.lock requirements-local.lock ./
+COPY requirements-server.lock requirements-local.lock ./
 RUN python3 -m venv /opt/build \
     && /opt/build/bin/pip install --require-hashes -r requirements-local.lock
 RUN python3 -m venv /opt/audit \
-    && /opt/audit/bin/pip install --require-hashes -r requirements.lock
+    && /opt/audit/bin/pip install --require-hashes -r requirements-server.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY audit audit
 COPY sql sql

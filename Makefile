@@ -34,7 +34,7 @@ check: .venv/installed-dev .venv/installed-page  ## Check format, lint, types an
 	.venv/bin/mypy
 	.venv/bin/sqlfluff lint --processes 2 sql migrations
 	@rm -f .venv/advisories.json
-	@.venv/bin/pip-audit --requirement requirements.lock --require-hashes --disable-pip \
+	@.venv/bin/pip-audit --requirement requirements-server.lock --require-hashes --disable-pip \
 		--progress-spinner off --format json --output .venv/advisories.json 2> .venv/pip-audit.log \
 		|| if [ -s .venv/advisories.json ]; then cat .venv/pip-audit.log .venv/advisories.json; exit 1; \
 		else echo "pip-audit reads no advisories here: what is pinned was not checked"; fi
@@ -54,24 +54,27 @@ bench: .venv/installed-bench  ## Measure the service: TASKS=3000000 SECONDS=2 RO
 
 release: .venv/installed-dev  ## Build the wheel, the sdist and a bill of materials into dist
 	.venv/bin/python -m hatchling build --directory $(DIST)
-	.venv/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml \
+	.venv/bin/cyclonedx-py requirements requirements-server.lock --pyproject pyproject.toml \
 		--output-reproducible --output-file $(DIST)/sbom.cdx.json
 
 lock:  ## Pin the newest allowed versions, with hashes (needs uv)
-	$(UV_COMPILE) pyproject.toml --output-file requirements.lock
-	$(UV_COMPILE) --group local --constraint requirements.lock --output-file requirements-local.lock
-	$(UV_COMPILE) --group dev --constraint requirements.lock --constraint requirements-local.lock \
-		--output-file requirements-dev.lock
+	$(UV_COMPILE) pyproject.toml --extra server --output-file requirements-server.lock
+	$(UV_COMPILE) pyproject.toml --constraint requirements-server.lock --output-file requirements.lock
+	$(UV_COMPILE) --group local --constraint requirements-server.lock \
+		--output-file requirements-local.lock
+	$(UV_COMPILE) --group dev --constraint requirements-server.lock \
+		--constraint requirements-local.lock --output-file requirements-dev.lock
 	$(UV_COMPILE) --group generators --output-file requirements-generators.lock
-	$(UV_COMPILE) --group bench --constraint requirements-dev.lock --constraint requirements.lock \
-		--constraint requirements-local.lock --output-file requirements-bench.lock
+	$(UV_COMPILE) --group bench --constraint requirements-dev.lock \
+		--constraint requirements-server.lock --constraint requirements-local.lock \
+		--output-file requirements-bench.lock
 
 clean:  ## Remove what make made
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .bench dist
 
-.venv/installed: requirements.lock requirements-local.lock pyproject.toml
+.venv/installed: requirements-server.lock requirements-local.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(PIP) install --require-hashes -r requirements.lock -r requirements-local.lock
+	$(PIP) install --require-hashes -r requirements-server.lock -r requirements-local.lock
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -20,10 +20,9 @@ if TYPE_CHECKING:
         Unavailable,
     )
     from audit.history.events import HistoryPage, MemberChange, TaskEvent, TaskVersion
-    from audit.history.recording import Recorded
     from audit.history.service import AuditService
     from audit.history.states import State
-    from audit.history.task import NewTask, Task, TaskDocument, TaskPage, TaskSummary
+    from audit.history.task import NewTask, Recorded, Task, TaskDocument, TaskPage, TaskSummary
     from audit.postgres.pool import open_pool
     from audit.settings import Settings
 
@@ -56,15 +55,14 @@ __all__ = [
 ]
 
 #: The modules that define these names. They are imported when a name is used, which takes some
-#: tenths of a second: the command `audit` handles Ctrl-C before.
+#: tenths of a second: the command `audit` handles Ctrl-C before. The last two need the service.
 _MODULES = (
     "audit.errors",
     "audit.settings",
     "audit.history.states",
-    "audit.postgres.pool",
     "audit.history.task",
     "audit.history.events",
-    "audit.history.recording",
+    "audit.postgres.pool",
     "audit.history.service",
 )
 
@@ -73,7 +71,13 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module  # noqa: PLC0415 - as above
 
     if name in __all__:
-        for module in map(import_module, _MODULES):
-            if hasattr(module, name):
-                return getattr(module, name)
+        try:
+            for module in map(import_module, _MODULES):
+                if hasattr(module, name):
+                    return getattr(module, name)
+        except ModuleNotFoundError as missing:
+            raise ModuleNotFoundError(
+                f"audit.{name} needs {missing.name}: pip install 'task-audit[server]'",
+                name=missing.name,
+            ) from missing
     raise AttributeError(f"module 'audit' has no attribute {name!r}")

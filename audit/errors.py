@@ -199,6 +199,14 @@ class Unavailable(Problem):
     title = "The service is temporarily unavailable"
 
 
+class UnsuitableDatabase(Unavailable):
+    """The server answers, but the service would not work correctly on it."""
+
+
+class SchemaNotCurrent(Unavailable):
+    """The database lacks migrations, and the service may not apply them."""
+
+
 class TooManyFeeds(Unavailable):
     """As many readers follow the feed in this process as it may serve."""
 

@@ -5,20 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 import platformdirs
-from pydantic import AfterValidator, Field, SecretStr, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic import AfterValidator, ConfigDict, Field, SecretStr, model_validator
 
 from audit.addresses import networks_of
 from audit.dsn import parse
@@ -114,16 +108,10 @@ def _default_pool_size(given: dict[str, Any]) -> int:
     return max(4, min(_MAX_DEFAULT_POOL, _DEFAULT_CONNECTIONS // (workers + 1) - 1))
 
 
-class Settings(Limits, BaseSettings):
+class Settings(Limits):
     """The settings. Given values override environment variables, and those override defaults."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=_PREFIX,
-        env_ignore_empty=True,
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     host: str = Field(default="127.0.0.1", min_length=1)
     """Address to listen on. 0.0.0.0 means all IPv4 addresses, :: all IPv6 and IPv4 addresses."""
@@ -226,19 +214,10 @@ class Settings(Limits, BaseSettings):
     traces: bool = False
     """Send OpenTelemetry traces, configured by the OTEL_… variables. Needs task-audit[otel]."""
 
+    @model_validator(mode="before")
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read given values and the environment, without the variables that Kubernetes sets."""
-        assert isinstance(env_settings, EnvSettingsSource)  # noqa: S101 - pydantic's default
-        env_settings.env_vars = dict(_own_variables(env_settings.env_vars, cls))
-        return init_settings, env_settings
+    def _add_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return dict(_from_environment(cls.model_fields)) | given
 
     @model_validator(mode="after")
     def _validate_issuer(self) -> Self:
@@ -253,27 +232,29 @@ class Settings(Limits, BaseSettings):
 DEFAULTS: Final = Settings.model_construct()
 
 
-def _own_variables(
-    variables: Mapping[str, str | None], settings: type[BaseSettings]
-) -> Iterator[tuple[str, str | None]]:
-    """Yield the variables, and log those that look like a setting but have no effect."""
-    known = [f"{_PREFIX}{field.upper()}" for field in settings.model_fields]
-    for variable, value in variables.items():
+def _from_environment(settings: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield the settings that variables set, and log variables that only look like a setting.
+
+    The names of variables are in capital or in small letters. An empty variable sets nothing.
+    """
+    for variable, value in os.environ.items():
         name = variable.upper()
-        if name in known and value and _SERVICE_LINK.fullmatch(value):
+        if not name.startswith(_PREFIX):
+            continue
+        setting = name.removeprefix(_PREFIX).lower()
+        if setting not in settings:
+            for meant in get_close_matches(setting, settings, n=1, cutoff=_ALIKE):
+                log.warning(
+                    "%s is not a setting and has no effect; is it %s?",
+                    name,
+                    f"{_PREFIX}{meant.upper()}",
+                )
+        elif _SERVICE_LINK.fullmatch(value):
             log.warning(
                 "%s=%s is ignored: Kubernetes sets it for a Service of that name; to choose a"
                 " port, set it for the container or give --port",
                 name,
                 value,
             )
-            continue
-        if name.startswith(_PREFIX) and name not in known:
-            end = name.removeprefix(_PREFIX).lower()
-            for meant in get_close_matches(end, settings.model_fields, n=1, cutoff=_ALIKE):
-                log.warning(
-                    "%s is not a setting and has no effect; is it %s?",
-                    name,
-                    f"{_PREFIX}{meant.upper()}",
-                )
-        yield variable, value
+        elif value:
+            yield setting, value

@@ -27,7 +27,7 @@ ENVIRONMENT = {
     "TZ": "UTC",
 }
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["audit.commands.record_file", "audit.process.serve", __name__])
+FORKS.set_forkserver_preload(["audit.commands.record_database", "audit.process.serve", __name__])
 
 HIDDEN = "not-to-be-shown"
 UNREACHABLE = f"postgresql://audit:{HIDDEN}@127.0.0.1:1/history"

@@ -35,10 +35,12 @@ from audit.commands.signals import StopSignals
 from audit.errors import (
     Forbidden,
     Problem,
+    SchemaNotCurrent,
     TaskNotFound,
     TimedOut,
     Unauthenticated,
     Unavailable,
+    UnsuitableDatabase,
 )
 
 #: The commands in the order of the help.
@@ -63,6 +65,14 @@ _COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "openapi": openapi.openapi,
 }
 
+#: The packages of task-audit[server] that are imported first in each part of the service.
+_OF_THE_SERVER: Final = {"aiohttp", "asyncpg", "prometheus_client", "psycopg", "yoyo"}
+
+
+class _NotInstalled(Problem):
+    """The command needs packages that only task-audit[server] installs."""
+
+
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
@@ -73,9 +83,9 @@ app = typer.Typer(
         " option or variable; 65 invalid data, or wrong counts; 66 no such task; 69 the database,"
         " the service or the port is not available; 74 a file or the output cannot be read or"
         " written; 77 no valid API key, or it does not permit this; 78 migrations are missing,"
-        " there are no API keys on an address that is not a loopback address, or config.toml is"
-        " not valid; 124 --timeout is over; 130 interrupted; 141 the reader of the output has"
-        " closed it."
+        " task-audit[server] is not installed, there are no API keys on an address that is not a"
+        " loopback address, or config.toml is not valid; 124 --timeout is over; 130 interrupted;"
+        " 141 the reader of the output has closed it."
     ),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -135,6 +145,10 @@ def _report(failure: BaseException, signals: StopSignals) -> int:
     """Report in one line why a command failed, and return its exit code."""
     if isinstance(failure, SystemExit) and isinstance(failure.__context__, OSError):
         failure = failure.__context__  # typer ends the process itself when a pipe is broken
+    if isinstance(failure, ModuleNotFoundError) and failure.name in _OF_THE_SERVER:
+        failure = _NotInstalled(
+            f"this needs {failure.name}, which is not installed: pip install 'task-audit[server]'"
+        )
     match failure:
         case KeyboardInterrupt():
             return ExitCode.INTERRUPTED
@@ -165,12 +179,16 @@ def _message(problem: Problem) -> str:
 
 
 def _exit_code(problem: Problem) -> ExitCode:
-    from audit.postgres.failures import UnsuitableDatabase
-    from audit.postgres.schema import SchemaNotCurrent
     from audit.profiles import BadConfiguration
 
     match problem:
-        case SchemaNotCurrent() | Insecure() | UnsuitableDatabase() | BadConfiguration():
+        case (
+            SchemaNotCurrent()
+            | Insecure()
+            | UnsuitableDatabase()
+            | BadConfiguration()
+            | _NotInstalled()
+        ):
             return ExitCode.CONFIGURATION
         case TaskNotFound():
             return ExitCode.NO_TASK

@@ -20,7 +20,7 @@ from audit.settings import Settings
 
 if TYPE_CHECKING:
     from audit.commands.record_file import Advance, Send
-    from audit.history.recording import Recorded
+    from audit.history.task import Recorded
 
 
 def record(
@@ -63,8 +63,6 @@ def run_recording(
 
     `total` is the sum of the sizes that `work` passes to `advance`, None if it is not known.
     """
-    from audit.commands.record_file import database_sender
-    from audit.commands.record_url import service_sender
     from audit.process.loop import run
 
     with _progress(total) as advance:
@@ -74,8 +72,12 @@ def run_recording(
                 await work(send, advance)
 
         if url is not None:
+            from audit.commands.record_url import service_sender
+
             run(record_with(service_sender(url, key)))
         else:
+            from audit.commands.record_database import database_sender
+
             with database(settings, create=create) as dsn:
                 run(record_with(database_sender(settings, dsn)))
 

@@ -1,28 +1,25 @@
-"""Reads files of tasks in batches, and sends them to the database or to a service."""
+"""Reads files of tasks in batches, and sends each batch."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
-from typing import IO, Any
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import IO, Any, Final
 
 from audit.errors import Invalid, Malformed, Problem, TimedOut, Unavailable
 from audit.history import utf8
 from audit.history.json_text import Reader
 from audit.history.parsing import MAX_TASKS_IN_ARRAY, TaskBatch, TaskCollector
-from audit.history.recording import Recorded
-from audit.history.service import AuditService
-from audit.postgres.pool import open_pool
-from audit.postgres.schema import require_current
-from audit.settings import DEFAULTS, Settings
+from audit.history.task import Recorded
+from audit.limits import DEFAULTS, Limits
 
 _BATCH = MAX_TASKS_IN_ARRAY
 _BATCH_BYTES = 8 * 1024 * 1024
 _PIECE_BYTES = 64 * 1024
-_AT_ONCE = 2
+#: Batches that are sent at the same time.
+AT_ONCE: Final = 2
 
 
 class Refused(Problem):
@@ -40,7 +37,7 @@ async def record_file(
     name: str,
     send: Send,
     advance: Advance,
-    settings: Settings = DEFAULTS,
+    limits: Limits = DEFAULTS,
 ) -> None:
     """Record all tasks of an NDJSON or JSON file.
 
@@ -54,8 +51,8 @@ async def record_file(
     """
     try:
         # Reading from a pipe may block, so each batch must be recorded before the next is read.
-        at_once = _AT_ONCE if source.seekable() else 1
-        await send_all(_batches(source, settings), send, advance, at_once=at_once)
+        at_once = AT_ONCE if source.seekable() else 1
+        await send_all(_batches(source, limits), send, advance, at_once=at_once)
     except (Unavailable, TimedOut):
         raise
     except Problem as problem:
@@ -67,7 +64,7 @@ async def send_all(
     send: Send,
     advance: Advance,
     *,
-    at_once: int = _AT_ONCE,
+    at_once: int = AT_ONCE,
 ) -> None:
     """Send batches in their order, at most `at_once` of them at the same time.
 
@@ -90,11 +87,11 @@ async def send_all(
         raise
 
 
-def _batches(source: IO[bytes], settings: Settings) -> Iterator[tuple[TaskBatch, int]]:
+def _batches(source: IO[bytes], limits: Limits) -> Iterator[tuple[TaskBatch, int]]:
     """Yield batches of validated tasks, each with its size in the file."""
-    tasks = TaskCollector(settings)
+    tasks = TaskCollector(limits)
     size = 0
-    for label, text, value, length in _tasks(source, settings):
+    for label, text, value, length in _tasks(source, limits):
         size += length
         if text:
             if isinstance(value, dict) and not value.get("task_id"):
@@ -106,15 +103,15 @@ def _batches(source: IO[bytes], settings: Settings) -> Iterator[tuple[TaskBatch,
         if len(tasks) >= _BATCH or size >= _BATCH_BYTES:
             if batch := tasks.batch():
                 yield batch, size
-            tasks, size = TaskCollector(settings), 0
+            tasks, size = TaskCollector(limits), 0
     if batch := tasks.batch():
         yield batch, size
 
 
-def _tasks(source: IO[bytes], settings: Settings) -> Iterator[tuple[str, str, Any, int]]:
+def _tasks(source: IO[bytes], limits: Limits) -> Iterator[tuple[str, str, Any, int]]:
     """Yield the label, text, value and size of each line or each element of an array."""
-    reader = Reader(settings)
-    number, line = 1, _first_line(source, settings)
+    reader = Reader(limits)
+    number, line = 1, _first_line(source, limits)
     while line and not line.strip():
         number, line = number + 1, source.readline()
     if not line:
@@ -140,9 +137,9 @@ def _by_line(_position: int | None, line: int) -> str:
     return f"line {line}: "
 
 
-def _first_line(source: IO[bytes], settings: Settings) -> bytes:
+def _first_line(source: IO[bytes], limits: Limits) -> bytes:
     """Return the first line, or the beginning of a long line that starts an array."""
-    line = source.readline(settings.max_task_bytes)
+    line = source.readline(limits.max_task_bytes)
     line = b"".join(utf8.without_mark([line]))
     if line.lstrip()[:1] == b"[" or line.endswith(b"\n"):
         return line
@@ -157,12 +154,3 @@ def _is_json(reader: Reader, line: bytes) -> bool:
     except Invalid:
         return True
     return True
-
-
-@asynccontextmanager
-async def database_sender(settings: Settings, dsn: str) -> AsyncIterator[Send]:
-    """Open a connection pool on a database, whose schema must be current, to record there."""
-    async with open_pool(settings.model_copy(update={"pool_size": _AT_ONCE}), dsn) as pool:
-        await require_current(pool)
-        service = AuditService(pool, settings)
-        yield lambda batch: service.recording.record_batches([batch])

@@ -9,7 +9,7 @@ from typing import Final
 from audit.client.wire import Retries
 from audit.commands.service_url import naming, service_at
 from audit.history.parsing import TaskBatch
-from audit.history.recording import Recorded
+from audit.history.task import Recorded
 
 #: A service that restarts is waited for. Together this is more than a minute.
 _RETRIES: Final = Retries(

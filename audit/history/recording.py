@@ -8,8 +8,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, astuple, dataclass, field
-from functools import cached_property
+from dataclasses import asdict, astuple, dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -27,7 +26,7 @@ from audit.history.grouping import Groups
 from audit.history.parsing import TaskBatch
 from audit.history.partitions import Partitions
 from audit.history.query import task_id_of
-from audit.history.task import TaskDocument
+from audit.history.task import Recorded, TaskDocument
 from audit.history.validation import ErrorList
 from audit.postgres import statements
 from audit.postgres.database import Database
@@ -51,29 +50,6 @@ _FORBIDDEN_CHANGE = {
     "TA002": "a task moves forwards only: pending, approved, executing, then a terminal state",
     "TA003": "a member that may not change is among them",
 }
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """The result of recording: how many tasks were new, and the ids of all in the order sent."""
-
-    recorded: int
-    duplicates: int
-    ids_as_text: Sequence[str] = field(repr=False)
-
-    @cached_property
-    def task_ids(self) -> list[UUID]:
-        """The ids of all tasks, in the order sent. Parsed when first read."""
-        return [UUID(task_id) for task_id in self.ids_as_text]
-
-    def to_json(self) -> bytes:
-        """Return the body of the response, shaped like `RecordedBody`."""
-        body = {
-            "recorded": self.recorded,
-            "duplicates": self.duplicates,
-            "task_ids": self.ids_as_text,
-        }
-        return json.dumps(body).encode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,11 +31,11 @@ from audit.history.query import (
     Params,
     parse_arguments,
 )
-from audit.history.recording import Author, Recorded, Recording
+from audit.history.recording import Author, Recording
 from audit.history.statistics import Statistics
 from audit.history.statistics_body import Durations, Facets, Histogram
 from audit.history.statistics_query import DurationsQuery, FacetsQuery, HistogramQuery
-from audit.history.task import NewTask, TaskDocument, TaskPage, TaskSummary
+from audit.history.task import NewTask, Recorded, TaskDocument, TaskPage, TaskSummary
 from audit.history.upkeep import Upkeep
 from audit.postgres import statements
 from audit.postgres.database import Database

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Final
@@ -121,6 +123,29 @@ class RecordedBody(Output):
     """The number of tasks that were already recorded with the same content."""
     task_ids: list[UUID]
     """In the order sent."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The result of recording: how many tasks were new, and the ids of all in the order sent."""
+
+    recorded: int
+    duplicates: int
+    ids_as_text: Sequence[str] = field(repr=False)
+
+    @cached_property
+    def task_ids(self) -> list[UUID]:
+        """The ids of all tasks, in the order sent. Parsed when first read."""
+        return [UUID(task_id) for task_id in self.ids_as_text]
+
+    def to_json(self) -> bytes:
+        """Return the body of the response, shaped like `RecordedBody`."""
+        body = {
+            "recorded": self.recorded,
+            "duplicates": self.duplicates,
+            "task_ids": self.ids_as_text,
+        }
+        return json.dumps(body).encode()
 
 
 _SUMMARIES: Final[TypeAdapter[list[TaskSummary]]] = TypeAdapter(list[TaskSummary])

@@ -32,10 +32,6 @@ class NotGranted(Unavailable):
     """The role of the service lacks a privilege in the database."""
 
 
-class UnsuitableDatabase(Unavailable):
-    """The server answers, but the service would not work correctly on it."""
-
-
 def no_answer() -> Unavailable:
     """Return the problem for a database that does not answer."""
     return Unavailable("the database does not answer", retry_after_seconds=1)

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from audit.deadlines import Deadline
-from audit.errors import Unavailable
+from audit.errors import SchemaNotCurrent, UnsuitableDatabase
 from audit.postgres import statements
-from audit.postgres.failures import UnsuitableDatabase
 from audit.postgres.pool import acquired
 from audit.resources import folder
 
@@ -17,10 +16,6 @@ if TYPE_CHECKING:
     from audit.postgres.pool import Pool
 
 _CHECK_SECONDS = 5
-
-
-class SchemaNotCurrent(Unavailable):
-    """The database lacks migrations, and the service may not apply them."""
 
 
 async def require_current(pool: Pool) -> None:

@@ -19,9 +19,8 @@ import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
 from audit.dsn import Dsn, Host
-from audit.errors import Unavailable
+from audit.errors import Unavailable, UnsuitableDatabase
 from audit.postgres import statements
-from audit.postgres.failures import UnsuitableDatabase
 from audit.postgres.statements import Statement
 from audit.postgres.tls import is_about_tls, tls_attempts
 

@@ -13,9 +13,9 @@ import pytest
 
 from audit.errors import Conflict, Invalid, PreconditionFailed, TaskNotFound, TimedOut
 from audit.history.parsing import batch_of
-from audit.history.recording import Author, Recorded
+from audit.history.recording import Author
 from audit.history.service import AuditService
-from audit.history.task import TaskDocument
+from audit.history.task import Recorded, TaskDocument
 from audit.postgres import statements
 from audit.postgres.pool import note_statements, open_pool
 from audit.settings import Settings

@@ -14,10 +14,9 @@ from urllib.parse import quote
 import pytest
 
 from audit.dsn import parse
-from audit.errors import Unavailable
+from audit.errors import Unavailable, UnsuitableDatabase
 from audit.history.service import AuditService
 from audit.postgres import embedded, migrate
-from audit.postgres.failures import UnsuitableDatabase
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from tests.commandline import audit

@@ -22,7 +22,7 @@ def test_a_release_names_all_that_is_pinned(tmp_path: Path) -> None:
 
     pinned = dict(
         re.findall(
-            r"^([\w.-]+)==([^ ;\\]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE
+            r"^([\w.-]+)==([^ ;\\]+)", (ROOT / "requirements-server.lock").read_text(), re.MULTILINE
         )
     )
     listed = json.loads((tmp_path / "sbom.cdx.json").read_text())
