@@ -43,7 +43,6 @@ OF_THE_SERVICE = {
     "jwt",
     "prometheus_client",
     "psycopg",
-    "pydantic_settings",
     "uvloop",
     "yoyo",
 }
