@@ -20,6 +20,8 @@ from audit.postgres import embedded, migrate
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from audit.web.app import create_app
+from audit.web.state import SETTINGS
+from tests.inprocess import Server
 
 if TYPE_CHECKING:
     from audit.postgres.pool import Pool
@@ -183,6 +185,19 @@ async def pool(dsn: str) -> AsyncIterator[Pool]:
     """A pool beside that of the service, to make and revoke keys."""
     async with open_pool(Settings(pool_size=2), dsn) as pool:
         yield pool
+
+
+@pytest.fixture
+def aiohttp_client(
+    aiohttp_client: Callable[..., Awaitable[Client]],
+) -> Callable[..., Awaitable[Client]]:
+    """Start an application on the connections of a worker, and return a client of it."""
+
+    async def start(app: web.Application, **options: Any) -> Client:
+        # An application that a test has made of single handlers has no settings.
+        return await aiohttp_client(Server(app) if SETTINGS in app else app, **options)
+
+    return start
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from aiohttp import web
 
 from audit.errors import Problem, Unavailable
 from audit.web import problems
-from audit.web.app import CONNECTION_OPTIONS
 from audit.web.buffers import Unread
+from audit.web.cors import UNREAD_REQUEST_HEADERS
+from audit.web.state import METRICS, SETTINGS
 
 #: How long a refused client may take to read the answer.
 _REFUSAL_SECONDS: Final = 1
@@ -70,7 +71,12 @@ class Connections:
             loop=asyncio.get_running_loop(),
             access_log=None,
             keepalive_timeout=self._idle_seconds,
-            **CONNECTION_OPTIONS,
+            # aiohttp would accept compressed bodies that are cut off. `audit.web.content_coding`
+            # decompresses them.
+            auto_decompress=False,
+            max_line_size=problems.MAX_URL_BYTES,
+            max_field_size=problems.MAX_HEADER_BYTES,
+            max_headers=problems.MAX_HEADERS,
         )
         self._open.add(connection)
         return connection
@@ -88,6 +94,20 @@ class Connections:
         self._all_closed = asyncio.Event()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_closed.wait(), seconds)
+
+
+def connections_of(app: web.Application, server: web.Server) -> Connections:
+    """Return the connections of an application, with the limits of its settings."""
+    settings = app[SETTINGS]
+    return Connections(
+        server,
+        app[METRICS].refused,
+        UNREAD_REQUEST_HEADERS if settings.cors_origin else {},
+        most=settings.max_connections,
+        answer_seconds=settings.request_timeout_seconds,
+        idle_seconds=settings.idle_timeout_seconds,
+        most_unread_bytes=settings.max_unread_bytes,
+    )
 
 
 class _Connection(web.RequestHandler):

@@ -22,14 +22,13 @@ from aiohttp import web
 
 from audit.access.rates import Rates
 from audit.errors import Unavailable
-from audit.process.connections import Connections
+from audit.process.connections import connections_of
 from audit.process.loop import run
 from audit.settings import Settings
 from audit.telemetry.metrics import Seat
 from audit.telemetry.tracing import Traces
 from audit.web.app import create_app
-from audit.web.cors import UNREAD_REQUEST_HEADERS
-from audit.web.state import DRAINING, METRICS
+from audit.web.state import DRAINING
 
 log = logging.getLogger("audit")
 
@@ -132,15 +131,7 @@ async def _serve(shared: Shared, seat: Seat, ready: Callable[[], None]) -> None:
     await runner.setup()
     try:
         assert runner.server is not None  # noqa: S101 - `setup` has made it
-        connections = Connections(
-            runner.server,
-            app[METRICS].refused,
-            UNREAD_REQUEST_HEADERS if settings.cors_origin else {},
-            most=settings.max_connections,
-            answer_seconds=settings.request_timeout_seconds,
-            idle_seconds=settings.idle_timeout_seconds,
-            most_unread_bytes=settings.max_unread_bytes,
-        )
+        connections = connections_of(app, runner.server)
         server = await loop.create_server(connections, sock=shared.listener, backlog=BACKLOG)
         _settle_garbage_collection()
         ready()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Final
 
 from aiohttp import web
 
@@ -28,7 +27,6 @@ from audit.web.guard import GUARD, Guard
 from audit.web.observe import Observer, tracing
 from audit.web.openapi import document_json
 from audit.web.pipeline import Pipeline
-from audit.web.problems import MAX_HEADER_BYTES, MAX_HEADERS, MAX_URL_BYTES
 from audit.web.routes import ROUTES
 from audit.web.state import (
     ANSWERS,
@@ -44,14 +42,6 @@ from audit.web.state import (
     WRITES,
 )
 
-#: The options of aiohttp for each connection, whoever makes it: a worker or a test server. Without
-#: the first one, aiohttp would decompress bodies itself, and accept those that are cut off.
-CONNECTION_OPTIONS: Final[Mapping[str, Any]] = {
-    "auto_decompress": False,
-    "max_line_size": MAX_URL_BYTES,
-    "max_field_size": MAX_HEADER_BYTES,
-    "max_headers": MAX_HEADERS,
-}
 #: A fifth of Python's default.
 _SWITCH_SECONDS = 0.001
 
@@ -68,7 +58,7 @@ def create_app(
     `rates` are shared by all workers, and `seat` is this worker's part of the shared metrics. None
     means that there is only one worker. The application closes `traces` when it ends.
     """
-    app = web.Application(handler_args=dict(CONNECTION_OPTIONS))
+    app = web.Application()
     app[SETTINGS] = settings
     app[METRICS] = Metrics((route.path for route in ROUTES), seat, statements.NAMES)
     app[DEADLINE] = Deadline(settings.request_timeout_seconds)

@@ -16,6 +16,7 @@ from aiohttp import web
 from audit.client import AsyncChanges, AsyncClient, AsyncPages, Client
 from audit.settings import Settings
 from audit.web.app import create_app
+from tests.inprocess import Runner
 
 #: Makes a client of a service at a URL.
 Connect = Callable[..., Any]
@@ -109,7 +110,7 @@ def service_thread(dsn: str, port: int = 0) -> Iterator[str]:
 
 
 async def _started(dsn: str, port: int) -> web.TCPSite:
-    app = web.AppRunner(create_app(Settings(pool_size=4), dsn), handler_cancellation=True)
+    app = Runner(create_app(Settings(pool_size=4), dsn))
     await app.setup()
     site = web.TCPSite(app, "127.0.0.1", port)
     await site.start()

@@ -207,10 +207,13 @@ async def test_the_log_and_its_queue_have_sizes_and_an_age(dsn: str, client: Cli
 
     numbers = ("events_total", "queue_length", "queue_age_seconds")
     empty = await measured(*numbers)
-    await client.post(f"{API}/tasks", json=[task(), task(), task()])
-    queued = await measured(*numbers)
-    execute(dsn, "SELECT sequence_task_events(2)")
-    half = await measured(*numbers)
+    with psycopg.connect(dsn, autocommit=True) as sequencing:
+        # The service cannot sequence events while another session holds this lock.
+        sequencing.execute("SELECT pg_advisory_lock(hashtext('sequence_task_events'))")
+        await client.post(f"{API}/tasks", json=[task(), task(), task()])
+        queued = await measured(*numbers)
+        sequencing.execute("SELECT sequence_task_events(2)")
+        half = await measured(*numbers)
 
     assert (0, 0, 0) == empty
     assert ((0, 3), (2, 1)) == (queued[:2], half[:2])

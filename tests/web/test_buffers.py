@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient
 
 from audit.errors import Unavailable
 from audit.settings import Settings
@@ -17,6 +17,7 @@ from audit.web.app import create_app
 from audit.web.buffers import BodyMemory, Unread
 from tests.conftest import Client, task
 from tests.faults.load import API, running
+from tests.inprocess import Server
 
 MIB = 1024 * 1024
 
@@ -54,7 +55,7 @@ async def test_bodies_over_the_limit_are_refused_and_the_setting_is_named(dsn: s
         f"POST {API}/tasks HTTP/1.1\r\nHost: a\r\nContent-Length: {2 * MIB}\r\n"
         "Content-Type: application/json\r\n\r\n["
     )
-    async with TestClient(TestServer(create_app(settings, dsn))) as client:
+    async with TestClient(Server(create_app(settings, dsn))) as client:
         assert client.port
         _, writer = await asyncio.open_connection("127.0.0.1", client.port)
         writer.write(head.encode() + b" " * MIB)
@@ -108,7 +109,7 @@ async def test_unread_responses_are_bounded(dsn: str) -> None:
 
     options = ("--dsn", dsn, "--workers", "1", "--max-unread-bytes", str(42 * MIB))
     async with running(*options) as (_, url):
-        async with TestClient(TestServer(create_app(Settings(pool_size=2), dsn))) as other:
+        async with TestClient(Server(create_app(Settings(pool_size=2), dsn))) as other:
             for i in range(0, 200, 10):
                 answer = await other.post(f"{API}/tasks", json=texts[i : i + 10])
                 assert answer.status == 201

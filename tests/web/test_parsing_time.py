@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient
 
 from audit.settings import Settings
 from audit.web.app import create_app
 from tests.conftest import Client
+from tests.inprocess import Server
 
 MEGABYTE = 1024 * 1024
 NDJSON = "application/x-ndjson"
@@ -34,7 +35,7 @@ STOPPED_SECONDS = 1.5
 async def client(dsn: str) -> AsyncIterator[Client]:
     """A service that expands a body as far as gzip can, so that what follows is tried too."""
     settings = Settings(pool_size=2, max_expansion=2_000)
-    async with TestClient(TestServer(create_app(settings, dsn))) as client:
+    async with TestClient(Server(create_app(settings, dsn))) as client:
         yield client
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient
 
 from audit.access.identity import Scope
 from audit.access.keys import create_key
@@ -20,6 +20,7 @@ from audit.settings import Settings
 from audit.web.app import create_app
 from tests.api import metric
 from tests.conftest import Client, execute, task
+from tests.inprocess import Server
 from tests.waiting import quiet, until
 
 API = "/api/v1/audit"
@@ -28,7 +29,7 @@ API = "/api/v1/audit"
 @asynccontextmanager
 async def serving(dsn: str, **settings: Any) -> AsyncIterator[Client]:
     app = create_app(Settings(**{"pool_size": 10, **settings}), dsn)
-    async with TestClient(TestServer(app)) as client:
+    async with TestClient(Server(app)) as client:
         yield client
 
 

@@ -14,15 +14,15 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient
 from yarl import URL
 
-from audit.process.connections import Connections
 from audit.settings import Settings
 from audit.web.app import create_app
 from tests.api import TASKS
 from tests.conftest import Client
 from tests.conftest import _database as database
+from tests.inprocess import Server
 
 ONE: Final = f"{TASKS}/{uuid.UUID(int=1, version=4)}"
 Request = tuple[str, str, dict[str, Any]]
@@ -42,7 +42,7 @@ def dsn(postgres: str, template: str) -> Iterator[str]:
 @asynccontextmanager
 async def serving(dsn: str, **settings: Any) -> AsyncIterator[Client]:
     app = create_app(Settings(**{"pool_size": 1, **settings}), dsn)
-    async with TestClient[web.Request, web.Application](TestServer(app)) as client:
+    async with TestClient[web.Request, web.Application](Server(app)) as client:
         yield client
 
 
@@ -53,23 +53,10 @@ async def client(dsn: str) -> AsyncIterator[Client]:
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def port(client: Client) -> AsyncIterator[int]:
+async def port(client: Client) -> int:
     """A port on which the application accepts connections as a worker does."""
-    runner = client.server.runner
-    assert runner is not None
-    assert runner.server is not None
-    connections = Connections(
-        runner.server,
-        lambda _: None,
-        {},
-        most=10,
-        answer_seconds=10,
-        idle_seconds=10,
-        most_unread_bytes=2**20,
-    )
-    loop = asyncio.get_running_loop()
-    async with await loop.create_server(connections, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1]
+    assert client.port
+    return client.port
 
 
 async def send(client: Client, method: str, path: str, **request: Any) -> aiohttp.ClientResponse:

@@ -9,12 +9,13 @@ from typing import Any
 import psycopg
 import pytest
 import pytest_asyncio
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient
 
 from audit.settings import Settings
 from audit.web.app import create_app
 from tests.conftest import Client
 from tests.conftest import _database as database
+from tests.inprocess import Server
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def settings() -> Settings:
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def client(dsn: str, settings: Settings) -> AsyncIterator[Client]:
-    async with TestClient(TestServer(create_app(settings, dsn))) as client:
+    async with TestClient(Server(create_app(settings, dsn))) as client:
         yield client
 
 
