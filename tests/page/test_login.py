@@ -26,6 +26,7 @@ class Locked(NamedTuple):
 
     site: Site
     reader: str
+    watcher: str
     leavers: dict[str, str]
     """By how each ends."""
     recorder: str
@@ -42,7 +43,7 @@ def make_key(dsn: str, name: str, *scopes: str) -> str:
 @pytest.fixture(scope="module")
 def locked(databases: Callable[[], str]) -> Iterator[Locked]:
     dsn = databases()
-    reader = make_key(dsn, "ada", "read")
+    reader, watcher = make_key(dsn, "ada", "read"), make_key(dsn, "watcher", "read")
     leavers = {end: make_key(dsn, end, "read") for end in ENDS}
     recorder, both = make_key(dsn, "bot", "record"), make_key(dsn, "all", "read", "record")
     with serving("--dsn", dsn, *SMALL, log=subprocess.DEVNULL) as (_, url, _lines):
@@ -52,7 +53,7 @@ def locked(databases: Callable[[], str]) -> Iterator[Locked]:
             {"Authorization": f"Bearer {recorder}", "Content-Type": "application/json"},
         )
         urllib.request.urlopen(request, timeout=20).close()
-        yield Locked(Site(url, dsn), reader, leavers, recorder, both)
+        yield Locked(Site(url, dsn), reader, watcher, leavers, recorder, both)
 
 
 async def sign_in(page: Page, key: str) -> None:
@@ -125,6 +126,20 @@ async def test_a_key_that_ends_asks_for_another_within_seconds(
     assert await page.locator("#key").count() == 1
     assert page.url.endswith("/tasks?status=completed")
     await signed_in(page, locked.reader)
+
+
+async def test_a_live_page_asks_for_another_key_by_itself(
+    open_page: Opener, locked: Locked
+) -> None:
+    page = await open_page("tasks?status=completed&live=1", at=locked.site)
+    await signed_in(page, locked.watcher)
+    await page.locator(".live-bar .on").wait_for()
+
+    execute(locked.site.dsn, "UPDATE access_keys SET revoked_at = now() WHERE name = 'watcher'")
+    await page.wait_for_selector("#key", timeout=30_000)
+    assert page.url.endswith("/tasks?status=completed&live=1")
+    await signed_in(page, locked.reader)
+    await page.locator(".live-bar .on").wait_for()
 
 
 async def test_a_session_can_only_read(open_page: Opener, locked: Locked) -> None:

@@ -210,6 +210,18 @@ export function makeActions(state, main) {
       else actions.notify("All time is shown");
     },
 
+    /** Let the list follow the changes of its tasks, or stop that. */
+    toggleLive() {
+      if (state.view.page !== "list") return;
+      actions.go({ live: main.isLive() ? null : "1" });
+      if (main.isLive()) main.load({ again: true });
+    },
+
+    /** Show what live mode holds back. */
+    showNew() {
+      if (main.isLive()) main.later("live")?.show(state, main);
+    },
+
     /** @param {number} top */
     showMore(top) {
       actions.set({ top });
@@ -307,6 +319,8 @@ export const GROUPS = [
       { keys: ["o"], text: "Open on a page of its own", run: (actions) => openPage(actions) },
       { keys: ["["], text: "Newer task, if one is open", run: (actions) => actions.neighbour(-1) },
       { keys: ["]"], text: "Older task, if one is open", run: (actions) => actions.neighbour(1) },
+      { keys: ["l"], text: "Live, or not", run: (actions) => actions.toggleLive() },
+      { keys: ["n"], text: "Show what is new", run: (actions) => actions.showNew() },
       { keys: ["Escape"], text: "Close", run: (actions, state) => close(actions, state) },
     ],
   },

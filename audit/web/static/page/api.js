@@ -7,7 +7,7 @@
 
 /** The path of the service, which ends with a slash: a proxy may serve it under a prefix. */
 export const ROOT = new URL("../../../", import.meta.url).pathname;
-const API = `${ROOT}api/v1/audit/`;
+export const API = `${ROOT}api/v1/audit/`;
 
 /** Says why the API did not answer a request (RFC 9457). */
 export class Problem extends Error {
@@ -46,7 +46,8 @@ export async function get(path, params = {}, signal = undefined) {
     throw unreachable();
   });
   const at = new Date(response.headers.get("Date") ?? Date.now());
-  return { data: JSON.parse(text), text, at };
+  const position = response.headers.get("Feed-Position");
+  return { data: JSON.parse(text), text, at, position };
 }
 
 /**

@@ -29,6 +29,7 @@ function emptyPart() {
     data: null,
     text: "",
     at: null,
+    position: null,
     loading: false,
     problem: null,
     request: null,
@@ -66,11 +67,13 @@ const state = {
     spoken: "",
     outdated: false,
   },
+  live: { lost: false, waiting: new Map(), overflow: false, fresh: new Set() },
 };
 
 /** The parts of the page that are loaded when they are needed first. */
 const LATER = {
   help: () => import("./views/help.js"),
+  live: () => import("./live.js"),
   login: () => import("./views/login.js"),
   menus: () => import("./views/menus.js"),
   task: () => import("./views/task.js"),
@@ -146,28 +149,33 @@ function drawNow() {
 }
 
 /**
- * Ask the API, unless this question was asked already.
+ * Ask the API, unless this question was asked already. Return false if it should be asked again.
  * @param {keyof Parts} name  Where `state.parts` keeps the answer.
  * @param {string} path
  * @param {Params} [params]
  * @param {AskOptions} [options]
  */
-async function ask(name, path, params = {}, { again = false, keep = false } = {}) {
+async function ask(name, path, params = {}, { again, keep, quiet } = {}) {
   const part = state.parts[name] ?? emptyPart();
   state.parts[name] = part;
   const question = `${path}?${new URLSearchParams(params)}`;
-  if (part.question === question && !again) return;
+  if (part.question === question && !again) return true;
+  if (quiet && part.loading) return false;
   part.request?.abort();
+  if (name === "list") loaded.live?.stop();
   const request = new AbortController();
   const shown = keep || part.question === question ? {} : { data: null, text: "", at: null };
-  Object.assign(part, { question, request, loading: true, problem: null }, shown);
+  if (quiet) Object.assign(part, { question, request });
+  else Object.assign(part, { question, request, loading: true, problem: null }, shown);
   draw();
   try {
     Object.assign(part, await get(path, params, request.signal));
   } catch (error) {
-    if (request.signal.aborted) return;
-    part.problem = asProblem(error);
-    if (part.problem.status === 401) state.session.needed = true;
+    if (request.signal.aborted) return false;
+    const problem = asProblem(error);
+    if (problem.status === 401) state.session.needed = true;
+    if (quiet) return problem.retryAfterSeconds === null;
+    part.problem = problem;
     const wait = part.problem.retryAfterSeconds;
     const retry = () => !request.signal.aborted && ask(name, path, params, { again: true, keep });
     if (wait !== null) setTimeout(retry, wait * 1000);
@@ -177,15 +185,22 @@ async function ask(name, path, params = {}, { again = false, keep = false } = {}
   if (name === "list" && part.data && !part.problem) listArrived(part.data);
   if (name === "task" && part.data && !part.problem) taskArrived(part.data);
   draw();
+  return true;
 }
 
 /** @param {Page} page */
-function listArrived(page) {
+async function listArrived(page) {
   remember(state);
   const total = counted(page.total, "task");
   document.title = `${total} · Task audit`;
   actions.say(total);
   askOutside(state, ask);
+  if (isLive()) (await need("live"))?.start(state, main, actions);
+}
+
+/** Whether the list follows the changes of its tasks. */
+function isLive() {
+  return state.view.page === "list" && one(state.view, "live") !== null;
 }
 
 /** @param {Task} task */
@@ -206,30 +221,41 @@ function asProblem(error) {
  * @param {{again?: boolean}} [options]
  */
 function load({ again = false } = {}) {
+  if (state.view.page === "list") {
+    ask("list", "query", listParams(state.view), { again, keep: true });
+    loadCounts({ again, keep: true });
+  }
+  loadTask({ again });
+}
+
+/** @param {AskOptions} options */
+function loadCounts(options) {
   const { view } = state;
-  const options = { again, keep: true };
-  if (view.page === "list") {
-    ask("list", "query", listParams(view), options);
-    const filters = filterParams(view);
-    const histogram = new URLSearchParams(filters);
-    const interval = one(view, "interval");
-    if (interval) histogram.set("interval", interval);
-    else histogram.set("buckets", state.ui.narrow ? "30" : "60");
-    const zone = one(view, "tz") ?? "UTC";
-    if (zone !== "UTC") histogram.set("tz", zone);
-    ask("histogram", "statistics/histogram", histogram, options);
-    const facets = new URLSearchParams(filters);
-    for (const name of ["status", "service", "intent", "created_by", "project_id"]) {
-      facets.append("facet", name);
-    }
-    if (state.ui.top !== 10) facets.set("top", `${state.ui.top}`);
-    ask("facets", "statistics/facets", facets, options);
+  const filters = filterParams(view);
+  const histogram = new URLSearchParams(filters);
+  const interval = one(view, "interval");
+  if (interval) histogram.set("interval", interval);
+  else histogram.set("buckets", state.ui.narrow ? "30" : "60");
+  const zone = one(view, "tz") ?? "UTC";
+  if (zone !== "UTC") histogram.set("tz", zone);
+  const facets = new URLSearchParams(filters);
+  for (const name of ["status", "service", "intent", "created_by", "project_id"]) {
+    facets.append("facet", name);
   }
-  const id = view.id ?? one(view, "task");
-  if (id) {
-    ask("task", `tasks/${encodeURIComponent(id)}`, {}, { again });
-    ask("history", `tasks/${encodeURIComponent(id)}/history`, {}, { again });
-  }
+  if (state.ui.top !== 10) facets.set("top", `${state.ui.top}`);
+  return Promise.all([
+    ask("histogram", "statistics/histogram", histogram, options),
+    ask("facets", "statistics/facets", facets, options),
+  ]);
+}
+
+/** @param {AskOptions} options */
+function loadTask(options) {
+  const id = state.view.id ?? one(state.view, "task");
+  if (!id) return;
+  const path = `tasks/${encodeURIComponent(id)}`;
+  ask("task", path, {}, options);
+  ask("history", `${path}/history`, {}, options);
 }
 
 /** Find out who asks. A service without this route, or without keys, needs no login. */
@@ -264,6 +290,7 @@ function show(view) {
   chooseZone();
   actions.closeMenu();
   Object.assign(state.ui, { selection: null, bar: -1 });
+  if (!isLive()) loaded.live?.stop();
   load();
   drawNow();
   const [closed, opened] = [one(before, "task"), one(view, "task")];
@@ -283,16 +310,21 @@ function chooseZone() {
   state.zone = isZone(zone) ? zone : "UTC";
 }
 
-const actions = makeActions(state, {
+/** @type {Main} */
+const main = {
   ask,
   checkSession,
   draw,
   drawPending,
+  isLive,
   later,
   load,
+  loadCounts,
+  loadTask,
   need,
   visit,
-});
+};
+const actions = makeActions(state, main);
 
 /** Follow a link of the page without loading the page again. */
 addEventListener("click", (event) => {

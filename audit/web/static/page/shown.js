@@ -49,7 +49,7 @@ function instantOf(view, name) {
 }
 
 /** @param {View} view */
-function relativeSeconds(view) {
+export function relativeSeconds(view) {
   const [last, days] = [one(view, "last"), one(view, "days")];
   return span(last ?? `${days}d`)?.seconds ?? null;
 }
@@ -212,7 +212,7 @@ function frozen(state) {
   const view = withZone(state);
   if (!one(view, "last") && !one(view, "days")) return view;
   const { first } = place(state);
-  const still = changed(view, timeChange(shownWindow(state)));
+  const still = changed(view, { ...timeChange(shownWindow(state)), live: null });
   // The cursor of a page belongs to the window that moves.
   return first !== null && first > 1 ? changed(still, { offset: `${first - 1}` }) : still;
 }

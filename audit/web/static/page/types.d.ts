@@ -118,6 +118,19 @@ interface Answer<T> {
   text: string;
   /** The time of the server when it answered. */
   at: Date;
+  /** Where the feed continues after this answer. */
+  position: string | null;
+}
+
+/** An event of the feed. */
+interface FeedChange {
+  n: number;
+  task_id: string;
+  status: Status;
+  changed_at: string;
+  by: string | null;
+  changed: Record<string, unknown> | null;
+  task: Row;
 }
 
 type Params = URLSearchParams | Record<string, string>;
@@ -144,6 +157,7 @@ interface Part<T> {
   data: T | null;
   text: string;
   at: Date | null;
+  position: string | null;
   loading: boolean;
   /** Why the last question has no answer. */
   problem: import("./api.js").Problem | null;
@@ -203,6 +217,18 @@ interface Ui {
   outdated: boolean;
 }
 
+/** What live mode has got and not shown yet. */
+interface Live {
+  /** The stream is missing for so long that a person should know. */
+  lost: boolean;
+  /** New rows, and changes that would move the rows below, by task id. */
+  waiting: Map<string, Row>;
+  /** More came than `waiting` may hold: only another list shows them. */
+  overflow: boolean;
+  /** The tasks that were inserted last. */
+  fresh: Set<string>;
+}
+
 interface Session {
   needed: boolean;
   who: Whoami | null;
@@ -218,6 +244,7 @@ interface State {
   session: Session;
   parts: Parts;
   ui: Ui;
+  live: Live;
 }
 
 // --- JSON as it was sent ---------------------------------------------------------------------------
@@ -240,6 +267,8 @@ interface AskOptions {
   again?: boolean;
   /** Show the answer before until this one is here. */
   keep?: boolean;
+  /** Do not show that it loads, and keep the answer before if it fails. */
+  quiet?: boolean;
 }
 
 interface VisitOptions {
@@ -252,12 +281,18 @@ interface VisitOptions {
 /** The parts of the page that are loaded when they are needed first. */
 interface Later {
   help: typeof import("./views/help.js");
+  live: typeof import("./live.js");
   login: typeof import("./views/login.js");
   menus: typeof import("./views/menus.js");
   task: typeof import("./views/task.js");
 }
 
-type Ask = (name: keyof Parts, path: string, params?: Params, options?: AskOptions) => unknown;
+type Ask = (
+  name: keyof Parts,
+  path: string,
+  params?: Params,
+  options?: AskOptions,
+) => Promise<boolean>;
 
 /** What `main.js` gives to the actions. */
 interface Main {
@@ -265,11 +300,16 @@ interface Main {
   checkSession: () => Promise<void>;
   draw: () => void;
   drawPending: () => void;
+  isLive: () => boolean;
   /** Return a part of the page, or undefined until it is loaded. */
   later: <N extends keyof Later>(name: N) => Later[N] | undefined;
   /** Load a part of the page. */
   need: <N extends keyof Later>(name: N) => Promise<Later[N] | undefined>;
   load: (options?: { again?: boolean }) => void;
+  /** Ask again for the numbers above the list. */
+  loadCounts: (options: AskOptions) => Promise<boolean[]>;
+  /** Ask again for the open task. */
+  loadTask: (options: AskOptions) => void;
   visit: (view: View, options?: VisitOptions) => void;
 }
 

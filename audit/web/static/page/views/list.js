@@ -31,7 +31,7 @@ export function list(state, actions) {
       <div class="title-row">
         <h1>${title(state, total)}</h1>
         <p class="when muted">${timeWords(state)}${rate(state)}</p>
-        ${share(state, actions)}
+        ${liveButton(state, actions)} ${share(state, actions)}
       </div>
       ${wrong(state, actions)}
       ${states(state, actions)}
@@ -45,6 +45,19 @@ export function list(state, actions) {
         </section>
       </div>
     </div>`;
+}
+
+/** @param {State} state */
+function isLive({ view }) {
+  return one(view, "live") !== null;
+}
+
+/**
+ * @param {State} state
+ * @param {Actions} actions
+ */
+function liveButton(state, actions) {
+  return html`<button type="button" class="live" aria-pressed=${isLive(state)} title="Live (l): show changes as they happen" @click=${actions.toggleLive}>${icon("live")}Live</button>`;
 }
 
 /**
@@ -78,6 +91,15 @@ function title(state, total) {
  * @param {Actions} actions
  */
 function tasks(state, actions) {
+  const live = isLive(state) && actions.later("live")?.bar(state, actions);
+  return html`${live || nothing} ${answer(state, actions)}`;
+}
+
+/**
+ * @param {State} state
+ * @param {Actions} actions
+ */
+function answer(state, actions) {
   const { data, problem } = state.parts.list;
   if (problem) return problem.errors.length > 0 ? nothing : failed(problem, actions.reload);
   if (!data) return loading();
@@ -224,8 +246,9 @@ function click(event, task, actions) {
 function row(task, state, actions, now) {
   const intent = task.outcome?.action_type;
   const open = one(state.view, "task") === task.task_id;
+  const fresh = state.live.fresh.has(task.task_id);
   return html`
-    <tr class=${open ? "open" : ""} data-row=${task.task_id} @click=${(/** @type {Event} */ event) => click(event, task, actions)}>
+    <tr class="${open ? "open" : ""} ${fresh ? "fresh" : ""}" data-row=${task.task_id} @click=${(/** @type {Event} */ event) => click(event, task, actions)}>
       <td class="created">
         <a href=${actions.href({ task: task.task_id })} data-task=${task.task_id} aria-current=${open}
           title="${exact(task.created_at, state.zone)}, ${ago(task.created_at, now)}">${created(task.created_at, state.zone, now)}</a>
@@ -294,6 +317,13 @@ const LIMITS = ["50", "100", "200", "500"];
 function foot(state, actions, page) {
   const { first, previous } = actions.place();
   const shown = page.tasks.length;
+  const end = first === null ? null : first - 1 + shown;
+  // Live mode cuts off the rows before the cursor. Then the number of the next row leads on.
+  const next = page.next_cursor
+    ? { cursor: page.next_cursor, offset: null }
+    : end !== null && end < page.total
+      ? { cursor: null, offset: `${end}` }
+      : null;
   const later = one(state.view, "cursor") !== null || one(state.view, "offset") !== null;
   return html`
     <nav class="foot" aria-label="Pages">
@@ -301,9 +331,9 @@ function foot(state, actions, page) {
       ${previous !== null ? html`<a class="button" rel="prev" href=${actions.href(previous)}>‹ Newer</a>` : nothing}
       <p>${first === null ? `${count(shown)} tasks` : `${count(first)}–${count(first + shown - 1)}`} of ${count(page.total)}</p>
       ${
-        page.next_cursor
-          ? html`<a class="button" rel="next" href=${actions.href({ cursor: page.next_cursor, offset: null })}>Older ›</a>`
-          : nothing
+        next === null
+          ? nothing
+          : html`<a class="button" rel="next" href=${actions.href(next)}>Older ›</a>`
       }
       <span class="space"></span>
       ${page.total > page.limit ? jump(page, actions) : nothing}

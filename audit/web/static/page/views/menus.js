@@ -165,7 +165,7 @@ function builtIn({ zone }) {
   const hourAgo = new Date(now.getTime() - HOUR_MS).toISOString();
   return [
     ["Failures of the last 7 days", { status: "failed", last: "7d" }],
-    ["Failures of the last hour", { status: "failed", last: "1h" }],
+    ["Failures of the last hour, live", { status: "failed", last: "1h", live: "1" }],
     ["Running for more than an hour", { status: "executing", until: hourAgo }],
     ["Rejected this month", { status: "rejected", since: since(`${today.slice(0, 8)}01`) }],
     ["Changes in production today", { since: since(today), outcome: '{"environment":"prod"}' }],

@@ -34,6 +34,7 @@ const ICONS = {
   copy: svg`<path d="M6 5.5h6.5v8H6zM10 5.5v-3H3.5v8H6"/>`,
   globe: svg`<circle cx="8" cy="8" r="5.8"/><path d="M2.4 8h11.2M8 2.2c-3.4 3.7-3.4 7.9 0 11.6 3.4-3.7 3.4-7.9 0-11.6"/>`,
   link: svg`<path d="M6.6 9.4a2.6 2.6 0 0 0 3.8.2l2-2a2.7 2.7 0 0 0-3.8-3.8l-.9.9M9.4 6.6a2.6 2.6 0 0 0-3.8-.2l-2 2a2.7 2.7 0 0 0 3.8 3.8l.9-.9"/>`,
+  live: svg`<circle class="filled" cx="8" cy="8" r="3"/><path d="M4.2 11.8a5.4 5.4 0 0 1 0-7.6M11.8 4.2a5.4 5.4 0 0 1 0 7.6"/>`,
   reload: svg`<path d="M13 8a5 5 0 1 1-1.5-3.6L13 6M13 2.8V6H9.8"/>`,
   search: svg`<circle cx="7" cy="7" r="4.3"/><path d="M10.3 10.3 13.5 13.5"/>`,
   sliders: svg`<path d="M2.5 5h6M12 5h1.5M2.5 11H4M7.5 11h6"/><circle cx="10.2" cy="5" r="1.7"/><circle cx="5.8" cy="11" r="1.7"/>`,
