@@ -174,7 +174,8 @@ async function ask(name, path, params = {}, { again, keep, quiet } = {}) {
     if (request.signal.aborted) return false;
     const problem = asProblem(error);
     if (problem.status === 401) state.session.needed = true;
-    if (quiet) return problem.retryAfterSeconds === null;
+    // What is refused now is refused again.
+    if (quiet) return problem.status === 422;
     part.problem = problem;
     const wait = part.problem.retryAfterSeconds;
     const retry = () => !request.signal.aborted && ask(name, path, params, { again: true, keep });
