@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from playwright.async_api import Locator, Page
+from playwright.async_api import Locator, Page, Route
 
 from audit.history.service import AuditService
 from tests.conftest import task
 from tests.page.conftest import NARROW, SMALL, WIDE, Opener, Site, axe, settled
-from tests.processes import serving
+from tests.processes import API, serving
 
 #: How long tasks are recorded at 50 a second: 600 for the budget of ten minutes.
 SECONDS = float(os.environ.get("AUDIT_TEST_LIVE_SECONDS", "5"))
@@ -127,6 +127,11 @@ async def test_list_does_not_move_under_the_focus(open_page: Opener, scratch: Si
         above = before[0][0]
         await service.update(above, {"status": "failed", "error_message": "a second line"})
         await news(page, "4 changes").wait_for()
+        # The numbers count what waits too, also after the last change.
+        await page.locator("h1", has_text="8 tasks").wait_for()
+        new += await record(service, "focus", 1)
+        await page.locator("h1", has_text="9 tasks").wait_for()
+        await news(page, "5 changes").wait_for()
         assert (await rows(page), await focused.bounding_box()) == (before, box)
 
         await page.keyboard.press("n")
@@ -144,6 +149,55 @@ async def test_open_task_is_shown_as_it_changes(open_page: Opener, scratch: Site
         await record(service, "opened", 1)
         await news(page, "1 change").wait_for()
     assert await page.locator(".panel .status").first.inner_text() == "executing"
+
+
+async def test_list_is_followed_again_after_the_page_of_a_task(
+    open_page: Opener, scratch: Site
+) -> None:
+    async with AuditService.open(scratch.dsn) as service:
+        (first,) = await record(service, "back", 1)
+        page = await open_page("tasks?service=back&live=1", at=scratch)
+        await live(page)
+        await page.keyboard.press("j")
+        await page.keyboard.press("o")
+        await page.wait_for_url(f"**/tasks/{first}")
+        (second,) = await record(service, "back", 1)
+        await page.go_back()
+        await shows(page, {first: "pending", second: "pending"})
+        (third,) = await record(service, "back", 1)
+        await shows(page, dict.fromkeys((first, second, third), "pending"))
+
+
+async def test_numbers_and_the_open_task_recover_from_failures(
+    open_page: Opener, scratch: Site
+) -> None:
+    failing = 0
+
+    async def fail(route: Route) -> None:
+        nonlocal failing
+        failing += 1
+        await route.fulfill(status=503, headers={"Retry-After": "600"}, body="{}")
+
+    async with AuditService.open(scratch.dsn) as service:
+        (opened,) = await record(service, "recover", 1)
+        page = await open_page("tasks?service=recover&live=1", at=scratch)
+        await live(page)
+        await page.route(f"**{API}/statistics/*", fail)
+        await page.get_by_role("button", name="Reload").click()
+        failures = page.locator(".failure")
+        await failures.first.wait_for()
+        await page.keyboard.press("j")
+        await page.keyboard.press("Enter")
+        await page.locator(".panel .timeline li.pending").wait_for()
+        await page.route(f"**{API}/tasks/*", fail)
+
+        async with page.expect_request(f"**{API}/tasks/{opened}"):
+            await service.update(opened, {"status": "executing"})
+        await page.unroute_all()
+        await page.locator(".panel .status.executing").wait_for()
+        await page.locator(".state-count.executing strong", has_text="1").wait_for()
+    assert failing > 0
+    assert await failures.count() == 0
 
 
 async def test_every_change_is_shown_once_whatever_happens(

@@ -214,7 +214,6 @@ export function makeActions(state, main) {
     toggleLive() {
       if (state.view.page !== "list") return;
       actions.go({ live: main.isLive() ? null : "1" });
-      if (main.isLive()) main.load({ again: true });
     },
 
     /** Show what live mode holds back. */

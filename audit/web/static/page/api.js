@@ -26,6 +26,8 @@ export class Problem extends Error {
     /** Set if more tasks match than a statistic groups one by one. */
     this.tooMany = body.matching === undefined ? null : body;
     this.retryAfterSeconds = retryAfterSeconds;
+    /** Whether the same request may succeed later. */
+    this.mayPass = status === 0 || status === 408 || status === 429 || status >= 500;
     this.at = Date.now();
   }
 }

@@ -36,7 +36,9 @@ let incoming = [];
 /** When rows were inserted, within the last second. @type {number[]} */
 let inserted = [];
 let isCountDue = false;
-/** @type {Partial<Record<"show" | "count" | "retry" | "lost", ReturnType<typeof setTimeout>>>} */
+/** The time until the numbers are asked for, which grows while they fail. */
+let countMs = COUNT_MS;
+/** @type {Partial<Record<"show" | "count" | "task" | "retry" | "lost", ReturnType<typeof setTimeout>>>} */
 let timers = {};
 
 /**
@@ -54,6 +56,8 @@ export function start(state, main, actions) {
   position = list.position;
   Object.assign(state.live, { lost: false, overflow: false, waiting: new Map(), fresh: new Set() });
   open();
+  // The numbers may have been counted before the list was read.
+  count();
 }
 
 /** Follow nothing. What waits is part of the next list. */
@@ -62,6 +66,7 @@ export function stop() {
   running = null;
   incoming = [];
   isCountDue = false;
+  countMs = COUNT_MS;
   for (const timer of Object.values(timers)) clearTimeout(timer);
   timers = {};
 }
@@ -168,7 +173,7 @@ function look() {
   }
   put(changed, page, state);
   count();
-  if (rows.has(one(state.view, "task") ?? "")) main.loadTask({ again: true, quiet: true });
+  if (rows.has(one(state.view, "task") ?? "")) loadTask();
   if (live.waiting.size > 0 || live.overflow) actions.say(waitingWords(live));
   main.draw();
 }
@@ -299,7 +304,7 @@ export function show(state, main) {
 /** Ask for the numbers above the list: soon after a change, but not more often than that. */
 function count() {
   isCountDue = true;
-  timers.count ??= setTimeout(countNow, COUNT_MS);
+  timers.count ??= setTimeout(countNow, countMs);
 }
 
 async function countNow() {
@@ -307,14 +312,28 @@ async function countNow() {
   if (was && isCountDue && !was.state.ui.selection) {
     isCountDue = false;
     const answered = await was.main.loadCounts({ again: true, quiet: true });
-    if (answered.includes(false)) isCountDue = true;
+    if (running !== was) return;
+    const failed = answered.includes(false);
+    isCountDue ||= failed;
+    countMs = failed ? Math.min(2 * countMs, RETRY_MS.most) : COUNT_MS;
     const { list, histogram } = was.state.parts;
-    if (running === was && list.data && histogram.data)
+    if (answered[0] && !histogram.problem && list.data && histogram.data) {
       list.data = { ...list.data, total: histogram.data.total };
+      was.main.draw();
+    }
   }
-  if (running !== was) return;
   timers.count = undefined;
   if (isCountDue) count();
+}
+
+/** Ask for the open task, and again until the API answers. */
+async function loadTask() {
+  const was = running;
+  clearTimeout(timers.task);
+  const answered = await was?.main.loadTask({ again: true, quiet: true });
+  if (running !== was || !answered?.includes(false)) return;
+  clearTimeout(timers.task);
+  timers.task = setTimeout(loadTask, COUNT_MS);
 }
 
 /**

@@ -169,15 +169,15 @@ async function ask(name, path, params = {}, { again, keep, quiet } = {}) {
   else Object.assign(part, { question, request, loading: true, problem: null }, shown);
   draw();
   try {
-    Object.assign(part, await get(path, params, request.signal));
+    Object.assign(part, await get(path, params, request.signal), { problem: null });
   } catch (error) {
     if (request.signal.aborted) return false;
     const problem = asProblem(error);
     if (problem.status === 401) state.session.needed = true;
-    // What is refused now is refused again.
-    if (quiet) return problem.status === 422;
+    draw();
+    if (quiet) return !problem.mayPass;
     part.problem = problem;
-    const wait = part.problem.retryAfterSeconds;
+    const wait = problem.retryAfterSeconds;
     const retry = () => !request.signal.aborted && ask(name, path, params, { again: true, keep });
     if (wait !== null) setTimeout(retry, wait * 1000);
   }
@@ -253,10 +253,12 @@ function loadCounts(options) {
 /** @param {AskOptions} options */
 function loadTask(options) {
   const id = state.view.id ?? one(state.view, "task");
-  if (!id) return;
+  if (!id) return Promise.all([]);
   const path = `tasks/${encodeURIComponent(id)}`;
-  ask("task", path, {}, options);
-  ask("history", `${path}/history`, {}, options);
+  return Promise.all([
+    ask("task", path, {}, options),
+    ask("history", `${path}/history`, {}, options),
+  ]);
 }
 
 /** Find out who asks. A service without this route, or without keys, needs no login. */
@@ -287,12 +289,14 @@ function visit(view, { replace = !isStep(state.view, view), mark = null } = {}) 
 /** @param {View} view */
 function show(view) {
   const before = state.view;
+  const wasLive = isLive();
   state.view = view;
   chooseZone();
   actions.closeMenu();
   Object.assign(state.ui, { selection: null, bar: -1 });
   if (!isLive()) loaded.live?.stop();
-  load();
+  // A list that nothing followed until now may be old.
+  load({ again: isLive() && !wasLive });
   drawNow();
   const [closed, opened] = [one(before, "task"), one(view, "task")];
   if (opened && !closed) actions.focus(".panel");

@@ -309,7 +309,7 @@ interface Main {
   /** Ask again for the numbers above the list. */
   loadCounts: (options: AskOptions) => Promise<boolean[]>;
   /** Ask again for the open task. */
-  loadTask: (options: AskOptions) => void;
+  loadTask: (options: AskOptions) => Promise<boolean[]>;
   visit: (view: View, options?: VisitOptions) => void;
 }
 

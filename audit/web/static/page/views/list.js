@@ -91,7 +91,8 @@ function title(state, total) {
  * @param {Actions} actions
  */
 function tasks(state, actions) {
-  const live = isLive(state) && actions.later("live")?.bar(state, actions);
+  const isShown = isLive(state) && !state.parts.list.problem;
+  const live = isShown && actions.later("live")?.bar(state, actions);
   return html`${live || nothing} ${answer(state, actions)}`;
 }
 

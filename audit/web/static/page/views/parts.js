@@ -163,15 +163,14 @@ export function loadingTask() {
  * @param {() => void} retry
  */
 export function failed(problem, retry) {
-  const { title, detail, errors, requestId, retryAfterSeconds: wait, at, status } = problem;
-  const again = status === 0 || status === 408 || status === 429 || status >= 500;
+  const { title, detail, errors, requestId, retryAfterSeconds: wait, at, mayPass } = problem;
   return html`
     <div class="state failure" role="alert">
       <p><strong>${title}</strong></p>
       ${detail && detail !== title ? html`<p>${detail}</p>` : nothing}
       ${errors.length > 0 ? html`<ul>${errors.map((error) => html`<li><code>${error.field}</code>: ${error.detail}</li>`)}</ul>` : nothing}
       ${
-        again
+        mayPass
           ? html`<p class="retry"><button type="button" @click=${() => retry()}>Try again</button>
             ${wait === null ? nothing : html`<span class="muted" aria-hidden="true" ${countdown(at + wait * 1000)}></span>`}</p>`
           : nothing
