@@ -150,13 +150,13 @@ class Answers:
         self._entries.move_to_end(key)
         return entry.question
 
-    async def current_version(self) -> Version | None:
-        """Return the version that an answer may have now; None if nothing is cached."""
-        return await self._freshness.current() if self._max_bytes else None
+    async def current_version(self) -> Version:
+        """Return the version that an answer may have now."""
+        return await self._freshness.current()
 
-    async def under(self, version: Version | None, key: str, question: Question) -> Answer:
+    async def under(self, version: Version, key: str, question: Question) -> Answer:
         """Return the answer in a version: from the cache, or computed once for all who wait."""
-        if version is None:
+        if not self._max_bytes:
             return await _answer(await question.compute())
         entry = self._entries.get(key)
         if entry and entry.answer and entry.valid_until <= version.clock < entry.answer.valid_until:

@@ -108,10 +108,12 @@ async def test_cached_answers_have_the_current_position(client: Client, dsn: str
         assert response.headers["Feed-Position"] == "6"
 
 
-async def test_without_a_cache_lists_have_no_position(dsn: str, aiohttp_client: Any) -> None:
+async def test_position_needs_no_cache(dsn: str, aiohttp_client: Any) -> None:
     client = await aiohttp_client(create_app(Settings(pool_size=2, answers_bytes=0), dsn))
+    await client.post(TASKS, json=[task() for _ in range(3)])
+    known = await positions(client, dsn)
 
-    assert "Feed-Position" not in (await client.get(LIST)).headers
+    assert await position_and_ids(client) == (3, set(known))
 
 
 @pytest.mark.parametrize("path", ["/failures", "/by-service/a", "/query"])

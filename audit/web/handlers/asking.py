@@ -89,10 +89,10 @@ async def answer(
     response = not_modified(request, answer.etag, _HEADERS)
     if response is None:
         response = await _whole(request, key, answer, further_headers)
-    if version is not None:
-        # An answer from the cache is what the query returns in this version. So a client that
-        # follows the log from here misses no change, and gets few that the answer contains.
-        response.headers[_FEED_POSITION] = str(version.log_size)
+    # An answer from the cache is what the query returns in this version, and without a cache the
+    # query runs after it. So a client that follows the log from here misses no change, and gets few
+    # that the answer contains.
+    response.headers[_FEED_POSITION] = str(version.log_size)
     return response
 
 
