@@ -23,6 +23,10 @@ const MOST_A_SECOND = 20;
 const MOST_ROWS = 500;
 /** After this time without a stream, the page says so. */
 const LOST_MS = 2000;
+/** The service sends something every 15 seconds. A stream that is silent for longer is dead. */
+const SILENT_MS = 40_000;
+/** How long the service may take to say whether the page may still read. */
+const ANSWER_MS = 10_000;
 const RETRY_MS = { first: 500, most: 15_000 };
 
 /** @type {EventSource | null} */
@@ -38,7 +42,7 @@ let inserted = [];
 let isCountDue = false;
 /** The time until the numbers are asked for, which grows while they fail. */
 let countMs = COUNT_MS;
-/** @type {Partial<Record<"show" | "count" | "task" | "retry" | "lost", ReturnType<typeof setTimeout>>>} */
+/** @type {Partial<Record<"show" | "count" | "task" | "retry" | "lost" | "silent", ReturnType<typeof setTimeout>>>} */
 let timers = {};
 
 /**
@@ -51,9 +55,9 @@ export function start(state, main, actions) {
   stop();
   const { list } = state.parts;
   // Another list may have been asked for while this module was loaded.
-  if (!main.isLive() || list.loading || list.position === null) return;
+  if (!main.isLive() || list.loading) return;
   running = { state, main, actions };
-  position = list.position;
+  position = list.position ?? "now";
   Object.assign(state.live, { lost: false, overflow: false, waiting: new Map(), fresh: new Set() });
   open();
   // The numbers may have been counted before the list was read.
@@ -72,6 +76,7 @@ export function stop() {
 }
 
 function close() {
+  clearTimeout(timers.silent);
   source?.close();
   source = null;
 }
@@ -93,10 +98,13 @@ function open() {
   source.addEventListener("gone", () => running?.main.load({ again: true }));
   source.addEventListener("error", reconnect);
   timers.lost ??= setTimeout(() => setLost(true), LOST_MS);
+  timers.silent = setTimeout(reconnect, SILENT_MS);
 }
 
 /** @param {MessageEvent} event */
 function arrived(event) {
+  clearTimeout(timers.silent);
+  timers.silent = setTimeout(reconnect, SILENT_MS);
   position = event.lastEventId;
   retryMs = RETRY_MS.first;
   setLost(false);
@@ -117,7 +125,7 @@ async function reconnect() {
   const was = running;
   timers.lost ??= setTimeout(() => setLost(true), LOST_MS);
   try {
-    await get("whoami");
+    await get("whoami", {}, AbortSignal.timeout(ANSWER_MS));
   } catch (error) {
     if (error instanceof Problem && error.status === 401 && was) {
       was.state.session.needed = true;

@@ -31,7 +31,7 @@ export function list(state, actions) {
       <div class="title-row">
         <h1>${title(state, total)}</h1>
         <p class="when muted">${timeWords(state)}${rate(state)}</p>
-        ${liveButton(state, actions)} ${share(state, actions)}
+        <div class="title-tools">${liveButton(state, actions)}${share(state, actions)}</div>
       </div>
       ${wrong(state, actions)}
       ${states(state, actions)}
@@ -57,7 +57,7 @@ function isLive({ view }) {
  * @param {Actions} actions
  */
 function liveButton(state, actions) {
-  return html`<button type="button" class="live" aria-pressed=${isLive(state)} title="Live (l): show changes as they happen" @click=${actions.toggleLive}>${icon("live")}Live</button>`;
+  return html`<button type="button" aria-pressed=${isLive(state)} title="Live (l): show changes as they happen" @click=${actions.toggleLive}>${icon("live")}Live</button>`;
 }
 
 /**
