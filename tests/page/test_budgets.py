@@ -44,6 +44,11 @@ CHANGE = """(href) => new Promise((done) => {
 })"""
 
 
+def without_icon(requests: list[str]) -> list[str]:
+    """Chromium asks for the icon at any time, and calls it a request even if it has it."""
+    return [url for url in requests if not url.endswith("/icon.svg")]
+
+
 async def test_cold_start_and_changes_keep_to_their_budgets(
     open_page: Opener, site: Site, told: Callable[[str], None]
 ) -> None:
@@ -57,17 +62,18 @@ async def test_cold_start_and_changes_keep_to_their_budgets(
     url = f"{site.url}/tasks?status=failed&until=2026-11-20T00:00:00Z"
     await page.goto(url)
     await settled(page)
-    # The page before may have asked for its icon only now.
+    # What the page before asked for may be reported late.
     del requests[: requests.index(url)]
+    count = len(without_icon(requests)) + 1
     sizes = await page.evaluate(SIZES)
     shift = await page.evaluate(LAYOUT_SHIFT)
     told(
-        f"page: {sizes['gzip']:,} bytes gzip, {sizes['raw']:,} raw, {len(requests)} requests"
+        f"page: {sizes['gzip']:,} bytes gzip, {sizes['raw']:,} raw, {count} requests"
         f" ({sizes['files']} of files) and {shift:.3f} CLS at a cold start"
     )
     assert sizes["gzip"] <= GZIP_BYTES
     assert sizes["raw"] <= RAW_BYTES
-    assert len(requests) <= REQUESTS_AT_START
+    assert count <= REQUESTS_AT_START
 
     rows, bars = [], []
     for number in range(ROUNDS):
@@ -78,8 +84,7 @@ async def test_cold_start_and_changes_keep_to_their_budgets(
         await settled(page)
         rows.append(times["rows"])
         bars.append(times["bars"])
-        # Chromium takes the icon from its cache, and still calls that a request.
-        asked = [url for url in requests if not url.endswith("/icon.svg")]
+        asked = without_icon(requests)
         assert len(asked) <= REQUESTS_OF_A_CHANGE, asked
     told(
         f"page: a change of the filter shows rows in {statistics.median(rows):.0f} ms and bars in"
