@@ -45,6 +45,9 @@ class Problem(Exception):
         self.request_id: str | None = None
         """The id of the request that a service refused, as in its log; set by a client."""
 
+    def __str__(self) -> str:
+        return self.detail
+
     def document(self, instance: str | None = None) -> dict[str, Any]:
         """Return the problem document (RFC 9457). `instance` is the id of the request, if any."""
         document = {
@@ -205,6 +208,19 @@ class UnsuitableDatabase(Unavailable):
 
 class SchemaNotCurrent(Unavailable):
     """The database lacks migrations, and the service may not apply them."""
+
+
+class ReadOnly(Unavailable):
+    """The database server accepts no writes, because it is a standby or is set to read-only."""
+
+    name = "read-only"
+    title = "The database accepts no writes"
+
+    @property
+    def primary_url(self) -> str | None:
+        """The URL of the service on the primary, if the service that refused knows it."""
+        url = self.members.get("primary_url")
+        return None if url is None else str(url)
 
 
 class TooManyFeeds(Unavailable):

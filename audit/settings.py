@@ -77,6 +77,12 @@ def _validate_origins(listed: str | None) -> str | None:
     return ",".join(origins)
 
 
+def _validate_primary_url(url: str | None) -> str | None:
+    if url is not None and not url.startswith(("https://", "http://")):
+        raise ValueError("must be an http or https URL")
+    return url
+
+
 def _validate_trace_url(url: str | None) -> str | None:
     if url is not None and not (url.startswith(("https://", "http://")) and "{trace_id}" in url):
         raise ValueError("must be an http or https URL that contains {trace_id}")
@@ -140,6 +146,9 @@ class Settings(Limits):
     dsn: Annotated[SecretStr | None, AfterValidator(_validate_dsn)] = None
     """PostgreSQL database as postgresql://user:password@host:port/database. If unset, an embedded
     PostgreSQL is used."""
+    primary_url: Annotated[str | None, AfterValidator(_validate_primary_url)] = None
+    """URL of the service on the primary, such as https://audit.example.com. A service on a standby
+    names it when it refuses a write."""
     synchronous_commit: SynchronousCommit = "on"
     """When a write is acknowledged: on means as soon as it is durable, also on synchronous
     standbys; remote_apply means as soon as queries on those standbys see it."""

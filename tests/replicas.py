@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,13 @@ class Replicas:
         ((written,),) = execute(self.primary.dsn, "SELECT pg_current_wal_lsn()::text")
         caught_up = f"SELECT 1 WHERE pg_last_wal_replay_lsn() >= '{written}'::pg_lsn"
         wait_until(lambda: execute(self.standby.dsn, caught_up))
+
+    def crash_primary(self) -> None:
+        """End the primary at once, as a crash does. A test that has done so does not start it."""
+        process = self.primary._process
+        assert process is not None
+        process.send_signal(signal.SIGQUIT)
+        process.wait()
 
     def promote(self) -> None:
         """Make the standby a primary. The old primary goes on until a test stops it."""

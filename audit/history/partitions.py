@@ -10,6 +10,7 @@ import asyncpg
 from audit.errors import Invalid
 from audit.postgres import statements
 from audit.postgres.database import Database
+from audit.postgres.failures import read_only
 from audit.postgres.pool import fetch_row
 from audit.settings import Settings
 
@@ -27,7 +28,11 @@ class Partitions:
         self._most = settings.max_partitions
 
     async def make_coming(self) -> None:
-        """Make the missing partitions of the present and the next three months."""
+        """Make the missing partitions of the present and the next three months.
+
+        Raises:
+            ReadOnly: the server accepts no writes.
+        """
         await self._make(statements.MAKE_COMING_PARTITIONS)
 
     async def make_for(self, times: Sequence[datetime | None]) -> None:
@@ -41,7 +46,7 @@ class Partitions:
     async def _make(self, statement: str, *values: object) -> None:
         """Make partitions in portions. Each is a transaction, so a retry goes on from the last."""
         limits = (self._width, _AT_ONCE, self._most)
-        made = 1
+        made: int | None = 1
         while made:
             try:
                 async with self._database.connection() as connection:
@@ -53,6 +58,8 @@ class Partitions:
                     f"created_at: these times need more than {self._most:,} partitions"
                     " of the history, the limit set by max_partitions"
                 ) from refused
+            if made is None:
+                raise read_only()
 
     async def find_missing(self) -> list[asyncpg.Record]:
         """Return the times of recorded tasks that no partition holds."""

@@ -18,6 +18,7 @@ from audit.errors import (
     Conflict,
     PreconditionFailed,
     Problem,
+    ReadOnly,
     TaskNotFound,
     TimedOut,
     Unavailable,
@@ -336,6 +337,10 @@ class Recording:
                 " nothing is recorded"
             )
         failure.detail += "; nothing is recorded"
+        primary_url = self._settings.primary_url
+        if isinstance(failure, ReadOnly) and primary_url is not None:
+            failure.detail += f"; the service on the primary is {primary_url}"
+            failure.members = {"primary_url": primary_url}
         return failure
 
 

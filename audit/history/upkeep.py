@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,18 +12,22 @@ from typing import Final
 import asyncpg
 
 from audit.deadlines import DeadlineExceeded, stop
-from audit.errors import TimedOut
+from audit.errors import ReadOnly, TimedOut
 from audit.history.partitions import Partitions
 from audit.postgres import statements
 from audit.postgres.database import Database
-from audit.postgres.failures import NotGranted
-from audit.postgres.pool import fetch_row
+from audit.postgres.failures import NotGranted, read_only
+from audit.postgres.pool import fetch_row, fetch_rows
 from audit.settings import Settings
 from audit.telemetry.metrics import Metrics
 from audit.telemetry.throttle import Recurring
 
+log: Final = logging.getLogger("audit")
+
 _PARTITIONS_EVERY_SECONDS: Final = 3600
 _SEQUENCE_EVERY_SECONDS: Final = 0.5
+#: A server that accepts no writes may be promoted at any time.
+_READ_ONLY_SECONDS: Final = 0.5
 #: Events that one transaction moves; they take about 0.1 s.
 _MOST_EVENTS: Final = 10_000
 #: A role that may only read can be granted more while the process runs.
@@ -31,6 +36,11 @@ _GRANTS_EVERY_SECONDS: Final = 3600
 _SPLIT_SECONDS: Final = 2.0
 #: After a fold that ran out of time, the next folds split nothing for this long.
 _SPLIT_PAUSE_SECONDS: Final = 600
+_PAUSED: Final = (
+    "the database server accepts no writes, so this service only reads: it leaves sequencing,"
+    " counting and new partitions to a service on the primary"
+)
+_GOES_ON: Final = "the database server accepts writes: this service sequences and counts again"
 
 
 class Upkeep:
@@ -49,7 +59,7 @@ class Upkeep:
         """Do the background work for as long as the block runs.
 
         A step that fails is logged and tried again. Responses stay correct without it, but they
-        get slower.
+        get slower. While the server is a standby, the work pauses, and the primary does it.
         """
         tasks = [
             asyncio.create_task(self._keep_partitions_ahead()),
@@ -64,9 +74,13 @@ class Upkeep:
         """Make the partitions of the coming months, which programs that record by SQL need."""
         making = Recurring("making the partitions of the coming months")
         while True:
+            pause: float = _PARTITIONS_EVERY_SECONDS
             with making.attempt():
-                await self._partitions.make_coming()
-            await asyncio.sleep(_PARTITIONS_EVERY_SECONDS)
+                try:
+                    await self._partitions.make_coming()
+                except ReadOnly:
+                    pause = _READ_ONLY_SECONDS
+            await asyncio.sleep(pause)
 
     async def _keep_events_counted(self) -> None:
         """Sequence and count events twice a second.
@@ -74,14 +88,23 @@ class Upkeep:
         The database lets one process of the cluster do it at a time.
         """
         counting = Recurring("sequencing and counting the events")
+        is_paused = False
         while True:
-            pause = _SEQUENCE_EVERY_SECONDS
+            pause: float = _SEQUENCE_EVERY_SECONDS
             with counting.attempt():
+                was_paused = is_paused
                 try:
                     await self.fold_counts(is_lazy=True)
+                    is_paused = False
+                except ReadOnly:
+                    is_paused = True
+                    self._metrics.folded()
+                    pause = _READ_ONLY_SECONDS
                 except NotGranted:
                     pause = _GRANTS_EVERY_SECONDS
                     raise
+                if is_paused != was_paused:
+                    log.warning("%s", _PAUSED if is_paused else _GOES_ON)
             await asyncio.sleep(pause)
 
     async def sequence_events(self) -> int:
@@ -89,6 +112,9 @@ class Upkeep:
 
         It works in portions, each a transaction, until nothing is left. If another process does it
         at the moment, it returns at once.
+
+        Raises:
+            ReadOnly: the server accepts no writes.
         """
         sequenced = 0
         is_last = False
@@ -100,14 +126,20 @@ class Upkeep:
     async def sequence_portion(self) -> bool:
         """Give positions to a portion of the events; return whether the work is done.
 
-        It is done if no event is left, or if another process does it at the moment.
+        It is done if no event is left, if another process does it at the moment, or if the server
+        is a standby, whose primary does it.
         """
-        _, is_last = await self._sequence_portion()
+        try:
+            _, is_last = await self._sequence_portion()
+        except ReadOnly:
+            return True
         return is_last
 
     async def _sequence_portion(self) -> tuple[int, bool]:
         async with self._database.connection() as connection:
-            row = await fetch_row(connection, statements.SEQUENCE_EVENTS, _MOST_EVENTS)
+            row = await connection.fetchrow(statements.SEQUENCE_EVENTS, _MOST_EVENTS)
+        if row is None:
+            raise read_only()
         if row["sequenced"] is None:
             return 0, True
         return row["sequenced"], row["is_last"]
@@ -123,6 +155,7 @@ class Upkeep:
         `is_lazy` then puts it off until it is worth that.
 
         Raises:
+            ReadOnly: the server accepts no writes.
             TimedOut: a portion ran out of time. The next call tries a smaller one.
         """
         await self.sequence_events()
@@ -131,7 +164,7 @@ class Upkeep:
         while not is_last:
             try:
                 async with self._database.connection() as connection:
-                    row = await fetch_row(
+                    rows = await fetch_rows(
                         connection,
                         statements.FOLD_COUNTS,
                         most_cells=self._pace.cells,
@@ -141,6 +174,9 @@ class Upkeep:
             except (TimedOut, DeadlineExceeded):
                 self._pace.timed_out()
                 raise
+            if not rows:
+                raise read_only()
+            (row,) = rows
             if row["folded"] is None:
                 return folded
             self._pace.succeeded()

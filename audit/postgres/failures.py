@@ -8,7 +8,7 @@ from typing import Final
 
 import asyncpg
 
-from audit.errors import Invalid, Malformed, Problem, TimedOut, Unavailable
+from audit.errors import Invalid, Malformed, Problem, ReadOnly, TimedOut, Unavailable
 
 #: A second attempt may succeed. On a standby, these are conflicts with replication.
 CONFLICTS: Final = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
@@ -35,6 +35,22 @@ class NotGranted(Unavailable):
 def no_answer() -> Unavailable:
     """Return the problem for a database that does not answer."""
     return Unavailable("the database does not answer", retry_after_seconds=1)
+
+
+def read_only() -> ReadOnly:
+    """Return the problem for a server that accepts no writes."""
+    return ReadOnly(
+        "the database server accepts no writes, because it is a standby or is set to read-only",
+        retry_after_seconds=1,
+    )
+
+
+def cancelled() -> Unavailable:
+    """Return the problem for a statement that PostgreSQL cancelled, which may succeed later."""
+    return Unavailable(
+        "the database cancelled the statement in favour of others, or of replication",
+        retry_after_seconds=1,
+    )
 
 
 def is_stale(failure: Exception) -> bool:
@@ -66,7 +82,7 @@ def driver_errors() -> Iterator[None]:
         raise problem from failure
 
 
-def _problem(failure: Exception) -> Problem | None:  # noqa: PLR0911 - a table
+def _problem(failure: Exception) -> Problem | None:  # noqa: C901, PLR0911 - a table
     match failure:
         case asyncpg.QueryCanceledError():
             return TimedOut("the query ran into its time limit; ask for less, or narrow the time")
@@ -93,11 +109,13 @@ def _problem(failure: Exception) -> Problem | None:  # noqa: PLR0911 - a table
             | asyncpg.OperatorInterventionError()
             | asyncpg.LockNotAvailableError()
             | asyncpg.IdleInTransactionSessionTimeoutError()
-            | asyncpg.ReadOnlySQLTransactionError()
-            # Also raised if replication ends a session on a standby.
-            | asyncpg.SerializationError()
         ):
             return no_answer()
+        case asyncpg.ReadOnlySQLTransactionError():
+            return read_only()
+        # Also raised if replication ends a session on a standby.
+        case asyncpg.SerializationError():
+            return cancelled()
         case asyncpg.InvalidSQLStatementNameError() | asyncpg.DuplicatePreparedStatementError():
             return Unavailable(
                 "the connection pooler in front of the database does not keep sessions",

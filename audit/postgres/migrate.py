@@ -25,10 +25,11 @@ from yoyo.connections import DatabaseURI
 from yoyo.migrations import MigrationList, default_migration_table
 
 from audit.dsn import Dsn
-from audit.errors import Invalid, Unavailable
+from audit.errors import Invalid, ReadOnly, Unavailable
 from audit.postgres import statements
+from audit.postgres.failures import read_only
 from audit.postgres.pool import open_pool, read_dsn
-from audit.postgres.schema import require_utf8
+from audit.postgres.schema import migrations_on_disk, require_utf8
 from audit.resources import folder
 from audit.settings import Settings
 
@@ -54,19 +55,34 @@ class Migrated:
 
 
 def status(dsn: str) -> list[Migrated]:
-    """Return all migrations in their order."""
-    with _backend(dsn) as (backend, migrations):
-        applied = set(backend.get_applied_migration_hashes())
-        return [Migrated(migration.id, migration.hash in applied) for migration in migrations]
+    """Return all migrations in their order. This writes nothing, so a standby can be asked."""
+    with _connected(dsn) as backend, backend.connection.cursor() as cursor:
+        try:
+            applied = {name for (name,) in cursor.execute(statements.LIST_MIGRATIONS)}
+        except psycopg.errors.UndefinedTable:
+            applied = set()
+    return [Migrated(name, name in applied) for name in migrations_on_disk()]
 
 
 def apply(dsn: str, to: str | None = None) -> list[str]:
     """Apply the missing migrations up to `to`, and return their names.
 
+    A standby gets them from its primary. There is nothing to do on one that has all.
+
     Raises:
         Invalid: there is no migration `to`.
+        ReadOnly: migrations are missing, and the server accepts no writes.
         Unavailable: the database does not answer, or refuses.
     """
+    try:
+        return _apply(dsn, to)
+    except ReadOnly:
+        if all(migration.applied for migration in status(dsn)):
+            return []
+        raise
+
+
+def _apply(dsn: str, to: str | None) -> list[str]:
     with _backend(dsn) as (backend, migrations):
         wanted = _up_to(migrations, to)
         missing = [m for m in backend.to_apply(migrations) if m.id in wanted]
@@ -128,10 +144,21 @@ def _up_to(migrations: MigrationList, to: str | None) -> set[str]:
 
 @contextlib.contextmanager
 def _backend(text: str) -> Iterator[tuple[DatabaseBackend, MigrationList]]:
-    """Connect, and wait until no other process migrates."""
+    """Connect to migrate, and wait until no other process migrates."""
     _set_user_name()
-    _set_system_certificates()
     migrations = yoyo.read_migrations(str(folder("migrations")))
+    with _connected(text) as backend:
+        _require_owner(backend.connection)
+        backend.init_database()
+        backend.execute(statements.LOCK_MIGRATIONS)
+        backend.break_lock()
+        yield backend, migrations
+
+
+@contextlib.contextmanager
+def _connected(text: str) -> Iterator[DatabaseBackend]:
+    """Connect, and turn every failure of the database into Unavailable."""
+    _set_system_certificates()
     try:
         with PostgresqlPsycopgBackend(
             _yoyo_uri(read_dsn(text)), default_migration_table
@@ -142,11 +169,9 @@ def _backend(text: str) -> Iterator[tuple[DatabaseBackend, MigrationList]]:
             )
             _require_session(text, backend.connection)
             require_utf8(backend.connection.info.parameter_status("server_encoding"))
-            _require_owner(backend.connection)
-            backend.init_database()
-            backend.execute(statements.LOCK_MIGRATIONS)
-            backend.break_lock()
-            yield backend, migrations
+            yield backend
+    except psycopg.errors.ReadOnlySqlTransaction:
+        raise read_only() from None
     except psycopg.Error as failure:
         if refusal := failure.diag.message_primary:
             # The messages of our own functions already say what to do.

@@ -20,6 +20,7 @@ from audit.postgres import statements
 from audit.postgres.failures import (
     CONFLICTS,
     StaleSchema,
+    cancelled,
     connecting,
     driver_errors,
     is_stale,
@@ -161,10 +162,7 @@ class _PooledSession(Session):
         try:
             return await self.shared.deadline.run(run())
         except CONFLICTS as failure:
-            raise Unavailable(
-                "the database has cancelled the statement twice in favour of others",
-                retry_after_seconds=1,
-            ) from failure
+            raise cancelled() from failure
         except asyncpg.InternalServerError as failure:
             if not is_stale(failure):
                 raise

@@ -184,15 +184,20 @@ class Metrics:
         self._cells[self._folded_at] = time.time()
 
     def render(
-        self, accept: str, deltas: int | None, log: LogSize | None = None
+        self,
+        accept: str,
+        deltas: int | None,
+        log: LogSize | None = None,
+        lag_seconds: float | None = None,
     ) -> tuple[bytes, str]:
         """Return the metrics of all workers as text, and its content type.
 
         `deltas` is the number of events that the counts do not contain yet. It and `log` are None
-        if the database did not answer.
+        if the database did not answer. `lag_seconds` is None if the database is not a standby.
         """
         registry = CollectorRegistry()
-        registry.register(_Collected([*self._families(), *_of_database(deltas), *_of_log(log)]))
+        of_database = (*_of_database(deltas), *_of_log(log), *_of_standby(lag_seconds))
+        registry.register(_Collected([*self._families(), *of_database]))
         encode, content_type = choose_encoder(accept)
         return encode(registry), content_type
 
@@ -296,7 +301,7 @@ class Metrics:
         )
         yield GaugeMetricFamily(
             "task_audit_count_deltas_lag_seconds",
-            "Seconds since a fold of this server last left nothing to fold.",
+            "Seconds since a fold of this server last left nothing to fold; 0 on a standby.",
             value=max(0.0, time.time() - max(row[self._folded_at] for row in rows)),
         )
 
@@ -414,6 +419,15 @@ def _of_log(log: LogSize | None) -> Iterator[Metric]:
         "Age of the oldest event that has no position; 0 if there is none.",
         value=log.queued_seconds,
     )
+
+
+def _of_standby(lag_seconds: float | None) -> Iterator[Metric]:
+    if lag_seconds is not None:
+        yield GaugeMetricFamily(
+            "task_audit_replay_lag_seconds",
+            "How old the state is that queries on this standby see, at most.",
+            value=lag_seconds,
+        )
 
 
 _METHOD_AT: Final = {method: i * len(_STATUSES) for i, method in enumerate(_METHODS)}

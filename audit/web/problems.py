@@ -86,7 +86,10 @@ def _new_id() -> str:
 
 
 def _respond(problem: Problem, request_id: str) -> BytesResponse:
-    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR and problem.__cause__ is not None:
+    is_expected = problem.status < HTTPStatus.INTERNAL_SERVER_ERROR or isinstance(
+        problem, errors.ReadOnly
+    )
+    if problem.__cause__ is not None and not is_expected:
         log.warning("request %s: %s (%r)", request_id, problem.detail, problem.__cause__)
     response = _response(problem.document(request_id))
     response.headers.update(problem.headers)

@@ -110,7 +110,7 @@ _FOLLOWING: Final = tuple(
     errors.TooManyFeeds if kind is errors.Unavailable else kind for kind in _READING
 )
 _RECORDING: Final = (
-    *_READING,
+    *(errors.ReadOnly if kind is errors.Unavailable else kind for kind in _READING),
     errors.BodyTooSlow,
     errors.Conflict,
     errors.BodyTooLarge,
@@ -145,15 +145,16 @@ _PAGE: Final = {
 _TASK: Final = Content(Task, ("task",))
 _NEW_TASKS: Final = ("one", "several")
 _TEXT: Final = {"type": "string"}
+_ROLE: Final = {"enum": ["primary", "standby", "read-only"]}
 #: It has no type: some tools validate the whole text, and some each event as an object.
 _EVENTS: Final = {"description": "Events. The `data` of a `change` is a FeedChange."}
 
 
-def _status(value: str) -> dict[str, Any]:
+def _status(value: str, **others: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
-        "properties": {"status": {"const": value}},
-        "required": ["status"],
+        "properties": {"status": {"const": value}, **others},
+        "required": ["status", *others],
     }
 
 
@@ -289,7 +290,7 @@ ROUTES: Final = (
     Route(
         "GET", "/readyz", health.readyz, None,
         (errors.Problem, errors.Unavailable, errors.TimedOut),
-        {200: Response("The service is ready", Content(_status("ready"), ("ready",)))},
+        {200: Response("The service is ready", Content(_status("ready", role=_ROLE), ("ready",)))},
     ),
     Route(
         "GET", "/metrics", health.metrics, Scope.ADMIN, _METRICS,

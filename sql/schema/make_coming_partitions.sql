@@ -1,4 +1,5 @@
--- make_coming_partitions: make partitions of the present and the coming months; one row.
+-- make_coming_partitions: make partitions of the present and the coming months; one row, or none
+-- where the server accepts no writes.
 --
 --  $1 width           text  'month', 'week' or 'day'
 --  $2 most            int   make no more than that: run it again until it makes none
@@ -13,3 +14,4 @@ SELECT
         ),
         $1::text, $2::int, $3::int
     ) AS made
+WHERE current_setting('transaction_read_only') = 'off'

@@ -1,18 +1,34 @@
-"""The service on a hot standby."""
+"""The service and the commands on a hot standby."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import logging
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 
+from audit.errors import ReadOnly
+from audit.history.service import AuditService
+from audit.postgres import migrate
+from audit.postgres.schema import migrations_on_disk
 from audit.settings import Settings
 from audit.web.app import create_app
+from audit.web.state import SERVICE
+from tests.api import API, TASKS, metric
+from tests.commandline import audit
 from tests.conftest import Client, task
+from tests.processes import get, serving
 from tests.replicas import Replicas, replicated
+from tests.waiting import until, wait_until
 
-API = "/api/v1/audit"
+PRIMARY_URL = "https://audit.example.com"
+REFUSED = "the database server accepts no writes, because it is a standby or is set to read-only"
 Clients = Callable[[web.Application], Awaitable[Client]]
 
 
@@ -22,21 +38,216 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
         yield pair
 
 
-async def test_a_standby_answers_the_three_main_questions(
-    replicas: Replicas, aiohttp_client: Clients
+@pytest.fixture
+async def primary(replicas: Replicas, aiohttp_client: Clients) -> Client:
+    return await aiohttp_client(create_app(Settings(pool_size=3), replicas.primary.dsn))
+
+
+@pytest.fixture
+async def standby(replicas: Replicas, aiohttp_client: Clients) -> Client:
+    settings = Settings(pool_size=3, primary_url=PRIMARY_URL)
+    return await aiohttp_client(create_app(settings, replicas.standby.dsn))
+
+
+async def recorded(replicas: Replicas, primary: Client, *tasks: dict[str, Any]) -> None:
+    """Record tasks on the primary, and wait until they are counted and on the standby."""
+    async with primary.post(TASKS, json=list(tasks)) as answer:
+        assert 201 == answer.status
+    await primary.app[SERVICE].upkeep.fold_counts()
+    await asyncio.to_thread(replicas.wait_for_standby)
+
+
+async def test_a_standby_answers_what_the_primary_answers(
+    replicas: Replicas, primary: Client, standby: Client
 ) -> None:
-    primary, standby = [
-        await aiohttp_client(create_app(Settings(pool_size=3), one.dsn))
-        for one in (replicas.primary, replicas.standby)
-    ]
-    made = [task(), task(status="failed"), task(services_touched=["search"])]
-    assert 201 == (await primary.post(f"{API}/tasks", json=made)).status
-    replicas.wait_for_standby()
-    for question in (
+    new = task(status="failed", error_message="out of memory")
+    await recorded(replicas, primary, task(), new, task(services_touched=["search"]))
+
+    for path in (
         "failures?service=payments",
         "by-service/payments?status=completed",
         "query?status=completed&intent=deploy_service",
+        "query?service=payments&service=search",
+        "query?limit=2",
+        f"tasks/{new['task_id']}",
+        f"tasks/{new['task_id']}/history",
+        "statistics/histogram?last=7d&interval=1d",
+        "statistics/facets?facet=service&last=7d",
+        "statistics/durations?last=7d",
+        "changes?position=0&wait=0",
     ):
-        there, here = [await one.get(f"{API}/{question}") for one in (primary, standby)]
-        assert (question, 200, 200) == (question, there.status, here.status)
-        assert await there.json() == await here.json()
+        there, here = [await one.get(f"{API}/{path}") for one in (primary, standby)]
+        assert (path, 200, 200) == (path, there.status, here.status)
+        assert (path, await there.json()) == (path, await here.json())
+
+
+async def test_readiness_names_the_role_of_the_server(primary: Client, standby: Client) -> None:
+    for client, role in ((primary, "primary"), (standby, "standby")):
+        async with client.get("/readyz") as answer:
+            assert 200 == answer.status
+            assert {"status": "ready", "role": role} == await answer.json()
+
+
+async def test_every_write_is_refused_with_the_url_of_the_primary(
+    replicas: Replicas, primary: Client, standby: Client
+) -> None:
+    known = task(status="pending")
+    await recorded(replicas, primary, known)
+    path = f"{TASKS}/{known['task_id']}"
+    # Those of a single task share a statement.
+    sent = [
+        *(standby.post(TASKS, json=task()) for _ in range(20)),
+        *(standby.patch(path, json={"status": "approved"}) for _ in range(3)),
+        standby.patch(path, json={"error_message": "x" * 20_000}),
+        standby.post(TASKS, json=[task(), task()]),
+        standby.post(TASKS, json=task(request_text="x" * 20_000)),
+        standby.post(TASKS, json=task(created_at="2000-02-01T00:00:00Z")),
+    ]
+    for answer in await asyncio.gather(*sent):
+        body = await answer.json()
+        assert (503, "1") == (answer.status, answer.headers.get("Retry-After")), body
+        assert "urn:task-audit:problem:read-only" == body["type"]
+        assert PRIMARY_URL == body["primary_url"]
+        assert (
+            f"{REFUSED}; nothing is recorded; the service on the primary is {PRIMARY_URL}"
+            == (body["detail"])
+        )
+
+
+async def test_without_a_setting_no_primary_is_named(
+    replicas: Replicas, aiohttp_client: Clients
+) -> None:
+    client = await aiohttp_client(create_app(Settings(pool_size=2), replicas.standby.dsn))
+    async with client.post(TASKS, json=task()) as answer:
+        body = await answer.json()
+    assert f"{REFUSED}; nothing is recorded" == body["detail"]
+    assert "primary_url" not in body
+
+
+@pytest.mark.parametrize("url", ["audit.example.com", "postgresql://db1/audit"])
+def test_the_url_of_the_primary_must_be_one_of_http(url: str) -> None:
+    given: dict[str, Any] = {"primary_url": url}
+    with pytest.raises(ValueError, match="must be an http or https URL"):
+        Settings(**given)
+
+
+async def test_the_background_work_pauses_and_is_logged_once(
+    replicas: Replicas, aiohttp_client: Clients, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(Settings(pool_size=3, feed_seconds=0.05), replicas.standby.dsn)
+    client = await aiohttp_client(app)
+
+    def attempts() -> float:
+        return metric(client, series.format("duration_seconds_count"))
+
+    series = 'task_audit_statement_{}{{statement="sequence_events"}}'
+    async with client.get(f"{API}/feed"):
+        await until(lambda: attempts() >= 12)
+
+    assert 0 == metric(client, series.format("failures_total"))
+    logged = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    assert 1 == len(logged)
+    assert "accepts no writes, so this service only reads" in logged[0]
+    assert 2 > metric(client, "task_audit_count_deltas_lag_seconds")
+
+
+async def test_readers_of_the_feed_on_a_standby_get_each_change(
+    replicas: Replicas, primary: Client, standby: Client
+) -> None:
+    async with standby.get(f"{API}/changes", params={"wait": 0}) as answer:
+        position = (await answer.json())["position"]
+    params = {"position": position, "wait": 20}
+    polling = asyncio.create_task(standby.get(f"{API}/changes", params=params))
+    timeout = aiohttp.ClientTimeout(sock_read=30)
+    async with standby.get(f"{API}/feed", params={"position": position}, timeout=timeout) as feed:
+        new = task(status="pending")
+        await recorded(replicas, primary, new)
+        assert [new["task_id"]] == [
+            change["task"]["task_id"] for change in (await (await polling).json())["changes"]
+        ]
+        async for line in feed.content:
+            if new["task_id"].encode() in line:
+                break
+
+
+async def test_a_page_on_a_standby_changes_with_the_primary(
+    replicas: Replicas, primary: Client, standby: Client
+) -> None:
+    url = f"{API}/by-service/billing"
+    seen = []
+    for status in ("pending", "failed"):
+        await recorded(replicas, primary, task(status=status, services_touched=["billing"]))
+        answers = [await standby.get(url) for _ in range(3)]
+        assert 1 == len({answer.headers["ETag"] for answer in answers})
+        seen.append([one["status"] for one in (await answers[-1].json())["tasks"]])
+    assert [["pending"], ["failed", "pending"]] == [sorted(each) for each in seen]
+
+
+async def test_the_lag_of_a_standby_is_a_metric(
+    replicas: Replicas, primary: Client, standby: Client
+) -> None:
+    await recorded(replicas, primary, task())
+    name = "\ntask_audit_replay_lag_seconds "
+    on_primary, on_standby = [
+        await (await one.get("/metrics")).text() for one in (primary, standby)
+    ]
+    assert name not in on_primary
+    assert 60 > float(on_standby.partition(name)[2].partition("\n")[0]) >= 0
+
+
+async def test_a_program_in_process_reads_a_standby(replicas: Replicas) -> None:
+    async with AuditService.open(replicas.standby.dsn, Settings(pool_size=2)) as service:
+        await service.audit_query(limit=1)
+        with pytest.raises(ReadOnly, match="nothing is recorded"):
+            await service.record([task()])
+        with pytest.raises(ReadOnly):
+            await service.upkeep.rebuild_counts()
+
+
+def test_commands_that_read_work_on_a_standby(replicas: Replicas) -> None:
+    new = task(status="failed", services_touched=["commands"])
+    assert 0 == audit("record", "-", "--dsn", replicas.primary.dsn, given=json.dumps(new))[0]
+    replicas.wait_for_standby()
+    for command, shown in (
+        (("migrate", "--status"), migrations_on_disk()[-1]),
+        (("migrate",), "nothing to do"),
+        (("counts", "--check"), "all counts are exact"),
+        (("log", "status"), "queue"),
+        (("keys", "list"), ""),
+        (("failures", "--service", "commands"), "commands"),
+        (("show", new["task_id"]), new["task_id"]),
+        (("show", new["task_id"], "--changes"), "recorded"),
+        (("stats", "--last", "7d", "--facet", "service"), "commands"),
+    ):
+        code, output, logged = audit(*command, "--dsn", replicas.standby.dsn)
+        assert (command, 0, "") == (command, code, logged)
+        assert shown in output
+
+
+def test_commands_that_write_say_that_a_standby_accepts_no_writes(replicas: Replicas) -> None:
+    for command in (
+        ("record", "-"),
+        ("counts", "--rebuild"),
+        ("keys", "create", "--name", "a", "--scope", "read"),
+        ("migrate", "--rollback"),
+        ("migrate", "--grant-to", "audit_service"),
+    ):
+        code, _, logged = audit(*command, "--dsn", replicas.standby.dsn, given=json.dumps(task()))
+        assert (command, 69) == (command, code)
+        assert REFUSED in logged
+
+
+def test_the_status_of_migrations_writes_nothing(empty_dsn: str) -> None:
+    listed = migrate.status(empty_dsn)
+    assert [(name, False) for name in migrations_on_disk()] == [
+        (one.name, one.applied) for one in listed
+    ]
+
+
+def test_the_whole_service_on_a_standby(replicas: Replicas, tmp_path: Path) -> None:
+    given = ("--dsn", replicas.standby.dsn, "--migrate", "--workers", "1")
+    with (tmp_path / "log").open("wb") as log, serving(*given, log=log) as (_, url, _):
+        assert (200, {"status": "ready", "role": "standby"}) == get(f"{url}/readyz")
+        wait_until(lambda: "accepts no writes" in (tmp_path / "log").read_text())
+        assert 200 == get(f"{url}{API}/query?limit=1")[0]
+    assert 1 == len((tmp_path / "log").read_text().splitlines())

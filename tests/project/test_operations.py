@@ -32,7 +32,7 @@ def existing() -> dict[str, dict[str, set[str]]]:
     metrics = create_app(Settings(), "postgresql://unused")[METRICS]
     for status in (200, 429, 500):
         metrics.request("/api/v1/audit/query", "GET", status, 0.1)
-    text = metrics.render("", 0, LogSize(0, 0, 0, 0, 0.0))[0].decode()
+    text = metrics.render("", 0, LogSize(0, 0, 0, 0, 0.0), 0.0)[0].decode()
     found: dict[str, dict[str, set[str]]] = {}
     for family in parser.text_string_to_metric_families(text):
         for sample in family.samples:

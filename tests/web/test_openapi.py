@@ -381,7 +381,11 @@ async def test_example_of_a_problem_is_what_the_service_sends(
                 example["matching"], example["at_most"], example["fits"]
             )
         else:
-            members = {name: example[name] for name in ("position", "log_size") if name in example}
+            members = {
+                name: example[name]
+                for name in ("position", "log_size", "primary_url")
+                if name in example
+            }
             problem = kind(example["detail"], errors=example.get("errors"), members=members)
         return problem_response(request, problem, request_id_of(request))
 

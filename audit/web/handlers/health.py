@@ -6,6 +6,8 @@ from aiohttp import web
 
 from audit.errors import Unavailable
 from audit.history.query import AuditQuery
+from audit.postgres import statements
+from audit.postgres.pool import fetch_row
 from audit.postgres.schema import pending_migrations
 from audit.web.responses import BytesResponse, json_response
 from audit.web.state import METRICS, POOL, SERVICE
@@ -24,7 +26,8 @@ async def healthz(request: web.Request) -> BytesResponse:
 async def readyz(request: web.Request) -> BytesResponse:
     """Check that the service can answer requests.
 
-    The database must answer, and its migrations must be current.
+    The database must answer, and its migrations must be current. `role` says whether the service
+    can also record: it can on a `primary`, and not on a `standby` or a `read-only` server.
     """
     pending = await pending_migrations(request.app[POOL])
     if pending:
@@ -32,8 +35,11 @@ async def readyz(request: web.Request) -> BytesResponse:
             f"the database lacks migrations: {', '.join(pending)}; run `audit migrate`",
             retry_after_seconds=10,
         )
-    await request.app[SERVICE].reading.list_tasks(AuditQuery(limit=1))
-    return json_response(b'{"status":"ready"}')
+    service = request.app[SERVICE]
+    await service.reading.list_tasks(AuditQuery(limit=1))
+    async with service.database.connection() as connection:
+        row = await fetch_row(connection, statements.READ_ROLE)
+    return json_response(b'{"status":"ready","role":"%s"}' % row["role"].encode())
 
 
 async def metrics(request: web.Request) -> BytesResponse:
@@ -44,6 +50,8 @@ async def metrics(request: web.Request) -> BytesResponse:
     service = request.app[SERVICE]
     deltas = await service.upkeep.measure_deltas(_MEASURE_SECONDS)
     log = await service.log.measure(_MEASURE_SECONDS) if deltas is not None else None
+    role = await service.database.measure(statements.READ_ROLE, _MEASURE_SECONDS) if log else None
+    lag_seconds = role["lag_seconds"] if role else None
     accept = request.headers.get("Accept", "")
-    body, content_type = request.app[METRICS].render(accept, deltas, log)
+    body, content_type = request.app[METRICS].render(accept, deltas, log, lag_seconds)
     return BytesResponse(body, {"Content-Type": content_type})

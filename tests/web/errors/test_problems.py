@@ -161,7 +161,8 @@ async def test_messages_of_postgresql_are_not_revealed(
 
 
 async def test_health_responses_are_json(client: Client) -> None:
-    for path, told in {"/healthz": {"status": "ok"}, "/readyz": {"status": "ready"}}.items():
+    ready = {"status": "ready", "role": "primary"}
+    for path, told in {"/healthz": {"status": "ok"}, "/readyz": ready}.items():
         answer = await send(client, "GET", path)
 
         assert (200, told) == (answer.status, await answer.json())
