@@ -22,7 +22,7 @@ install: .venv/installed  ## Install the service into .venv
 run: .venv/installed  ## Start the service with demo data on http://127.0.0.1:8080
 	@.venv/bin/audit serve --demo
 
-test: .venv/installed-dev .venv/installed-generators .venv/installed-page  ## Run every test on a PostgreSQL that they start themselves
+test: .venv/installed-dev .venv/installed-generators .venv/installed-integrations .venv/installed-page  ## Run every test on a PostgreSQL that they start themselves
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not faults"
 
 test-faults: .venv/installed-dev  ## Break what may break, under load: SOAK=600 seconds of the last part
@@ -64,6 +64,8 @@ lock:  ## Pin the newest allowed versions, with hashes (needs uv)
 		--output-file requirements-local.lock
 	$(UV_COMPILE) --group dev --constraint requirements-server.lock \
 		--constraint requirements-local.lock --output-file requirements-dev.lock
+	$(UV_COMPILE) pyproject.toml --group integrations --constraint requirements.lock \
+		--output-file requirements-integrations.lock
 	$(UV_COMPILE) --group generators --output-file requirements-generators.lock
 	$(UV_COMPILE) --group bench --constraint requirements-dev.lock \
 		--constraint requirements-server.lock --constraint requirements-local.lock \
@@ -93,6 +95,15 @@ clean:  ## Remove what make made
 	@if command -v npm > /dev/null && npm ci --prefix .venv/node --ignore-scripts --no-audit \
 		--no-fund --loglevel=error; then :; \
 		else rm -rf .venv/node; echo "npm installs nothing here: tests that need Node are skipped"; fi
+	@touch $@
+
+# Celery and Ansible, whose work the tests record.
+.venv/installed-integrations: .venv/installed requirements-integrations.lock
+	$(PYTHON) -m venv .venv/integrations
+	.venv/integrations/bin/python -m pip --disable-pip-version-check --quiet install \
+		--require-hashes -r requirements-integrations.lock
+	.venv/integrations/bin/python -m pip --disable-pip-version-check --quiet install \
+		--no-deps --no-build-isolation --editable .
 	@touch $@
 
 # What checks the page, and tests it in a browser. The links let the compiler find the types of lit-html.

@@ -10,6 +10,7 @@ import typer
 
 from audit.access.identity import Insecure
 from audit.commands import (
+    ansible_path,
     completion,
     counts,
     demo,
@@ -63,6 +64,7 @@ _COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "demo": demo.demo,
     "counts": counts.counts,
     "openapi": openapi.openapi,
+    "ansible-path": ansible_path.ansible_path,
 }
 
 #: The packages of task-audit[server] that are imported first in each part of the service.

@@ -38,6 +38,9 @@ class Direct:
         """Change a task."""
         self._connected().change(task_id, body)
 
+    def release(self, task_id: str) -> None:
+        """Do nothing: without a spool, nobody watches the process of a task."""
+
     def size(self) -> Size:
         """Return that nothing waits."""
         return Size(0, 0.0, 0, 0)

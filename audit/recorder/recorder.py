@@ -240,6 +240,16 @@ class Recorder:
         """
         return RecordedTask(self, str(task_id), outcome, services)
 
+    def release(self, task_id: UUID | str) -> None:
+        """Say that an executing task waits, so that it is not ended if this process ends.
+
+        `resume(task_id).execute()` goes on with it, in this process or in another one.
+
+        Raises:
+            SpoolError: the spool cannot be written.
+        """
+        self._store.release(str(task_id))
+
     # State.
 
     def stats(self) -> RecorderStats:

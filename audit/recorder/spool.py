@@ -105,6 +105,11 @@ class Spool:
             if ends:
                 connection.execute(statements.REMOVE_RUNNING, {"task_id": task_id})
 
+    def release(self, task_id: str) -> None:
+        """Say that no process executes a task, although it goes on."""
+        with self._database.writing() as connection:
+            connection.execute(statements.REMOVE_RUNNING, {"task_id": task_id})
+
     def end_orphans(self, body: str) -> list[str]:
         """Add this change for each task whose process is gone; return the ids of these tasks."""
         with self._database.reading() as connection:

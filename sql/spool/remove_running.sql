@@ -1,3 +1,3 @@
--- remove_running: forgets a task that has ended.
+-- remove_running: forgets which process executes a task.
 DELETE FROM running
 WHERE task_id = :task_id;

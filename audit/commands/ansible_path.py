@@ -1,0 +1,12 @@
+"""`audit ansible-path`: prints the folder of the callback plugin for Ansible."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from audit.commands.output import print_line
+
+
+def ansible_path() -> None:
+    """Print the folder for Ansible's callback_plugins, which has the plugin task_audit."""
+    print_line(str(files("audit.integrations") / "ansible_plugins"))

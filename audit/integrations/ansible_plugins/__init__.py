@@ -1,0 +1,1 @@
+"""The folder that Ansible looks into for the callback plugin."""
