@@ -29,7 +29,11 @@ _REQUEST_LEASE_SECONDS: Final = 30.0 + LEASE_SECONDS
 _BATCH_TASKS: Final = 1000
 _BATCH_BYTES: Final = 1024 * 1024
 _CHANGES: Final = 100
+#: How often to look for tasks whose process is gone.
 _ORPHANS_SECONDS: Final = 10.0
+#: Celery reports that a process of its worker has died, up to 11 seconds later. Only one of its
+#: report and ours can be recorded, and its report says more.
+_GONE_SECONDS: Final = 20.0
 #: How long to wait after a failure. The sender tries for ever.
 _RETRIES: Final = Retries()
 #: How long a change waits for its task, which another host may still have in its spool.
@@ -222,7 +226,7 @@ class Sender:
             "completed_at": datetime.now(UTC),
             "error_message": _ORPHAN,
         }
-        for task_id in self._spool.end_orphans(change_of(ended)):
+        for task_id in self._spool.end_orphans(change_of(ended), _GONE_SECONDS):
             log.warning("task %s is recorded as failed: %s", task_id, _ORPHAN)
 
     def _succeeded(self) -> None:

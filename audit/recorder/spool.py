@@ -110,22 +110,32 @@ class Spool:
         with self._database.writing() as connection:
             connection.execute(statements.REMOVE_RUNNING, {"task_id": task_id})
 
-    def end_orphans(self, body: str) -> list[str]:
-        """Add this change for each task whose process is gone; return the ids of these tasks."""
+    def end_orphans(self, body: str, seconds: float) -> list[str]:
+        """Add this change for each task whose process has been gone for some seconds.
+
+        Return the ids of these tasks. The seconds begin when a sender first finds the process gone,
+        so that whoever watches the process can report the end of the task first.
+        """
         with self._database.reading() as connection:
             running = connection.execute(statements.LIST_RUNNING).fetchall()
-        owners = {Process(*row[1:]) for row in running}
+        owners = {Process(*row[2:]) for row in running}
         gone = {owner for owner in owners if owner.is_gone()}
         if not gone:
             return []
         ended = []
+        now = _now()
         with self._database.writing() as connection:
             # Another process may have ended some of them since.
-            for row in connection.execute(statements.LIST_RUNNING).fetchall():
-                if Process(*row[1:]) in gone:
-                    _change(connection, row["task_id"], body)
-                    connection.execute(statements.REMOVE_RUNNING, {"task_id": row["task_id"]})
-                    ended.append(str(row["task_id"]))
+            for task_id, gone_at, *owner in connection.execute(statements.LIST_RUNNING).fetchall():
+                if Process(*owner) not in gone:
+                    continue
+                if gone_at is None:
+                    values = {"task_id": task_id, "gone_at": now}
+                    connection.execute(statements.MARK_GONE, values)
+                elif not 0 <= now - gone_at < seconds:  # below 0, the host has started again
+                    _change(connection, task_id, body)
+                    connection.execute(statements.REMOVE_RUNNING, {"task_id": task_id})
+                    ended.append(str(task_id))
         return ended
 
     # What the sender does.

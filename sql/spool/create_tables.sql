@@ -26,13 +26,14 @@ CREATE TABLE IF NOT EXISTS refused (
     problem TEXT NOT NULL
 );
 
--- Tasks that are being executed, and the process of each.
+-- Tasks that are being executed, the process of each, and when that was first found to have ended.
 CREATE TABLE IF NOT EXISTS running (
     task_id TEXT PRIMARY KEY,
     host TEXT NOT NULL,
     pid INTEGER NOT NULL,
     boot_id TEXT NOT NULL,
-    started TEXT NOT NULL
+    started TEXT NOT NULL,
+    gone_at REAL
 ) WITHOUT ROWID;
 
 -- The only row says who may send, and until when.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from audit.recorder import Recorder, SpoolFull
+from audit.recorder import Recorder, SpoolFull, sender
 from audit.recorder.spool import Spool
 from tests.conftest import execute
 from tests.faults.disk import small_disk
@@ -94,8 +94,9 @@ def flapping(process: subprocess.Popen[str]) -> Iterator[None]:
 
 
 def test_what_a_killed_program_recorded_is_on_the_server_once(
-    dsn: str, tmp_path: Path, figure: Figure
+    dsn: str, tmp_path: Path, figure: Figure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sender, "_GONE_SECONDS", 0)
     spool, journal = tmp_path / "spool.db", tmp_path / "journal"
     port = free_port()
     url = f"http://127.0.0.1:{port}"

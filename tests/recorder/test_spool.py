@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from audit.recorder import Recorder, SpoolError, SpoolFull, statements
+from audit.recorder import Recorder, SpoolError, SpoolFull, sender, statements
 from audit.recorder.errors import LeaseLost
 from audit.recorder.process import Process
 from audit.recorder.spool import Holder, Spool
@@ -59,6 +59,15 @@ def test_a_change_is_merged_into_a_task_that_was_never_sent(spool: Spool) -> Non
     spool.change("a", '{"status": "completed", "outcome": {"n": 1}}')
 
     assert bodies(spool) == [{"status": "completed", "request_text": "x", "outcome": {"n": 1}}]
+
+
+def test_a_change_is_not_merged_into_a_task_that_was_started_twice(spool: Spool) -> None:
+    spool.add("a", '{"status": "executing"}')
+    spool.add("a", '{"status": "executing"}')
+    spool.change("a", '{"status": "completed"}')
+
+    statuses = [body["status"] for body in bodies(spool)]
+    assert statuses == ["executing", "executing"]  # the change waits for both
 
 
 def test_a_change_is_not_merged_once_the_task_may_have_been_sent(spool: Spool) -> None:
@@ -150,15 +159,41 @@ def test_who_may_take_over_a_lease(
     assert spool.take_lease(Holder(ME, "2")) == is_free
 
 
+FAILED = '{"status": "failed"}'
+
+
 def test_a_task_whose_process_is_gone_is_ended_once(spool: Spool) -> None:
     spool.add("a", '{"status": "executing"}', replace(ME, started="1"))
     spool.add("b", '{"status": "executing"}', ME)
     spool.add("c", '{"status": "pending"}')
 
-    assert spool.end_orphans('{"status": "failed"}') == ["a"]
-    assert spool.end_orphans('{"status": "failed"}') == []
+    assert spool.end_orphans(FAILED, 0) == []  # the first look notes that the process is gone
+    assert spool.end_orphans(FAILED, 0) == ["a"]
+    assert spool.end_orphans(FAILED, 0) == []
     assert [body["status"] for body in bodies(spool)] == ["failed", "executing", "pending"]
     assert spool.size().running == 1
+
+
+def test_whoever_watches_a_process_may_end_its_tasks_first(spool: Spool) -> None:
+    for task_id in ("reported", "resumed", "silent"):
+        spool.add(task_id, '{"status": "executing"}', replace(ME, started="1"))
+    assert spool.end_orphans(FAILED, 500) == []
+    assert spool.end_orphans(FAILED, 500) == []
+
+    spool.change("reported", '{"status": "failed", "error_message": "killed"}', ends=True)
+    spool.change("resumed", '{"status": "executing"}', ME)
+    assert Spool(spool.path).end_orphans(FAILED, 0) == ["silent"]
+    assert bodies(spool)[0] == {"status": "failed", "error_message": "killed"}
+
+
+def test_a_process_that_was_found_gone_before_the_host_started_again(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool.add("a", '{"status": "executing"}', replace(ME, boot_id="another"))
+    assert spool.end_orphans(FAILED, 500) == []
+    monkeypatch.setattr(time, "monotonic", lambda: 1.0)
+
+    assert spool.end_orphans(FAILED, 500) == ["a"]
 
 
 def test_refused_records_are_tried_again_in_their_order(spool: Spool) -> None:
@@ -358,7 +393,7 @@ def test_a_host_whose_clock_is_set_back_goes_on(
 
 
 def test_a_task_of_a_process_that_was_killed_is_recorded_as_failed(
-    tmp_path: Path, run: Run
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = """
 import os, sys, signal
@@ -372,9 +407,13 @@ with recorder.task("Deploy"):
     left = Recorder("http://127.0.0.1:1", spool=tmp_path / "spool.db", orphans="leave")
     left.close(1)
     assert left.stats().running == 1
-    recorder = Recorder("http://127.0.0.1:1", spool=tmp_path / "spool.db")
-    recorder.close(1)
+    first = Recorder("http://127.0.0.1:1", spool=tmp_path / "spool.db")
+    first.close(1)
+    assert first.stats().running == 1
+    monkeypatch.setattr(sender, "_GONE_SECONDS", 0)
+    second = Recorder("http://127.0.0.1:1", spool=tmp_path / "spool.db")
+    second.close(1)
 
-    assert recorder.stats().running == 0
+    assert second.stats().running == 0
     (body, *_) = [*bodies(Spool(tmp_path / "spool.db"))]
     assert body["request_text"] == "Deploy"
