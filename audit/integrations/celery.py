@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -12,6 +13,7 @@ from audit.recorder import RecordedTask, Recorder
 
 #: The header of a message whose task the publisher has recorded.
 _HEADER: Final = "task_audit"
+_ENDED_TASKS: Final = 1000
 
 #: Returns the names of the services that a call touches: of a task's name, args and kwargs.
 Services = Callable[[str, Sequence[Any], Mapping[str, Any]], Iterable[str]]
@@ -55,6 +57,9 @@ class _Handlers:
         self._only = only
         #: The tasks that this process executes.
         self._executing: dict[str, RecordedTask] = {}
+        #: The tasks that this process ended last. Celery may report the end of a terminated task
+        #: twice: that it is revoked, and that its process has died.
+        self._ended: deque[str] = deque(maxlen=_ENDED_TASKS)
 
     def connect(self) -> None:
         """Receive the signals as long as the process runs."""
@@ -87,8 +92,8 @@ class _Handlers:
         self._executing[task_id] = task
 
     def _succeed(self, sender: Any, **_: Any) -> None:
-        if self._is_ours(sender):
-            self._ended(sender, sender.request.id).complete()
+        if self._is_ours(sender) and (task := self._end(sender, sender.request.id)):
+            task.complete()
 
     def _retry(self, sender: Any, request: Any, **_: Any) -> None:
         """Let the task wait for the next attempt, which another process may make."""
@@ -98,13 +103,13 @@ class _Handlers:
 
     def _fail(self, sender: Any, task_id: str, exception: BaseException, **_: Any) -> None:
         """Record a failure: in the process that executed the task, or in its parent if it died."""
-        if self._is_ours(sender):
-            self._ended(sender, task_id).fail(exception)
+        if self._is_ours(sender) and (task := self._end(sender, task_id)):
+            task.fail(exception)
 
     def _revoke(self, sender: Any, request: Any, terminated: bool, expired: bool, **_: Any) -> None:
-        if not self._is_ours(sender):
+        task = self._end(sender, request.id) if self._is_ours(sender) else None
+        if task is None:
             return
-        task = self._ended(sender, request.id)
         if terminated:
             task.fail("revoked while it was executed")
         else:
@@ -133,7 +138,11 @@ class _Handlers:
             task_id_of(celery_id), outcome={"action_type": name}, services=services
         )
 
-    def _ended(self, task: Any, celery_id: str) -> RecordedTask:
+    def _end(self, task: Any, celery_id: str) -> RecordedTask | None:
+        """Return the recorded task that ends now, or None if its end was reported already."""
+        if celery_id in self._ended:
+            return None
+        self._ended.append(celery_id)
         found = self._executing.pop(celery_id, None)
         return found or self._recorder.resume(
             task_id_of(celery_id), outcome={"action_type": task.name}
