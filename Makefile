@@ -12,7 +12,7 @@ PARTS ?= all
 AGAINST ?=
 DIST ?= dist
 
-.PHONY: help install run test test-faults check format bench release lock clean
+.PHONY: help install run story test test-faults check format bench release lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ install: .venv/installed  ## Install the service into .venv
 
 run: .venv/installed  ## Start the service with demo data on http://127.0.0.1:8080
 	@.venv/bin/audit serve --demo
+
+story: .venv/installed  ## Record while the service is killed twice, and show that nothing is lost
+	@.venv/bin/python examples/story.py
 
 test: .venv/installed-dev .venv/installed-generators .venv/installed-integrations .venv/installed-page  ## Run every test on a PostgreSQL that they start themselves
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not faults"
