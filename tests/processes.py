@@ -98,3 +98,9 @@ def is_alive(pid: int) -> bool:
 def workers_of(process: subprocess.Popen[str]) -> set[int]:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
     return {int(pid) for pid in children.split() if is_alive(int(pid))}
+
+
+def memory_kib(pid: int) -> int:
+    """Return the resident memory of a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0])

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import socket
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -131,7 +132,12 @@ class Reader:
     cut_seconds: float = 0
     """How long a connection lives on average; 0: until the service ends it."""
     position: int = 0
+    reads: asyncio.Event = field(default_factory=asyncio.Event)
+    """While it is not set, the reader takes nothing more from its connection."""
     received: list[tuple[int, Change]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.reads.set()
 
     async def follow(self) -> None:
         """Read the stream for ever."""
@@ -148,6 +154,7 @@ class Reader:
                                 self._note(event.data)
                             assert event.id is not None
                             self.position = event.id
+                            await self.reads.wait()
             await asyncio.sleep(0.05)
 
     async def poll(self) -> None:
@@ -184,5 +191,15 @@ class Reader:
     @contextlib.asynccontextmanager
     async def _session() -> AsyncIterator[aiohttp.ClientSession]:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=60)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        connector = aiohttp.TCPConnector(socket_factory=_with_small_buffer)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
             yield session
+
+
+def _with_small_buffer(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Make a socket for which the kernel holds little that its reader has not taken."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
+    made.setblocking(False)
+    return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,19 +17,33 @@ from audit.postgres import embedded, migrate
 from tests.conftest import execute
 from tests.faults.feed import Change, Reader, Writer
 from tests.faults.load import running
-from tests.processes import workers_of
+from tests.processes import memory_kib, workers_of
 from tests.waiting import until
 
 Figure = Callable[[str], None]
 Fault = Callable[[], object]
 
 SECONDS = float(os.environ.get("AUDIT_FAULTS_FEED_SECONDS", "8"))
+STALL_SECONDS = float(os.environ.get("AUDIT_FAULTS_STALL_SECONDS", "4"))
 FILTERS: tuple[dict[str, str], ...] = (
     {},
     {"status": "completed"},
     {"created_by": "writer-0"},
     {"service": "a"},
 )
+
+#: Twenty changes of ten kilobytes, and one for the readers that do not stop.
+LARGE = """
+INSERT INTO tasks (task_id, request_text, status, services_touched)
+SELECT gen_random_uuid(), repeat('x', 10000), 'completed', ARRAY(
+    SELECT 'large-' || number FROM generate_series(0, 9) AS number
+)
+FROM generate_series(1, 20)
+"""
+SMALL = """
+INSERT INTO tasks (task_id, request_text, status, services_touched)
+VALUES (gen_random_uuid(), 'x', 'completed', '{small}')
+"""
 
 
 def postmaster(data_dir: Path) -> int:
@@ -108,3 +123,60 @@ async def test_each_reader_gets_what_was_committed_once(
     unknown = sum(len(writer.unknown) for writer in writers)
     figure(f"{len(committed)} changes, {unknown} transactions without an answer; none lost")
     assert len(committed) == size
+
+
+@pytest.mark.faults
+async def test_readers_that_stop_for_a_while_get_all_later(dsn: str, figure: Figure) -> None:
+    """Ten of fifty readers stop. Each would get more than the kernel holds for a connection."""
+    # With filters of their own, they share no read of the database.
+    stopping = [Reader(url="", params={"service": f"large-{number}"}) for number in range(10)]
+    others = [Reader(url="", params={"service": "small"}) for _ in range(40)]
+    delays: list[float] = []
+
+    async def write() -> None:
+        """Record 8 MB for each reader that stops, and meanwhile a small task now and then."""
+        for _ in range(40):
+            await asyncio.to_thread(execute, dsn, LARGE, SMALL)
+            began = time.monotonic()
+            wanted = len(delays) + 1
+            await until(lambda: all(len(one.received) == wanted for one in others))  # noqa: B023
+            delays.append(time.monotonic() - began)
+            await asyncio.sleep(STALL_SECONDS / 40)
+
+    async def all_have(readers: list[Reader]) -> None:
+        await until(lambda: not execute(dsn, "SELECT 1 FROM task_event_queue LIMIT 1"))
+        ((size,),) = execute(dsn, "SELECT task_log_size()")
+        await until(lambda: {reader.position for reader in readers} == {size})
+
+    async with AsyncExitStack() as stack:
+        process, url = await stack.enter_async_context(running("--dsn", dsn, "--workers", "1"))
+        (worker,) = workers_of(process)
+        for reader in (*stopping, *others):
+            reader.url = url
+        reading = [asyncio.create_task(reader.follow()) for reader in (*stopping, *others)]
+        stack.push_async_callback(stop, *reading)
+        await write()
+        await all_have([*stopping, *others])
+        before = memory_kib(worker)
+        for reader in stopping:
+            reader.reads.clear()
+        await write()
+        await all_have(others)
+        grown = memory_kib(worker) - before
+        behind = [others[0].position - reader.position for reader in stopping]
+        for reader in stopping:
+            reader.reads.set()
+        await all_have([*stopping, *others])
+
+    figure(
+        f"ten readers that stopped were {min(behind)} changes behind: {grown / 1024:.1f} MiB more;"
+        f" a change reached the others within {max(delays[:40]):.2f} s before,"
+        f" {max(delays[40:]):.2f} s meanwhile"
+    )
+    rows = execute(dsn, "SELECT position, services_touched @> '{small}' FROM task_events")
+    small = sorted(n for n, is_small in rows if is_small)
+    large = sorted(n for n, is_small in rows if not is_small)
+    assert all([n for n, _ in reader.received] == large for reader in stopping)
+    assert all([n for n, _ in reader.received] == small for reader in others)
+    assert min(behind) > 100
+    assert grown <= 10 * 1024

@@ -13,17 +13,12 @@ import aiohttp
 import pytest
 
 from tests.faults.load import API, Load, recorded, running
-from tests.processes import workers_of
+from tests.processes import memory_kib, workers_of
 
 Figure = Callable[[str], None]
 
 SECONDS = float(os.environ.get("AUDIT_FAULTS_SOAK_SECONDS", "600"))
 SAMPLES = 60
-
-
-def memory_kib(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0])
 
 
 def open_files(pid: int) -> int:
