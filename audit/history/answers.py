@@ -163,7 +163,11 @@ class Answers:
             if self._is_unaffected(entry, version):
                 await entry.extending.result(partial(self._extend, entry, version))
             entry = self._entries.get(key)
-        if entry is None or not self._is_current(entry, version):
+        if (
+            entry is None
+            or version.clock >= entry.valid_until
+            or not self._is_unaffected(entry, version)
+        ):
             entry = self._patched(entry, version) or self._replaced(entry, question, version)
             self._put(key, entry)
         self._metrics.answered(is_cached=entry.answer is not None)
@@ -183,9 +187,6 @@ class Answers:
             if entry and entry.answer is answer:
                 self._count(key, entry)
         return answer.gzip_body
-
-    def _is_current(self, entry: _Entry, version: Version) -> bool:
-        return self._is_unaffected(entry, version) and version.clock < entry.valid_until
 
     def _is_unaffected(self, entry: _Entry, version: Version) -> bool:
         """Return whether no change up to a version affects the answer of an entry."""

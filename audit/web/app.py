@@ -70,7 +70,7 @@ def create_app(
     guard = app[GUARD] = Guard(settings, rates or Rates(settings.rate_per_second))
     trusted = networks_of(settings.trusted_proxy or "")
     observer = Observer(app[METRICS], RequestLog(settings.log_sample), trusted)
-    pipeline = Pipeline(guard, observer, app[DEADLINE])
+    pipeline = Pipeline(guard, observer, app[DEADLINE], app[DRAINING])
     for route in ROUTES:
         # A parameter in a path matches any text except for a slash. Only `file` may contain them.
         path = route.path.replace("}", ":[^/]+}").replace("{file:[^/]+}", "{file:.+}")
@@ -80,7 +80,7 @@ def create_app(
         app.middlewares.append(tracing(traces))
     if settings.cors_origin:
         app.middlewares.append(cors(frozenset(settings.cors_origin.split(","))))
-    app.middlewares.append(pipeline.every_request)
+    app.middlewares.append(pipeline.refuse_without_route)
     return app
 
 

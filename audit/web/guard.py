@@ -60,7 +60,7 @@ class Guard:
         Raises:
             Problem: the request has no valid key or token, lacks the scope, or comes too early.
         """
-        identity, via = await self._identity(request, allows_session=allows_session)
+        identity, via = await self._identity(request, allows_session)
         request[IDENTITY], request[VIA] = identity, via
         CALLER.set(Caller(identity.number, request.raw_path))
         if scope:
@@ -73,7 +73,7 @@ class Guard:
         It would not if its key was revoked or has expired, or if the service now requires a key.
         """
         try:
-            identity, _ = await self._identity(request, allows_session=True)
+            identity, _ = await self._identity(request, True)
             identity.require(scope)
         except (Unauthenticated, Forbidden):
             return False
@@ -96,9 +96,7 @@ class Guard:
             )
         return self._rates.take(identity.number)
 
-    async def _identity(
-        self, request: web.Request, *, allows_session: bool
-    ) -> tuple[Identity, Via]:
+    async def _identity(self, request: web.Request, allows_session: bool) -> tuple[Identity, Via]:
         if self._provider is None and self._known_keys.are_none:
             return ANYONE, Via.NO_KEY
         given = request.headers.getall(hdrs.AUTHORIZATION, ())

@@ -31,10 +31,17 @@ class Observer:
         self._trusted = trusted
 
     def done(
-        self, request: web.Request, status: int, seconds: float, statements: Iterable[str]
+        self,
+        request: web.Request,
+        route: str,
+        status: int,
+        seconds: float,
+        statements: Iterable[str],
     ) -> None:
-        """Record that a request was answered with `status`."""
-        route = _route(request)
+        """Record that a request was answered with `status`.
+
+        `route` is the path template. Paths themselves would create unlimited metrics.
+        """
         self._metrics.request(route, request.method, status, seconds)
         is_refused = status in REFUSALS
         client = self._client(request) if is_refused else None
@@ -76,7 +83,7 @@ def tracing(traces: Traces) -> Middleware:
 
 
 def _route(request: web.Request) -> str:
-    """The path template of the route. Paths themselves would create unlimited metrics."""
+    """Return the path template of the route."""
     resource = request.match_info.route.resource
     return UNMATCHED if resource is None else resource.canonical
 

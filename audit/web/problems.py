@@ -14,7 +14,8 @@ from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from multidict import istr
 
 from audit import errors
-from audit.errors import Problem
+from audit.deadlines import DeadlineExceeded
+from audit.errors import Problem, TimedOut
 from audit.web.responses import BytesResponse
 from audit.web.state import ACCEPT_PATCH, REASON
 
@@ -41,6 +42,9 @@ def problem_response(
 ) -> web.StreamResponse:
     """Return the response to a request whose handler has raised `failure`."""
     match failure:
+        case DeadlineExceeded():
+            late = TimedOut(f"the request took over {failure.seconds:g} seconds")
+            return _respond(late, request_id)
         case Problem():
             request[REASON] = failure.detail
             return _respond(failure, request_id)
@@ -82,7 +86,7 @@ def request_id_of(request: web.BaseRequest) -> str:
 
 def _new_id() -> str:
     """Return a new id. It is no secret, and `secrets` would take longer."""
-    return random.randbytes(16).hex()  # noqa: S311
+    return f"{random.getrandbits(128):032x}"
 
 
 def _respond(problem: Problem, request_id: str) -> BytesResponse:

@@ -51,8 +51,10 @@ class BytesResponse(web.StreamResponse):
         status_line = f"HTTP/{version.major}.{version.minor} {self.status} {self.reason}"
         await writer.write_headers(status_line, self.headers)
         body = b"" if request.method == "HEAD" else self.body or b""
-        unread: Unread | None = getattr(request.protocol, "unread", None)
-        if unread is None or len(body) < _LARGE_BYTES:
+        unread: Unread | None = None
+        if len(body) >= _LARGE_BYTES:
+            unread = getattr(request.protocol, "unread", None)
+        if unread is None:
             await writer.write_eof(body)
         else:
             # aiohttp copies the body if it is sent in the same write as the head.

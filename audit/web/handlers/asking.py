@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, TypeVar
 
@@ -36,40 +36,40 @@ _TOTAL_COUNT: Final = istr("X-Total-Count")
 _SHORT_BYTES: Final = 1024
 
 
-async def get_failures(request: web.Request) -> BytesResponse:
+def get_failures(request: web.Request) -> Awaitable[BytesResponse]:
     """List the tasks that failed.
 
     Newest first. By default, only the tasks created in the last 7 days.
     """
-    return await _list(request, FailuresQuery)
+    return _list(request, FailuresQuery)
 
 
-async def get_by_service(request: web.Request) -> BytesResponse:
+def get_by_service(request: web.Request) -> Awaitable[BytesResponse]:
     """List the tasks that touched a service.
 
     Newest first. If `service` is given as well, a task must have touched all of these services.
     """
-    return await _list(request, AuditQuery, in_path="service")
+    return _list(request, AuditQuery, in_path="service")
 
 
-async def audit_query(request: web.Request) -> BytesResponse:
+def audit_query(request: web.Request) -> Awaitable[BytesResponse]:
     """List the tasks that match all filters.
 
     Newest first. Without a filter, all tasks match.
     """
-    return await _list(request, AuditQuery)
+    return _list(request, AuditQuery)
 
 
-async def _list(
+def _list(
     request: web.Request, model: type[TaskQuery], in_path: str | None = None
-) -> BytesResponse:
+) -> Awaitable[BytesResponse]:
     """Answer a list request: 304, or a page from the cache or the database."""
 
     def ask() -> Question:
         query = parse(request, model, in_path)
         return Question(query, partial(request.app[SERVICE].reading.list_tasks, query))
 
-    return await answer(request, ask, _page_headers)
+    return answer(request, ask, _page_headers)
 
 
 async def answer(
@@ -114,11 +114,9 @@ async def _whole(
             hdrs.ETAG: answer.etag,
             **further_headers(request, answer),
         }
-    headers = answer.headers.copy()
     if gzip_body is None:
-        return BytesResponse(answer.body, headers)
-    headers[hdrs.CONTENT_ENCODING] = "gzip"
-    return BytesResponse(gzip_body, headers)
+        return BytesResponse(answer.body, answer.headers)
+    return BytesResponse(gzip_body, {**answer.headers, hdrs.CONTENT_ENCODING: "gzip"})
 
 
 def _cache_key(request: web.Request) -> str:
