@@ -109,6 +109,14 @@ class Conflict(Problem):
     title = "The request conflicts with the recorded history"
 
 
+class UnknownPosition(Problem):
+    """No server can have the state of an `Audit-Position`: a failover has lost it, maybe."""
+
+    status = 409
+    name = "unknown-position"
+    title = "The position is not known"
+
+
 class PositionGone(Problem):
     """The log ends before this position, as it does when an older backup was restored."""
 

@@ -166,6 +166,9 @@ class Settings(Limits):
     queue_seconds: float = Field(default=2, gt=0, le=3600)
     """How long a request may wait for a database connection. A request that would wait longer gets
     503 at once, with a Retry-After header."""
+    staleness_wait_seconds: float = Field(default=2, ge=0, le=60)
+    """How long a request with Audit-Position-At-Least waits until the database server has replayed
+    that position. Then it gets 503."""
     acquire_timeout_seconds: float = Field(default=5, gt=0, le=3600)
     """How long it may take to connect to PostgreSQL. Then the request gets 503."""
     statement_timeout_seconds: float = Field(default=10, gt=0, le=3600)

@@ -111,6 +111,17 @@ FROM task_log_marks
 ORDER BY mark DESC
 LIMIT 1;
 
+-- The timelines of the server that the sequencer has worked on, oldest first. A failover begins a
+-- new one. With this table a standby knows which timeline it replays, and every server knows which
+-- transactions a failover has lost.
+CREATE TABLE task_timelines (
+    number bigint PRIMARY KEY,
+    -- As in the names of WAL files: 8 hexadecimal digits.
+    timeline text NOT NULL,
+    -- Where it leaves the timeline before it. NULL: not known.
+    began_at pg_lsn
+);
+
 -- All events. event_id orders the events of a task; position is NULL in the queue.
 CREATE VIEW task_history WITH (security_invoker = TRUE) AS
 SELECT
@@ -762,6 +773,24 @@ BEGIN
 END
 $$;
 
+-- Append a row to task_timelines if the server has begun a new timeline. The caller holds the lock
+-- of the sequencer.
+CREATE FUNCTION note_task_timeline() RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    newest task_timelines;
+    current_timeline text := left(pg_walfile_name(pg_current_wal_insert_lsn()), 8);
+BEGIN
+    SELECT * INTO newest FROM task_timelines ORDER BY number DESC LIMIT 1;
+    IF newest.timeline IS DISTINCT FROM current_timeline THEN
+        INSERT INTO task_timelines (number, timeline, began_at)
+        VALUES (COALESCE(newest.number, 0) + 1, current_timeline, pg_last_wal_replay_lsn());
+    END IF;
+END
+$$;
+
 -- Raise unless the caller's transaction has done nothing yet and takes a new snapshot for each
 -- statement. Otherwise the snapshot may be older than the lock that the caller takes, and lack what
 -- the session that had the lock before has committed.
@@ -814,6 +843,7 @@ BEGIN
         RETURN;
     END IF;
     before := pg_current_snapshot();
+    PERFORM note_task_timeline();
     PERFORM make_event_partition(now() + interval '7 days');
     SELECT * INTO STRICT state FROM task_log_state;
     former := state;

@@ -16,7 +16,8 @@ REVOKE ALL ON FUNCTION
 make_task_partition, make_task_partitions, record_tasks, update_task, update_tasks,
 keep_task_keys, refuse_lone_keys, guard_task_change, refuse_recorded_at, refuse_task_removal,
 refuse_partition_write, queue_recorded_tasks, queue_changed_tasks, assign_transaction_id,
-refuse_event_change, make_event_partition, append_task_log_mark, sequence_task_events,
+refuse_event_change, make_event_partition, append_task_log_mark, note_task_timeline,
+sequence_task_events,
 fold_task_counts, add_to_task_counts, split_task_counts, rebuild_task_counts, save_task_tally
 FROM PUBLIC; -- noqa: CP02
 
@@ -31,7 +32,8 @@ AS $$
 DECLARE
     everything text := 'tasks, task_keys, task_counts, task_count_splits, task_count_deltas, '
         'task_count_splits_due, task_tallies, task_partitions, task_event_queue, task_events, '
-        'task_log_marks, task_log_state, task_history, access_keys, _yoyo_migration';
+        'task_log_marks, task_log_state, task_timelines, task_history, access_keys, '
+        '_yoyo_migration';
     others text := ', _yoyo_log, _yoyo_version, yoyo_lock';
     owner_name name;
     surplus text;
@@ -67,7 +69,7 @@ BEGIN
         'REVOKE ALL ON FUNCTION make_task_partition, make_task_partitions, fold_task_counts, '
         'add_to_task_counts, split_task_counts, rebuild_task_counts, keep_task_keys, '
         'refuse_lone_keys, record_tasks, update_task, update_tasks, sequence_task_events, '
-        'append_task_log_mark, make_event_partition, '
+        'append_task_log_mark, note_task_timeline, make_event_partition, '
         'queue_recorded_tasks, queue_changed_tasks, save_task_tally FROM %I', grantee
     );
 

@@ -16,6 +16,7 @@ from audit.errors import (
     TooManyRequests,
     Unauthenticated,
     Unavailable,
+    UnknownPosition,
 )
 from audit.history.events import HistoryBody, TaskEvent
 from audit.history.states import State
@@ -60,4 +61,5 @@ __all__ = [
     "TooManyRequests",
     "Unauthenticated",
     "Unavailable",
+    "UnknownPosition",
 ]

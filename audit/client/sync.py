@@ -104,17 +104,20 @@ class Client:
         timeout: float = 30.0,
         tries: int = 5,
         insecure: bool = False,
+        read_your_writes: bool = True,
     ) -> None:
         """Use the service at a URL with an API key, or that of a profile.
 
         What is not given is taken from AUDIT_URL, AUDIT_KEY and AUDIT_PROFILE, then from the
         default profile. `timeout` is for all `tries` of a call together, in seconds. With
-        `insecure`, the key may be sent over a network without TLS.
+        `insecure`, the key may be sent over a network without TLS. With `read_your_writes`, what
+        this client reads contains what it has written, also from a standby of the database.
 
         Raises:
             BadConfiguration: a value is not valid, or the key would go over a network without TLS.
         """
-        self._open(locate_service(url, key, profile), Retries(tries, timeout), insecure=insecure)
+        address, retries = locate_service(url, key, profile), Retries(tries, timeout)
+        self._open(address, retries, insecure=insecure, read_your_writes=read_your_writes)
 
     @classmethod
     def at(cls, address: ServiceAddress, retries: Retries, *, insecure: bool = False) -> Self:
@@ -123,8 +126,15 @@ class Client:
         client._open(address, retries, insecure=insecure)  # noqa: SLF001 - of the same class
         return client
 
-    def _open(self, address: ServiceAddress, retries: Retries, *, insecure: bool) -> None:
-        self._wire = Wire(address, retries, insecure=insecure)
+    def _open(
+        self,
+        address: ServiceAddress,
+        retries: Retries,
+        *,
+        insecure: bool,
+        read_your_writes: bool = True,
+    ) -> None:
+        self._wire = Wire(address, retries, insecure=insecure, read_your_writes=read_your_writes)
         self._http = httpx2.Client(**transport.options(address.url, address.ca_file))
 
     @classmethod

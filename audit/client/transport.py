@@ -10,12 +10,11 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 
-from audit.client.wire import Lost, Reply
+from audit.client.wire import MOST_CONNECTIONS, Lost, Reply
 from audit.errors import Unavailable
 from audit.profiles import BadConfiguration
 
 _CONNECT_SECONDS: Final = 10.0
-_MOST_CONNECTIONS: Final = 10
 #: A response that comes in pieces, but not in time.
 TOO_SLOW: Final = Lost("the response did not arrive in time")
 
@@ -38,7 +37,7 @@ def options(url: str, ca_file: Path | None) -> dict[str, Any]:
         "proxy": _proxy_of(url),
         "trust_env": False,  # it is read above and below
         "limits": httpx2.Limits(
-            max_connections=_MOST_CONNECTIONS, max_keepalive_connections=_MOST_CONNECTIONS
+            max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_CONNECTIONS
         ),
     }
 

@@ -13,7 +13,7 @@ import random
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -28,7 +28,15 @@ from uuid import uuid4
 from pydantic import SecretStr
 from pydantic_core import from_json
 
-from audit.errors import TYPE, Conflict, Invalid, PreconditionFailed, Problem, Unavailable
+from audit.errors import (
+    TYPE,
+    Conflict,
+    Invalid,
+    PreconditionFailed,
+    Problem,
+    Unavailable,
+    UnknownPosition,
+)
 from audit.profiles import BadConfiguration, ServiceAddress
 
 log = logging.getLogger("audit.client")
@@ -37,6 +45,7 @@ API: Final = "/api/v1/audit"
 _AGENT: Final = f"task-audit-python/{version('task-audit')}"
 #: A request may succeed when it is sent again, besides those with a status of 500 or more.
 _RETRIED: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
+_AT_LEAST: Final = "Audit-Position-At-Least"
 #: The answer is not from this service, if it does not say so itself.
 _WRONG_SERVICE: Final = frozenset(
     {
@@ -50,6 +59,8 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _SAME_REQUEST: Final = frozenset({307, 308})
 _MAX_REDIRECTS: Final = 5
 _LONGEST_RETRY_AFTER: Final = 60
+#: Of a client, to its service. Each has one request at a time.
+MOST_CONNECTIONS: Final = 10
 #: After this number of doublings, every wait is as long as it may become.
 _MOST_DOUBLINGS: Final = 30
 _MOST_KEPT: Final = 64
@@ -155,9 +166,16 @@ class Wire:
     """Makes requests to one service, and decides what follows from the responses."""
 
     def __init__(
-        self, address: ServiceAddress, retries: Retries, *, insecure: bool = False
+        self,
+        address: ServiceAddress,
+        retries: Retries,
+        *,
+        insecure: bool = False,
+        read_your_writes: bool = True,
     ) -> None:
         """Let a key be sent over HTTP without TLS only to this host, unless `insecure`.
+
+        With `read_your_writes`, what is read contains what was written before through this object.
 
         Raises:
             BadConfiguration: it would be sent over a network in plain text.
@@ -167,6 +185,7 @@ class Wire:
         self._key: SecretStr | None = address.key
         self._origin = urlsplit(self.url)
         self._kept = _KeptReplies()
+        self._positions = _Positions(is_used=read_your_writes)
         self._has_answered = False
         #: The size of the smallest body that was too large for the service or a proxy.
         self.too_large: float = float("inf")
@@ -200,21 +219,24 @@ class Wire:
         attempts = 0
         while True:
             attempts += 1
+            written = self._positions.known()
             is_last = attempts == self.retries.tries
             left = end - time.monotonic()
             seconds = min(self.retries.attempt_timeout, left if is_last else left / 2)
-            reply = yield from self._follow(call, headers, seconds)
+            at_least = {_AT_LEAST: ",".join(written)} if written and call.method == "GET" else {}
+            reply = yield from self._follow(call, {**headers, **at_least}, seconds)
             if isinstance(reply, Reply):
+                self._positions.note(reply, written)
                 if kept and reply.status == HTTPStatus.NOT_MODIFIED:
                     reply = Reply(HTTPStatus.OK, {**kept[1].headers, **reply.headers}, kept[1].body)
                 if HTTPStatus.OK <= reply.status < HTTPStatus.MULTIPLE_CHOICES:
                     return self._result(call, reply)
-                problem = self._problem(reply)
-                may_recover = _may_recover(reply)
-            else:
-                may_recover = reply.may_recover
-                failed = "does not answer" if may_recover else "cannot be reached"
-                problem = Unavailable(f"{self.url} {failed}: {reply.reason}")
+            problem, may_recover = self._failure(reply)
+            if at_least and isinstance(problem, UnknownPosition):
+                log.warning("%s: %s", self.url, problem.detail)
+                self._positions.forget(written)
+                attempts -= 1
+                continue
             if attempts > 1 and call.settle and isinstance(problem, Conflict | PreconditionFailed):
                 settled: Result | None = yield from self._settled(call.settle(request_id), end)
                 if settled is not None:
@@ -303,6 +325,13 @@ class Wire:
             raise Unavailable(f"{what}, which is another host: use that URL if it is the service")
         return target.geturl()
 
+    def _failure(self, reply: Reply | Lost) -> tuple[Problem, bool]:
+        """Return the problem of an attempt, and whether another attempt may succeed."""
+        if isinstance(reply, Reply):
+            return self._problem(reply), _may_recover(reply)
+        failed = "does not answer" if reply.may_recover else "cannot be reached"
+        return Unavailable(f"{self.url} {failed}: {reply.reason}"), reply.may_recover
+
     def _problem(self, reply: Reply) -> Problem:
         """Return the problem of a response, as the class that the service names."""
         document = _document(reply.body)
@@ -330,6 +359,44 @@ class Wire:
         )
         problem.request_id = reply.headers.get("x-request-id")
         return problem
+
+
+class _Positions:
+    """The positions of the newest writes, which reads have to contain.
+
+    A position contains every write that was confirmed before its own was sent. So one is enough
+    after writes one after the other. Of writes at the same time, all are kept.
+    """
+
+    def __init__(self, *, is_used: bool) -> None:
+        self._is_used = is_used
+        self._lock = Lock()
+        #: The one that came last is the last.
+        self._positions: dict[str, None] = {}
+
+    def known(self) -> Sequence[str]:
+        """Return the positions that a read has to contain now."""
+        with self._lock:
+            return tuple(self._positions)
+
+    def note(self, reply: Reply, before: Sequence[str]) -> None:
+        """Keep the position of a write in place of those that were known before it was sent."""
+        position = reply.headers.get("audit-position")
+        if position is None or not self._is_used:
+            return
+        with self._lock:
+            for earlier in (*before, position):
+                self._positions.pop(earlier, None)
+            self._positions[position] = None
+            if len(self._positions) > MOST_CONNECTIONS:
+                # At least one of the others was sent after this one was confirmed.
+                del self._positions[next(iter(self._positions))]
+
+    def forget(self, positions: Sequence[str]) -> None:
+        """Forget positions that the service does not know."""
+        with self._lock:
+            for position in positions:
+                self._positions.pop(position, None)
 
 
 class _KeptReplies:

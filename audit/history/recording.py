@@ -26,6 +26,7 @@ from audit.errors import (
 from audit.history.grouping import Groups
 from audit.history.parsing import TaskBatch
 from audit.history.partitions import Partitions
+from audit.history.positions import position_in
 from audit.history.query import task_id_of
 from audit.history.task import Recorded, TaskDocument
 from audit.history.validation import ErrorList
@@ -143,6 +144,7 @@ class Recording:
         self, batches: Sequence[TaskBatch], author: Author, deadline: float
     ) -> Recorded:
         recorded = 0
+        position: str | None = None
         task_ids: list[str] = []
         is_committing = False
         try:
@@ -164,13 +166,14 @@ class Recording:
                         await _refuse_conflicts(connection, row)
                     recorded += row["recorded"]
                     task_ids += json.loads(row["task_ids"] or "[]")
+                    position = position_in(row, connection)
                 is_committing = True
         except (TimedOut, Unavailable) as failure:
             problem = self._meaning(failure, is_sent=is_committing)
             raise problem from failure.__cause__
         duplicates = len(task_ids) - recorded
         self._metrics.recorded(recorded, duplicates)
-        return Recorded(recorded, duplicates, task_ids)
+        return Recorded(recorded, duplicates, task_ids, position)
 
     async def _record_group(
         self, group: Sequence[tuple[TaskBatch, Author]]
@@ -190,9 +193,10 @@ class Recording:
                 authors=json.dumps([astuple(author) for _, author in group]) if others else None,
                 lock_wait=_LOCK_WAIT,
             )
+            position = position_in(row, connection)
         self._metrics.recorded(row["recorded"], 0)
         return [
-            Recorded(1, 0, [task_id]) if is_new else None
+            Recorded(1, 0, [task_id], position) if is_new else None
             for task_id, is_new in zip(json.loads(row["task_ids"]), row["are_new"], strict=True)
         ]
 
@@ -236,25 +240,35 @@ class Recording:
                 return document
         async with self._database.queues.writing.slot(again=is_small, retry_key=retry_key):
             for _ in range(_ATTEMPTS):
-                row = await self._change(asked)
-                if row is None:
+                outcome = await self._change(asked)
+                if outcome is None:
                     raise TaskNotFound(f"no task has the id {task_id}")
-                if not row["is_matched"]:
+                document, is_done, is_matched = outcome
+                if not is_matched:
                     raise PreconditionFailed(
-                        f"{task_id}: its ETag is {row['etag']}; read the task, and send the change"
-                        " that it still needs"
+                        f"{task_id}: its ETag is {document.etag}; read the task, and send the"
+                        " change that it still needs"
                     )
-                if row["is_done"]:
-                    return TaskDocument(row["document"], row["etag"])
+                if is_done:
+                    return document
         raise Unavailable("others change the same task at this moment", retry_after_seconds=1)
 
-    async def _change(self, asked: _Change, lock_wait: str | None = None) -> asyncpg.Record | None:
-        """Run the statement that makes one change."""
+    async def _change(
+        self, asked: _Change, lock_wait: str | None = None
+    ) -> tuple[TaskDocument, bool, bool] | None:
+        """Run the statement that makes one change.
+
+        Return the task, whether it is as the change says, and whether the conditions of the change
+        hold; None if there is no task.
+        """
         statement = statements.UPDATE_TASK
         values = {**vars(asked), **asdict(asked.author), "lock_wait": lock_wait}
         try:
             async with self._statement() as connection:
-                return await connection.fetchrow(statement, *statement.values(values))
+                row = await connection.fetchrow(statement, *statement.values(values))
+                if row is None:
+                    return None
+                return _document(row, connection), row["is_done"], row["is_matched"]
         except asyncpg.PostgresError as refused:
             if refused.sqlstate not in _FORBIDDEN_CHANGE:
                 raise
@@ -267,9 +281,8 @@ class Recording:
         the way of is left to its request. So is the second change of a task.
         """
         if len(group) == 1:  # the statement for one task is cheaper
-            row = await self._change(group[0], _LOCK_WAIT)
-            is_made = row and row["is_matched"] and row["is_done"]
-            return [TaskDocument(row["document"], row["etag"]) if row and is_made else None]
+            outcome = await self._change(group[0], _LOCK_WAIT)
+            return [outcome[0] if outcome and all(outcome[1:]) else None]
         first_of_each = {asked.task_id: asked for asked in reversed(group)}
         changes = f"[{','.join(asked.to_json() for asked in first_of_each.values())}]"
         async with self._statement() as connection:
@@ -280,7 +293,7 @@ class Recording:
                 task_ids=list(first_of_each),
                 lock_wait=_LOCK_WAIT,
             )
-        documents = {row["task_id"]: TaskDocument(row["document"], row["etag"]) for row in rows}
+            documents = {row["task_id"]: _document(row, connection) for row in rows}
         return [
             documents.get(asked.task_id) if first_of_each[asked.task_id] is asked else None
             for asked in group
@@ -342,6 +355,10 @@ class Recording:
             failure.detail += f"; the service on the primary is {primary_url}"
             failure.members = {"primary_url": primary_url}
         return failure
+
+
+def _document(row: asyncpg.Record, connection: Connection) -> TaskDocument:
+    return TaskDocument(row["document"], row["etag"], position_in(row, connection))
 
 
 def _is_small(batches: Sequence[TaskBatch]) -> bool:

@@ -24,6 +24,7 @@ from audit.history.feed import Feed
 from audit.history.log import Log
 from audit.history.parsing import batch_of, change_of
 from audit.history.partitions import Partitions
+from audit.history.positions import Positions
 from audit.history.query import (
     AuditQuery,
     FailuresQuery,
@@ -73,6 +74,7 @@ class AuditService:
         self._settings = settings
         self.partitions = Partitions(database, settings)
         self.reading = Reading(database, settings)
+        self.positions = Positions(database, settings)
         self.statistics = Statistics(database, self.reading, settings)
         self.log = Log(database, settings)
         self.recording = Recording(database, settings, metrics, self.partitions)

@@ -132,6 +132,8 @@ class Recorded:
     recorded: int
     duplicates: int
     ids_as_text: Sequence[str] = field(repr=False)
+    position: str | None = field(default=None, repr=False, compare=False)
+    """The position that contains all of them; see `audit.history.positions`."""
 
     @cached_property
     def task_ids(self) -> list[UUID]:
@@ -198,6 +200,8 @@ class TaskDocument:
     json: str = field(repr=False)
     etag: str
     """The entity tag (RFC 9110, 8.8.3) of this state of the task. Another state has another tag."""
+    position: str | None = field(default=None, repr=False, compare=False)
+    """Set by a change: the position that contains it; see `audit.history.positions`."""
 
     @cached_property
     def task(self) -> Task:

@@ -13,6 +13,7 @@ from audit.deadlines import Deadline
 from audit.errors import Problem
 from audit.postgres.admission import Admission
 from audit.postgres.pool import acquired, fetch_row
+from audit.postgres.sessions import Server
 from audit.postgres.statements import Statement
 from audit.settings import Settings
 from audit.telemetry.metrics import Metrics
@@ -28,6 +29,8 @@ class Database:
         self.pool = pool
         self._metrics = metrics
         self._patience = Deadline(settings.acquire_timeout_seconds)
+        self.server: Server | None = None
+        """The server of the connection that was given out last."""
         self.queues = Admission(pool.get_max_size(), settings.queue_seconds, metrics)
 
     def connection(self) -> AbstractAsyncContextManager[Connection]:
@@ -36,7 +39,10 @@ class Database:
         Raises:
             Unavailable: no connection is free in time, or the database does not answer.
         """
-        return acquired(self.pool, self._patience, self._metrics)
+        return acquired(self.pool, self._patience, self._metrics, self._note)
+
+    def _note(self, server: Server) -> None:
+        self.server = server
 
     @asynccontextmanager
     async def reading(self, *, again: bool = False) -> AsyncIterator[Connection]:

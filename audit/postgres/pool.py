@@ -26,7 +26,7 @@ from audit.postgres.failures import (
     is_stale,
     no_answer,
 )
-from audit.postgres.sessions import Servers, Session
+from audit.postgres.sessions import Server, Servers, Session
 from audit.postgres.statements import Statement
 from audit.settings import Settings
 from audit.telemetry.metrics import TRANSACTION, Metrics
@@ -246,9 +246,14 @@ def _session_settings(settings: Settings) -> dict[str, str]:
 
 @asynccontextmanager
 async def acquired(
-    pool: Pool, deadline: Deadline, metrics: Metrics | None = None
+    pool: Pool,
+    deadline: Deadline,
+    metrics: Metrics | None = None,
+    note: Callable[[Server], None] = lambda _: None,
 ) -> AsyncIterator[Connection]:
     """Acquire a connection within the deadline, and release it at the end.
+
+    `note` gets the server of the connection.
 
     If the block fails or is cancelled, the connection is released in the background, because the
     pool first waits until PostgreSQL has cancelled the statement. If that takes too long, the pool
@@ -265,7 +270,9 @@ async def acquired(
             raise Unavailable(
                 "all connections to the database are busy", retry_after_seconds=1
             ) from exceeded
-        releases = cast("_PooledSession", connection).shared.releases
+        session = cast("_PooledSession", connection)
+        releases = session.shared.releases
+        note(session.known)
         try:
             with metrics.in_use if metrics else nullcontext():
                 yield connection
@@ -315,3 +322,8 @@ async def fetch_rows(
 def server_of(connection: Connection) -> str:
     """Return the identity of the server that a connection is on. A restart changes it."""
     return cast("_PooledSession", connection).server
+
+
+def cluster_of(connection: Connection) -> str:
+    """Return the identity of the cluster that a connection is on."""
+    return cast("_PooledSession", connection).known.cluster

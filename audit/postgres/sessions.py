@@ -57,6 +57,18 @@ class _Endpoint(NamedTuple):
     address: str
 
 
+class Server(NamedTuple):
+    """A server of a cluster, as it was when a session began."""
+
+    identity: str
+    """It changes when the server restarts."""
+    cluster: str
+    """The identity that a primary and its standbys have in common."""
+    timeline: str | None
+    """The timeline of a primary; None for a standby."""
+    is_standby: bool
+
+
 class Session(asyncpg.Connection):
     """A connection that knows its server."""
 
@@ -66,6 +78,8 @@ class Session(asyncpg.Connection):
     is_standby: bool
     is_read_only: bool
     """Whether the server refused writes when the session began."""
+    known: Server
+    """What the session knew about its server when it began."""
     is_pooled: bool
     """Whether a pooler such as PgBouncer is between the service and PostgreSQL."""
 
@@ -233,6 +247,7 @@ class Servers:
         session.endpoint = endpoint
         session.server = row["server"]
         session.is_standby, session.is_read_only = row["is_standby"], row["is_read_only"]
+        session.known = Server(row["server"], row["cluster"], row["timeline"], row["is_standby"])
         session.is_pooled = row["pid"] != session.get_server_pid()
         return session
 

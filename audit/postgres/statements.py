@@ -20,6 +20,7 @@ _FRAGMENTS: Final = {
     ":filter": _fragment("history/filter"),
     ":snapshot": _fragment("counts/snapshot"),
     ":server": _fragment("counts/server"),
+    ":own_position": _fragment("history/position"),
 }
 
 
@@ -60,6 +61,8 @@ LOCK_TALLY = Statement("counts/lock_tally")
 SAVE_TALLY = Statement("counts/save_tally")
 READ_SNAPSHOT = Statement("history/read_snapshot")
 READ_CHANGES = Statement("history/read_changes")
+READ_POSITION = Statement("history/read_position")
+FIND_POSITIONS = Statement("history/find_positions")
 READ_FEED = Statement("history/read_feed")
 READ_LOG_HEAD = Statement("history/read_log_head")
 READ_DEPARTURE = Statement("history/read_departure")

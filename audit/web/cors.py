@@ -15,12 +15,13 @@ from aiohttp.typedefs import Handler, Middleware
 
 #: The request headers that a page may send in addition to those that CORS always allows.
 _REQUEST_HEADERS: Final = (
-    "Authorization, Content-Type, If-Match, If-None-Match, Last-Event-ID, X-Request-ID"
+    "Audit-Position-At-Least, Authorization, Content-Type, If-Match, If-None-Match, Last-Event-ID,"
+    " X-Request-ID"
 )
 #: The response headers that a page may read in addition to those that CORS always allows.
 _RESPONSE_HEADERS: Final = (
-    "Accept-Patch, Allow, ETag, Feed-Position, Link, RateLimit, RateLimit-Policy, Retry-After,"
-    " WWW-Authenticate, X-Request-ID, X-Total-Count"
+    "Accept-Patch, Allow, Audit-Position, ETag, Feed-Position, Link, RateLimit, RateLimit-Policy,"
+    " Retry-After, WWW-Authenticate, X-Request-ID, X-Total-Count"
 )
 #: The headers of a response to a request whose `Origin` was not read. A page of any origin may read
 #: such a response, which says no more than why the service did not read the request.

@@ -69,6 +69,11 @@ key can be bound to one project. It then reads and records only the tasks of tha
 count only these tasks, and other tasks do not exist for it. If a key has a rate limit,
 `RateLimit-Policy` and `RateLimit` show the limit and what is left of it.
 
+**Reading what was written.** The response to a write has an `Audit-Position`. Send it with a read
+as `Audit-Position-At-Least`, and the response contains the write, also from another server of the
+cluster. After several writes, one after the other, the last position is enough. After writes at the
+same time, send all their positions, separated by commas.
+
 **Request ids.** Every response has an `X-Request-ID`. It is the one of the request, if that has 1
 to 128 letters, digits, `.`, `_`, `~` and `-`; otherwise it is a new one.
 """
@@ -100,7 +105,7 @@ def _operation(route: Route) -> dict[str, Any]:
     parameters = [
         *_path_parameters(route),
         *_query_parameters(route),
-        *(_REQUEST_HEADERS[name] for name in route.headers),
+        *(_REQUEST_HEADERS[name] for name in route.all_headers),
     ]
     content = {each.media_type: _content(each) for each in route.body}
     operation = {
@@ -208,6 +213,8 @@ def _problem(kind: type[Problem]) -> dict[str, Any]:
     headers: tuple[str, ...] = ()
     if issubclass(kind, errors.TooManyRequests | errors.Unavailable):
         headers = ("Retry-After",)
+    if kind is errors.Conflict:
+        headers = ("Audit-Position",)
     if kind is errors.Unauthenticated:
         headers = ("WWW-Authenticate",)
     return {

@@ -24,6 +24,7 @@ from audit.postgres.pool import note_statements
 from audit.telemetry.metrics import CLIENT_LEFT, UNMATCHED
 from audit.web.guard import Guard
 from audit.web.observe import Observer
+from audit.web.positions import at_position
 from audit.web.problems import add_common_headers, problem_response, request_id_of
 from audit.web.routes import Route
 from audit.web.state import REQUEST_ID
@@ -49,7 +50,7 @@ class Pipeline:
         # A reader of the feed waits for changes for as long as it likes.
         has_deadline = not (route.scope is Scope.RECORD or route.waits)
         return self._around(
-            route.handler,
+            at_position(route.handler) if route.scope is Scope.READ else route.handler,
             route.path,
             admit=admit if route.needs_key else None,
             deadline=self._deadline if has_deadline else None,

@@ -75,12 +75,18 @@ class Route:
     query: type[NoParams] | None = None
     """The model of the parameters in the query, and maybe in the path."""
     headers: tuple[str, ...] = ()
-    """The names of optional request headers."""
+    """The names of optional request headers, without that of `all_headers`."""
     body: tuple[Content, ...] = ()
     waits: bool = False
     """Whether the handler may wait for changes, for longer than the time limit of a request."""
     any_scope: bool = False
     """Whether the request needs an API key whose scope does not matter."""
+
+    @property
+    def all_headers(self) -> tuple[str, ...]:
+        """The names of optional request headers. Every route that reads waits for positions."""
+        of_reads = ("Audit-Position-At-Least",) if self.scope is Scope.READ else ()
+        return (*self.headers, *of_reads)
 
     @property
     def needs_key(self) -> bool:
@@ -97,6 +103,7 @@ _READING: Final = (
     errors.Malformed,
     errors.Unauthenticated,
     errors.Forbidden,
+    errors.UnknownPosition,
     errors.UrlTooLong,
     errors.Invalid,
     errors.TooManyRequests,
@@ -109,10 +116,13 @@ _COUNTING: Final = tuple(errors.TooMany if kind is errors.Invalid else kind for 
 _FOLLOWING: Final = tuple(
     errors.TooManyFeeds if kind is errors.Unavailable else kind for kind in _READING
 )
+_OF_WRITES: Final[Mapping[type[Problem], type[Problem]]] = {
+    errors.UnknownPosition: errors.Conflict,
+    errors.Unavailable: errors.ReadOnly,
+}
 _RECORDING: Final = (
-    *(errors.ReadOnly if kind is errors.Unavailable else kind for kind in _READING),
+    *(_OF_WRITES.get(kind, kind) for kind in _READING),
     errors.BodyTooSlow,
-    errors.Conflict,
     errors.BodyTooLarge,
     errors.UnsupportedMedia,
 )
@@ -218,10 +228,12 @@ ROUTES: Final = (
             200: Response(
                 "All tasks were already recorded with the same content",
                 Content(RecordedBody, ("duplicates",)),
+                ("Audit-Position",),
             ),
             201: Response(
                 "The tasks are recorded and durable",
                 Content(RecordedBody, ("recorded",)),
+                ("Audit-Position",),
                 links={
                     "first_task": _of_first_task("get_task", "Gets the first task"),
                     "change_of_first_task": _of_first_task("update", "Changes the first task"),
@@ -258,7 +270,7 @@ ROUTES: Final = (
     Route(
         "PATCH", f"{_API}/tasks/{{task_id}}", recording.update, Scope.RECORD,
         (*_RECORDING, *_ONE_TASK),
-        {200: Response("The task after the change", _TASK, ("ETag",))},
+        {200: Response("The task after the change", _TASK, ("ETag", "Audit-Position"))},
         headers=("If-Match",),
         body=tuple(
             Content(TaskChange, ("failed",), each) for each in ACCEPT_PATCH.split(", ")

@@ -1,7 +1,8 @@
 -- update_task: change an open task if a condition holds; no row where the id is not recorded.
 --
 -- The function of the same name describes the parameters and the columns.
-SELECT document, etag, is_done, is_matched
+-- position: text, as in position.sql.
+SELECT document, etag, is_done, is_matched, :own_position AS position
 FROM
     update_task(
         task => :task_id::uuid,

@@ -1,7 +1,8 @@
 -- update_tasks: change several open tasks, each for another request.
 --
 -- The function of the same name describes the parameters and the columns.
-SELECT task_id, document, etag
+-- position: text, as in position.sql.
+SELECT task_id, document, etag, :own_position AS position
 FROM
     update_tasks(
         changes => :changes::json,

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,11 @@ async def test_a_standby_answers_what_the_primary_answers(
 ) -> None:
     new = task(status="failed", error_message="out of memory")
     await recorded(replicas, primary, task(), new, task(services_touched=["search"]))
+    # A window that moves with the clock would differ between two requests.
+    today = datetime.now(UTC).date()
+    window = (
+        f"since={today - timedelta(days=7)}T00:00:00Z&until={today + timedelta(days=2)}T00:00:00Z"
+    )
 
     for path in (
         "failures?service=payments",
@@ -71,9 +77,9 @@ async def test_a_standby_answers_what_the_primary_answers(
         "query?limit=2",
         f"tasks/{new['task_id']}",
         f"tasks/{new['task_id']}/history",
-        "statistics/histogram?last=7d&interval=1d",
-        "statistics/facets?facet=service&last=7d",
-        "statistics/durations?last=7d",
+        f"statistics/histogram?{window}&interval=1d",
+        f"statistics/facets?facet=service&{window}",
+        f"statistics/durations?{window}",
         "changes?position=0&wait=0",
     ):
         there, here = [await one.get(f"{API}/{path}") for one in (primary, standby)]

@@ -282,7 +282,7 @@ def test_examples_of_parameters_are_valid_for_the_service(
 def test_lists_accept_an_etag_and_return_one(path: str, model: type[TaskQuery]) -> None:
     answers = DOCUMENT["paths"][path]["get"]["responses"]
 
-    assert set(parameters(path, "header")) == {"If-None-Match"}
+    assert set(parameters(path, "header")) == {"If-None-Match", "Audit-Position-At-Least"}
     for status in ("200", "304"):
         assert {"ETag", "Cache-Control", "Vary"} < set(answers[status]["headers"])
     assert "content" not in answers["304"]
@@ -325,22 +325,22 @@ def test_every_response_has_a_request_id_and_every_refusal_is_a_problem(
 @pytest.mark.parametrize(
     ("path", "method", "expected"),
     [
-        (f"{API}/failures", "get", {400, 401, 403, 414, 422, 429, 431, 500, 503, 504}),
+        (f"{API}/failures", "get", {400, 401, 403, 409, 414, 422, 429, 431, 500, 503, 504}),
         (
             API + "/by-service/{service_name}",
             "get",
-            {400, 401, 403, 414, 422, 429, 431, 500, 503, 504},
+            {400, 401, 403, 409, 414, 422, 429, 431, 500, 503, 504},
         ),
-        (f"{API}/query", "get", {400, 401, 403, 414, 422, 429, 431, 500, 503, 504}),
+        (f"{API}/query", "get", {400, 401, 403, 409, 414, 422, 429, 431, 500, 503, 504}),
         (
             API + "/tasks/{task_id}",
             "get",
-            {400, 401, 403, 404, 412, 414, 422, 429, 431, 500, 503, 504},
+            {400, 401, 403, 404, 409, 412, 414, 422, 429, 431, 500, 503, 504},
         ),
         (
             API + "/tasks/{task_id}/history",
             "get",
-            {400, 401, 403, 404, 412, 414, 422, 429, 431, 500, 503, 504},
+            {400, 401, 403, 404, 409, 412, 414, 422, 429, 431, 500, 503, 504},
         ),
         (
             f"{API}/tasks",

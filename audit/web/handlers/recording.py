@@ -9,11 +9,13 @@ from typing import Any, Final, TypeVar
 
 from aiohttp import web
 
+from audit.errors import Conflict, PreconditionFailed
 from audit.history.parsing import parse_change, parse_lines, parse_tasks
 from audit.history.query import NoParams, TaskPath, parse_query
 from audit.history.recording import Author
 from audit.web.bodies import content_type_of, decode_and_parse, receive
 from audit.web.negotiation import match_tags, none_match_tags
+from audit.web.positions import POSITION
 from audit.web.responses import BytesResponse, json_response, task_response
 from audit.web.state import (
     ACCEPT_PATCH,
@@ -54,7 +56,8 @@ async def record(request: web.Request) -> BytesResponse:
         write = request.app[SERVICE].recording.record_batches(batches, _author(request))
         result = await _complete(request, write)
     request[ROWS] = len(result.ids_as_text)
-    return json_response(result.to_json(), 201 if result.recorded else 200)
+    response = json_response(result.to_json(), 201 if result.recorded else 200)
+    return _at(result.position, response)
 
 
 async def update(request: web.Request) -> BytesResponse:
@@ -80,7 +83,14 @@ async def update(request: web.Request) -> BytesResponse:
         )
         document = await _complete(request, write)
     request[ROWS] = 1
-    return task_response(document)
+    return _at(document.position, task_response(document))
+
+
+def _at(position: str | None, response: BytesResponse) -> BytesResponse:
+    """Name the position of the write in the response to it."""
+    if position is not None:
+        response.headers[POSITION] = position
+    return response
 
 
 def _author(request: web.Request) -> Author:
@@ -93,15 +103,19 @@ async def _complete(request: web.Request, write: Coroutine[Any, Any, _Result]) -
     If the client leaves, a write that has begun still runs to its end, because it may already be
     committed. A write that waits in the queue is cancelled.
     """
-    writes = request.app[WRITES]
+    service, writes = request.app[SERVICE], request.app[WRITES]
     task = asyncio.create_task(write)
     writes.add(task)
     task.add_done_callback(writes.discard)
     task.add_done_callback(_ignore)
     try:
         return await asyncio.shield(task)
+    except (Conflict, PreconditionFailed) as problem:
+        # A client that reads why must not get a state from before that.
+        problem.headers = {**problem.headers, POSITION: await service.positions.read()}
+        raise
     except asyncio.CancelledError:
-        if request.app[SERVICE].recording.is_queued(task):
+        if service.recording.is_queued(task):
             task.cancel()
         raise
     finally:

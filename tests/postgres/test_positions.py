@@ -1,0 +1,134 @@
+"""Positions on a standby, and after a failover."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from aiohttp import web
+
+from audit.settings import Settings
+from audit.web.app import create_app
+from tests.api import API, TASKS
+from tests.conftest import Client, execute, task
+from tests.replicas import Replicas, replicated
+from tests.waiting import until, wait_until
+
+AT_LEAST = "Audit-Position-At-Least"
+POSITION = "Audit-Position"
+Clients = Callable[[web.Application], Awaitable[Client]]
+
+
+class Pair(NamedTuple):
+    """A service on the primary, and one on the standby."""
+
+    primary: Client
+    standby: Client
+
+
+@pytest.fixture(scope="module")
+def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
+    with replicated(tmp_path_factory.mktemp("replicas")) as pair:
+        yield pair
+
+
+async def services(replicas: Replicas, start: Clients, **settings: Any) -> Pair:
+    made = Settings(pool_size=3, **settings)
+    return Pair(
+        *[await start(create_app(made, one.dsn)) for one in (replicas.primary, replicas.standby)]
+    )
+
+
+async def record(client: Client) -> tuple[str, dict[str, str]]:
+    """Record a task; return its URL, and the header for a read that contains it."""
+    made = task()
+    response = await client.post(TASKS, json=made)
+    assert 201 == response.status
+    return f"{TASKS}/{made['task_id']}", {AT_LEAST: response.headers[POSITION]}
+
+
+async def status(client: Client, url: str, headers: dict[str, str] | None = None) -> int:
+    return (await client.get(url, headers=headers)).status
+
+
+async def test_a_standby_answers_from_a_state_with_the_write(
+    replicas: Replicas, aiohttp_client: Clients
+) -> None:
+    primary, standby = await services(replicas, aiohttp_client, staleness_wait_seconds=60)
+    page = f"{API}/query?limit=1"
+    total = (await (await primary.get(page)).json())["total"]
+    for number in range(1, 26):
+        url, headers = await record(primary)
+        assert 200 == await status(standby, url, headers)
+        # The cache of the standby has the page before.
+        listed = await standby.get(page, headers=headers)
+        assert total + number == (await listed.json())["total"]
+
+
+async def test_a_standby_that_is_behind_is_waited_for(
+    replicas: Replicas, aiohttp_client: Clients
+) -> None:
+    primary, standby = await services(replicas, aiohttp_client, staleness_wait_seconds=60)
+    url, headers = await record(primary)
+    assert 200 == await status(standby, url, headers)
+    execute(replicas.standby.dsn, "SELECT pg_wal_replay_pause()")
+    try:
+        paused = "SELECT 1 WHERE pg_get_wal_replay_pause_state() = 'paused'"
+        await until(lambda: execute(replicas.standby.dsn, paused))
+        url, headers = await record(primary)
+        reading = asyncio.create_task(status(standby, url, headers))
+        assert 404 == await status(standby, url)
+        assert not reading.done()
+    finally:
+        execute(replicas.standby.dsn, "SELECT pg_wal_replay_resume()")
+    assert 200 == await reading
+
+
+async def test_a_standby_that_stays_behind_is_unavailable(
+    replicas: Replicas, aiohttp_client: Clients
+) -> None:
+    primary, standby = await services(replicas, aiohttp_client, staleness_wait_seconds=0.1)
+    execute(replicas.standby.dsn, "SELECT pg_wal_replay_pause()")
+    try:
+        paused = "SELECT 1 WHERE pg_get_wal_replay_pause_state() = 'paused'"
+        await until(lambda: execute(replicas.standby.dsn, paused))
+        url, headers = await record(primary)
+        refused = await standby.get(url, headers=headers)
+    finally:
+        execute(replicas.standby.dsn, "SELECT pg_wal_replay_resume()")
+    assert 503 == refused.status
+    assert "1" == refused.headers["Retry-After"]
+    assert "urn:task-audit:problem:unavailable" == (await refused.json())["type"]
+
+
+async def test_positions_after_a_failover(tmp_path: Path, aiohttp_client: Clients) -> None:
+    with replicated(tmp_path) as replicas:
+        old, new = await services(replicas, aiohttp_client, staleness_wait_seconds=0.1)
+        kept_url, kept = await record(old)
+        replicas.wait_for_standby()
+        # The standby gets no more, so what follows is lost.
+        execute(
+            replicas.standby.dsn,
+            "ALTER SYSTEM SET primary_conninfo = ''",
+            "SELECT pg_reload_conf()",
+        )
+        receiver = "SELECT 1 FROM pg_stat_wal_receiver WHERE pid IS NOT NULL"
+        wait_until(lambda: not execute(replicas.standby.dsn, receiver))
+        lost_url, lost = await record(old)
+        assert 503 == await status(new, lost_url, lost)
+        replicas.promote()
+
+        assert 200 == await status(new, kept_url, kept)
+        assert 409 == await status(new, lost_url, lost)
+        # The number of the lost transaction is given to another one.
+        for _ in range(20):
+            url, written = await record(new)
+        assert 409 == await status(new, lost_url, lost)
+        assert 200 == await status(new, kept_url, kept)
+        assert 200 == await status(new, url, written)
+        # The old primary does not know that it is none any more.
+        assert 503 == await status(old, url, written)
+        assert 200 == await status(old, lost_url, lost)
