@@ -93,6 +93,14 @@ class TaskNotFound(Problem):
     title = "Task not found"
 
 
+class ExportNotFound(Problem):
+    """No export has this id, or it was made with another API key."""
+
+    status = 404
+    name = "export-not-found"
+    title = "Export not found"
+
+
 class BodyTooSlow(Problem):
     """The body did not arrive within the time limit of a request."""
 

@@ -202,6 +202,11 @@ class Settings(Limits):
     503."""
     feed_seconds: float = Field(default=0.25, ge=0.05, le=60)
     """How often a worker looks for new changes, as long as readers of the feed wait for some."""
+    max_exports: int = Field(default=2, ge=1, le=100)
+    """Exports at once, of all services on a database. A further one gets 503. Each has a database
+    connection of its own, besides those of pool_size."""
+    export_timeout_seconds: float = Field(default=3600, gt=0, le=86_400)
+    """How long an export may take. Then it is cut off, and the client can resume it."""
     request_timeout_seconds: float = Field(default=30, gt=0, le=3600)
     """How long a request may take, with its body, and then how long the client may take to read the
     response."""

@@ -1,7 +1,8 @@
 -- Roles: the owner migrates, one role serves, another one reads.
 --
 -- grant_serving and grant_reading give a role exactly what it needs, and revoke what else it had.
--- `audit migrate --grant-to` runs them again after a migration that needs further grants.
+-- `audit migrate --grant-to` runs them again after a migration that needs further grants. They name
+-- things of later migrations, because they run after all of them.
 --
 -- depends: 0007_access_keys
 
@@ -32,7 +33,7 @@ AS $$
 DECLARE
     everything text := 'tasks, task_keys, task_counts, task_count_splits, task_count_deltas, '
         'task_count_splits_due, task_tallies, task_partitions, task_event_queue, task_events, '
-        'task_log_marks, task_log_state, task_timelines, task_history, access_keys, '
+        'task_log_marks, task_log_state, task_timelines, task_history, access_keys, exports, '
         '_yoyo_migration';
     others text := ', _yoyo_log, _yoyo_version, yoyo_lock';
     owner_name name;
@@ -115,6 +116,11 @@ BEGIN
         'ON tasks TO %I', grantee
     );
     EXECUTE format('GRANT INSERT (task_id, created_at, digest) ON task_keys TO %I', grantee);
+    EXECUTE format(
+        'GRANT INSERT (export_id, key_name, request_id, filter, project_id, format, columns, raw, '
+        'after, snapshot, taken_at, tasks, bytes, sha256, first_task, last_task, neutralised, '
+        'complete, version) ON exports TO %I', grantee
+    );
     EXECUTE format(
         'GRANT EXECUTE ON FUNCTION make_task_partition, make_task_partitions, record_tasks, '
         'update_task, update_tasks, fold_task_counts, sequence_task_events, save_task_tally TO %I',

@@ -6,7 +6,8 @@ other filters, is refused. The checksum needs no secret, because a token gives a
 
 The bytes of a list are: version, microseconds of the window's clock (0: none), microseconds of the
 last task's `created_at`, its id, and the total of the first page (-1: none). The bytes of a task's
-history are: version, and the `event_id` of the last event.
+history are: version, and the `event_id` of the last event. Those of the list of exports are:
+version, microseconds of the last export's end, and its id.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from audit.errors import Invalid
 _VERSION = 1
 _LAYOUT = struct.Struct(">Bqq16sq")
 _EVENT_LAYOUT = struct.Struct(">Bq")
+_EXPORT_LAYOUT = struct.Struct(">Bq16s")
 _CHECKSUM_BYTES = 8
 _NO_TOTAL = -1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -90,6 +92,29 @@ def decode_event(token: str, task_id: UUID) -> int:
     """
     _, event_id = _unseal(token, _EVENT_LAYOUT, task_id.bytes, "task")
     return int(event_id)
+
+
+def encode_export(ended_at: datetime, export_id: UUID, project_id: UUID | None) -> str:
+    """Return the token for the position after an export in the list of those of a project."""
+    microseconds = (ended_at - _EPOCH) // _MICROSECOND
+    payload = _EXPORT_LAYOUT.pack(_VERSION, microseconds, export_id.bytes)
+    return _seal(payload, _exports_of(project_id))
+
+
+def decode_export(token: str, project_id: UUID | None) -> tuple[datetime, UUID]:
+    """Return what is in a token that `encode_export` made for the same project.
+
+    Raises:
+        Invalid: this service did not make the token, or made it for another project.
+    """
+    _, microseconds, export_id = _unseal(token, _EXPORT_LAYOUT, _exports_of(project_id), "list")
+    if not 0 <= microseconds < _LAST:
+        raise _refused("list")
+    return _EPOCH + microseconds * _MICROSECOND, UUID(bytes=export_id)
+
+
+def _exports_of(project_id: UUID | None) -> bytes:
+    return b"exports" + (project_id.bytes if project_id else b"")
 
 
 def _seal(payload: bytes, bound_to: bytes) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -105,6 +105,9 @@ class _PooledSession(Session):
     async def execute(self, query: str, *values: Any, **options: Any) -> Any:
         return await self._run(super().execute, query, *values, **options)
 
+    async def copy_from_query(self, query: str, *values: Any, **options: Any) -> Any:
+        return await self._run(super().copy_from_query, query, *values, **options)
+
     async def _run(
         self, method: Callable[..., Awaitable[Any]], query: str, *values: Any, **options: Any
     ) -> Any:
@@ -172,9 +175,17 @@ class _PooledSession(Session):
 
 @asynccontextmanager
 async def open_pool(
-    settings: Settings, dsn: str, metrics: Metrics | None = None, traces: Traces | None = None
+    settings: Settings,
+    dsn: str,
+    metrics: Metrics | None = None,
+    traces: Traces | None = None,
+    *,
+    idle_seconds: float | None = None,
 ) -> AsyncIterator[Pool]:
     """Open `settings.pool_size` connections and close them at the end.
+
+    With `idle_seconds`, each connection is opened when it is needed, and closed when it has not
+    been used for that long. The DSN must be one that the service has another pool for.
 
     Raises:
         Invalid: the DSN cannot be read or has a parameter that is not supported.
@@ -196,19 +207,20 @@ async def open_pool(
     with driver_errors(), connecting():
         pool = await asyncpg.create_pool(
             connect=cast("Any", servers.connect),
-            init_size=settings.pool_size,
+            init_size=settings.pool_size if idle_seconds is None else 0,
             # A lost connection is replaced when it is needed. The pool does not retry before.
             min_size=0,
             max_size=settings.pool_size,
             connection_class=_PooledSession,
             init=share,
-            max_inactive_connection_lifetime=0,
+            max_inactive_connection_lifetime=idle_seconds or 0,
         )
     servers.pool = pool
     moving = asyncio.create_task(servers.keep_on_writer())
     try:
-        with driver_errors(), connecting():
-            await servers.require_sessions(pool)
+        if idle_seconds is None:
+            with driver_errors(), connecting():
+                await servers.require_sessions(pool)
         yield pool
     finally:
         moving.cancel()
@@ -317,6 +329,23 @@ async def fetch_rows(
 ) -> list[asyncpg.Record]:
     """Run a statement with named parameters."""
     return await connection.fetch(statement, *statement.values(named))
+
+
+async def copy_rows(
+    connection: Connection,
+    statement: Statement,
+    write: Callable[[bytes], Awaitable[None]],
+    options: Mapping[str, object],
+    /,
+    **named: object,
+) -> None:
+    """Run a statement by COPY, and pass its rows as text to `write`, several at a time.
+
+    The text of each call ends with a whole row. PostgreSQL waits while `write` runs, so at most the
+    rows of one call are in memory. `options` are those of COPY.
+    """
+    values = statement.values(named)
+    await connection.copy_from_query(statement, *values, output=write, **options)  # type: ignore[arg-type]
 
 
 def server_of(connection: Connection) -> str:

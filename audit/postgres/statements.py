@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Final, Self
 
 from audit.resources import sql_text
@@ -36,9 +37,13 @@ class Statement(str):
     text: str
     """The statement as a plain `str`, because asyncpg refuses a subclass."""
 
-    def __new__(cls, path: str) -> Self:
-        """Read the file at this path in `sql/`, given without its ending."""
-        named = _NAME.sub(lambda found: _FRAGMENTS.get(found[0], found[0]), sql_text(path))
+    def __new__(cls, path: str, **fragments: str) -> Self:
+        """Read the file at this path in `sql/`, given without its ending.
+
+        `fragments` are further parts of the statement, by the names that stand for them.
+        """
+        parts = _FRAGMENTS | {f":{name}": part for name, part in fragments.items()}
+        named = _NAME.sub(lambda found: parts.get(found[0], found[0]), sql_text(path))
         parameters = tuple(dict.fromkeys(_NAME.findall(named)))
         text = _NAME.sub(lambda found: f"${parameters.index(found[1]) + 1}", named)
         statement = super().__new__(cls, text)
@@ -72,6 +77,13 @@ GET_VERSIONS = Statement("history/get_versions")
 LOCK_PORTION = Statement("history/lock_portion")
 IMPORT_TASKS = Statement("history/import_tasks")
 MEASURE_LOG = Statement("history/measure_log")
+OPEN_EXPORT = Statement("history/open_export")
+MEASURE_EXPORT = Statement("history/measure_export")
+EXPORT_NDJSON = Statement("history/export_ndjson")
+EXPORT_CSV = Statement("history/export_csv", shown="*")
+RECORD_EXPORT = Statement("history/record_export")
+GET_EXPORT = Statement("history/get_export")
+LIST_EXPORTS = Statement("history/list_exports")
 RECORD_TASKS = Statement("history/record_tasks")
 FIND_CONFLICTS = Statement("history/find_conflicts")
 UPDATE_TASK = Statement("history/update_task")
@@ -109,6 +121,13 @@ READ_ROLE = Statement("schema/read_role")
 END_STATEMENT = Statement("schema/end_statement")
 BEGIN_EVENT_TIMES = Statement("demo/begin_event_times")
 END_EVENT_TIMES = Statement("demo/end_event_times")
+
+
+@cache
+def export_csv(columns: tuple[str, ...]) -> Statement:
+    """Return `EXPORT_CSV` with these of its columns, in this order."""
+    return Statement("history/export_csv", shown=", ".join(columns))
+
 
 ALL: Final = tuple(value for value in vars().values() if isinstance(value, Statement))
 NAMES: Final = [statement.name for statement in ALL]

@@ -50,9 +50,9 @@ _HISTOGRAM_CELLS: Final = 1 + len(_LES)
 _SEAT_CELLS: Final = 65_536
 #: The queues for connections, one for each kind of work.
 LANES: Final = ("reading", "tallying", "writing")
-#: The cells of a seat with current values: pool size, waiting requests, used connections, queues,
-#: readers of the feed.
-_GAUGES: Final = tuple(range(2, 6 + len(LANES)))
+#: The cells of a seat with current values: pool size, waiting requests, used connections, exports,
+#: the start of the oldest export, queues, readers of the feed.
+_GAUGES: Final = tuple(range(2, 8 + len(LANES)))
 _CELL_BYTES: Final = 8
 
 
@@ -114,6 +114,7 @@ class Metrics:
         self._pool = self._take(1)
         self.waiting: Final = _Gauge(self._cells, self._take(1))
         self.in_use: Final = _Gauge(self._cells, self._take(1))
+        self._exporting, self._exporting_since = self._take(1), self._take(1)
         lengths = {lane: _Gauge(self._cells, self._take(1)) for lane in LANES}
         self.feeds: Final = _Gauge(self._cells, self._take(1))
         self.queues: Final = {
@@ -123,6 +124,9 @@ class Metrics:
         self._fed = self._take(_HISTOGRAM_CELLS)
         self._recorded, self._duplicate = self._take(1), self._take(1)
         self._cached, self._computed, self._resets = (self._take(1) for _ in range(3))
+        self._exports_complete, self._exports_cut, self._exported = (
+            self._take(1) for _ in range(3)
+        )
         names = (*statements, TRANSACTION)
         self._statements = {name: self._take(1 + _HISTOGRAM_CELLS) for name in names}
         self._requests = {
@@ -178,6 +182,16 @@ class Metrics:
     def fed(self, seconds: float) -> None:
         """Count that readers of the feed were woken for a change of this age."""
         _observe(self._cells, self._fed, seconds)
+
+    def exporting(self, exports: int, since: float) -> None:
+        """Set the number of exports that run, and when the first of them began; 0 without any."""
+        self._cells[self._exporting] = exports
+        self._cells[self._exporting_since] = since
+
+    def exported(self, tasks: int, *, is_complete: bool) -> None:
+        """Count an export that has ended."""
+        self._cells[self._exports_complete if is_complete else self._exports_cut] += 1
+        self._cells[self._exported] += tasks
 
     def folded(self) -> None:
         """Set the time of the last complete fold to now."""
@@ -296,6 +310,7 @@ class Metrics:
         )
         _add_histogram(delays, None, total[self._fed : self._fed + _HISTOGRAM_CELLS])
         yield delays
+        yield from self._exports(rows, total)
         yield CounterMetricFamily(
             "task_audit_worker_restarts", "Workers that ended and were replaced.", value=total[0]
         )
@@ -303,6 +318,26 @@ class Metrics:
             "task_audit_count_deltas_lag_seconds",
             "Seconds since a fold of this server last left nothing to fold; 0 on a standby.",
             value=max(0.0, time.time() - max(row[self._folded_at] for row in rows)),
+        )
+
+    def _exports(self, rows: Sequence[Sequence[float]], total: Sequence[float]) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "task_audit_exports_running", "Exports that run.", value=total[self._exporting]
+        )
+        since = min(filter(None, (row[self._exporting_since] for row in rows)), default=None)
+        yield GaugeMetricFamily(
+            "task_audit_export_age_seconds",
+            "Time since the oldest export that runs began; 0 if none runs.",
+            value=0 if since is None else max(0.0, time.time() - since),
+        )
+        exports = CounterMetricFamily(
+            "task_audit_exports", "Exports that have ended, by result.", labels=("result",)
+        )
+        exports.add_metric(("complete",), total[self._exports_complete])
+        exports.add_metric(("cut",), total[self._exports_cut])
+        yield exports
+        yield CounterMetricFamily(
+            "task_audit_exported_tasks", "Tasks in exports.", value=total[self._exported]
         )
 
     def _queued(self, total: Sequence[float]) -> Iterator[Metric]:

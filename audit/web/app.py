@@ -14,6 +14,7 @@ from audit.access.rates import Rates
 from audit.addresses import networks_of
 from audit.deadlines import Deadline, stop
 from audit.history.answers import Answers
+from audit.history.exports import Exports, export_settings
 from audit.history.service import AuditService
 from audit.postgres import statements
 from audit.postgres.pool import open_pool
@@ -33,6 +34,7 @@ from audit.web.state import (
     BODY_MEMORY,
     DEADLINE,
     DRAINING,
+    EXPORTS,
     METRICS,
     OPENAPI,
     PARSER,
@@ -44,6 +46,8 @@ from audit.web.state import (
 
 #: A fifth of Python's default.
 _SWITCH_SECONDS = 0.001
+#: How long a connection for exports stays open after an export.
+_IDLE_EXPORT_SECONDS = 30
 
 
 def create_app(
@@ -100,11 +104,20 @@ def _lifespan(
                 open_pool(keys_settings, dsn, metrics) as keys_pool,
                 guard.watching(keys_pool),
                 open_pool(settings, dsn, metrics, traces) as app[POOL],
+                open_pool(
+                    export_settings(settings),
+                    dsn,
+                    metrics,
+                    traces,
+                    idle_seconds=_IDLE_EXPORT_SECONDS,
+                ) as exports_pool,
             ):
                 app[SERVICE] = AuditService(app[POOL], settings, metrics=metrics)
                 app[ANSWERS] = Answers(app[SERVICE].reading, settings.answers_bytes, metrics)
+                app[EXPORTS] = Exports(exports_pool, app[SERVICE].database, settings, metrics)
                 async with app[SERVICE].upkeep.running(), _closing_feed(app):
                     yield
+                await app[EXPORTS].close()
         if traces:
             await traces.close()
 

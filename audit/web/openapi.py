@@ -20,6 +20,7 @@ from pydantic_core import core_schema
 from audit import errors
 from audit.access.identity import Scope
 from audit.errors import Problem
+from audit.history.export_query import ExportPath
 from audit.history.parsing import MAX_TASKS_IN_ARRAY
 from audit.history.query import AuditQuery, NoParams, TaskPath
 from audit.history.task import NewTask
@@ -136,6 +137,7 @@ def _path_parameters(route: Route) -> list[dict[str, Any]]:
             "Matches an element of `services_touched` exactly. Any character, percent-encoded.",
         ),
         "task_id": (_properties(TaskPath)["task_id"], "The id of the task."),
+        "export_id": (_properties(ExportPath)["export_id"], "The id of the export."),
     }
     return [
         {"name": name, "in": "path", "required": True, "description": text, "schema": schema}
@@ -170,8 +172,8 @@ def _query_parameters(route: Route) -> list[dict[str, Any]]:
 
 def _response(response: Response) -> dict[str, Any]:
     described = _with_headers(response.description, response.headers)
-    if response.content:
-        described["content"] = {response.content.media_type: _content(response.content)}
+    if response.contents:
+        described["content"] = {each.media_type: _content(each) for each in response.contents}
     if response.links:
         described["links"] = response.links
     return described
@@ -257,8 +259,9 @@ def _schemas(routes: list[Route]) -> dict[str, Any]:
             if not isinstance(content.schema, dict):
                 used[content.schema, "validation"] = None
         for response in route.responses.values():
-            if response.content and not isinstance(response.content.schema, dict):
-                used[response.content.schema, "serialization"] = None
+            for content in response.contents:
+                if not isinstance(content.schema, dict):
+                    used[content.schema, "serialization"] = None
     _, generated = models_json_schema(list(used), ref_template=_REF, schema_generator=_Schemas)
     schemas: dict[str, Any] = generated["$defs"]
     return schemas

@@ -17,6 +17,7 @@ from audit import errors
 from audit.access.identity import Scope
 from audit.errors import Problem
 from audit.history.events import HistoryBody
+from audit.history.export_query import ExportQuery, ExportsQuery, Manifest, ManifestPage
 from audit.history.feed_body import ChangesBody
 from audit.history.feed_query import ChangesQuery, FeedQuery
 from audit.history.query import AuditQuery, FailuresQuery, HistoryQuery, NoParams
@@ -26,6 +27,7 @@ from audit.history.task import NewTask, RecordedBody, Task, TaskChange, TaskPage
 from audit.web.handlers import (
     asking,
     docs,
+    exports,
     feed,
     health,
     page,
@@ -55,9 +57,15 @@ class Response:
     """A successful response in the OpenAPI document."""
 
     description: str
-    content: Content | None = None
+    content: Content | tuple[Content, ...] = ()
+    """The body; several if the client chooses its media type."""
     headers: tuple[str, ...] = ()
     links: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def contents(self) -> tuple[Content, ...]:
+        """The bodies, one for each media type."""
+        return self.content if isinstance(self.content, tuple) else (self.content,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +229,32 @@ ROUTES: Final = (
         "GET", f"{_API}/feed", feed.get_feed, Scope.READ, _FOLLOWING,
         {200: Response("The stream", Content(_EVENTS, ("stream",), "text/event-stream"))},
         query=FeedQuery, headers=("Last-Event-ID",), waits=True,
+    ),
+    Route(
+        "GET", f"{_API}/export", exports.export_tasks, Scope.READ, _READING,
+        {
+            200: Response(
+                "The file",
+                (
+                    Content(
+                        {**_TEXT, "description": "One Task per line."}, ("task",), NDJSON,
+                    ),
+                    Content(_TEXT, ("export_csv",), exports.CSV),
+                ),
+                ("Content-Disposition", "X-Export-ID", "X-Snapshot", "X-Total"),
+            ),
+        },
+        query=ExportQuery,
+    ),
+    Route(
+        "GET", f"{_API}/exports/{{export_id}}", exports.get_export,
+        problems=(*_READING, errors.ExportNotFound), any_scope=True,
+        responses={200: Response("The manifest", Content(Manifest, ("manifest",)))},
+    ),
+    Route(
+        "GET", f"{_API}/exports", exports.list_exports, Scope.ADMIN, _READING,
+        {200: Response("A page of manifests", Content(ManifestPage, ("manifests",)))},
+        query=ExportsQuery,
     ),
     Route(
         "POST", f"{_API}/tasks", recording.record, Scope.RECORD, _RECORDING,

@@ -12,6 +12,7 @@ from aiohttp import web
 from audit.access.identity import Identity, Via
 from audit.deadlines import Deadline
 from audit.history.answers import Answers
+from audit.history.exports import Exports
 from audit.history.service import AuditService
 from audit.settings import Settings
 from audit.telemetry.metrics import Metrics
@@ -32,6 +33,7 @@ BODY_MEMORY: Final = web.AppKey("body_memory", BodyMemory)
 DEADLINE: Final = web.AppKey("deadline", Deadline)
 #: Set when the process is about to end. Each response then closes its connection.
 DRAINING: Final = web.AppKey("draining", asyncio.Event)
+EXPORTS: Final = web.AppKey("exports", Exports)
 METRICS: Final = web.AppKey("metrics", Metrics)
 #: Returns the OpenAPI document as JSON. It is made for the first request.
 OPENAPI: Final[web.AppKey[Callable[[], bytes]]] = web.AppKey("openapi")

@@ -1,0 +1,178 @@
+"""Exports of a running service: memory, readers that stop, and a service that ends."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import socket
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import execute
+from tests.processes import API, connected, fetch, get, serving, workers_of
+from tests.waiting import wait_until
+
+#: Much more than a worker may hold in memory: 72 MB in two partitions.
+TASKS, TEXT_BYTES = 12_000, 6000
+MOST_MEMORY = 24 * 1024 * 1024
+FILL = (
+    "INSERT INTO tasks (task_id, request_text, status, created_at, error_message)"
+    f" SELECT gen_random_uuid(), 'x', 'failed', now() - n * interval '5 minutes',"
+    f" repeat('0123456789', {TEXT_BYTES // 10}) FROM generate_series(1, {TASKS}) AS n"
+)
+WAITS_FOR_READER = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    " AND wait_event = 'ClientWrite'"
+)
+
+
+@pytest.fixture
+def filled(dsn: str) -> str:
+    execute(dsn, FILL)
+    return dsn
+
+
+def request(url: str, query: str = "") -> socket.socket:
+    """Ask for an export, and read nothing."""
+    client = connected(url)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.sendall(f"GET {API}/export?{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    return client
+
+
+def rest_of(client: socket.socket) -> bytes:
+    """Read to the end, or until the connection is cut off."""
+    pieces = []
+    try:
+        while piece := client.recv(1024 * 1024):
+            pieces.append(piece)
+    except ConnectionError:
+        pass
+    return b"".join(pieces)
+
+
+def manifests(url: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = get(f"{url}{API}/exports")[1]["exports"]
+    return found
+
+
+def wait_for_reader(dsn: str, exports: int = 1) -> None:
+    """Wait until PostgreSQL waits for the readers of so many exports."""
+    wait_until(lambda: execute(dsn, WAITS_FOR_READER) == [(exports,)])
+
+
+class Memory:
+    """The memory of a process."""
+
+    def __init__(self, pid: int) -> None:
+        self._folder = Path(f"/proc/{pid}")
+        self._folder.joinpath("clear_refs").write_text("5")
+        self._before = self._read("VmRSS")
+
+    def _read(self, name: str) -> int:
+        lines = self._folder.joinpath("status").read_text().splitlines()
+        (line,) = [line for line in lines if line.startswith(f"{name}:")]
+        return int(line.split()[1]) * 1024
+
+    def grown(self) -> int:
+        """Return by how much it has been larger, at its peak, than at the beginning."""
+        return self._read("VmHWM") - self._before
+
+
+@pytest.mark.parametrize("form", ["ndjson", "csv"])
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+def test_memory_is_constant_whatever_the_reader_does(filled: str, form: str, coding: str) -> None:
+    with serving("--workers", "1", AUDIT_DSN=filled) as (process, url, _):
+        assert fetch(f"{url}{API}/query?limit=1") == 200
+        (worker,) = workers_of(process)
+        memory = Memory(worker)
+
+        asked = urllib.request.Request(
+            f"{url}{API}/export?format={form}", headers={"Accept-Encoding": coding}
+        )
+        size = 0
+        with urllib.request.urlopen(asked, timeout=60) as response:
+            while piece := response.read(1024 * 1024):
+                size += len(piece)
+        with request(url, f"format={form}") as slow:
+            for _ in range(20):
+                wait_for_reader(filled)
+                assert slow.recv(4096)
+            wait_for_reader(filled)
+            grown = memory.grown()
+
+        assert size > (TASKS * TEXT_BYTES if coding == "identity" else 0)
+        assert manifests(url)[0]["bytes"] > TASKS * TEXT_BYTES > MOST_MEMORY
+        assert grown <= MOST_MEMORY
+
+
+def test_a_reader_that_stops_is_cut_off(filled: str) -> None:
+    with serving("--workers", "1", "--request-timeout-seconds", "1", AUDIT_DSN=filled) as (
+        _,
+        url,
+        _,
+    ):
+        with request(url) as client:
+            wait_for_reader(filled)
+            wait_until(lambda: manifests(url))
+            body = rest_of(client)
+
+        assert not body.endswith(b"0\r\n\r\n")  # the end of a chunked body
+        (manifest,) = manifests(url)
+        assert not manifest["complete"]
+        assert 0 < manifest["tasks"] < TASKS
+        assert execute(filled, WAITS_FOR_READER) == [(0,)]
+        assert fetch(f"{url}{API}/export?limit=1") == 422
+
+
+def test_a_reader_that_leaves_frees_its_place(filled: str) -> None:
+    with serving("--workers", "2", "--max-exports", "1", AUDIT_DSN=filled) as (_, url, _):
+        with request(url):
+            wait_for_reader(filled)
+        wait_until(lambda: fetch(f"{url}{API}/export?created_by=x") == 200)
+
+        wait_until(lambda: len(manifests(url)) == 2)
+        assert {False, True} == {each["complete"] for each in manifests(url)}
+
+
+def test_lists_are_answered_while_all_places_for_exports_are_taken(filled: str) -> None:
+    """Another export is refused, by whatever worker."""
+    with serving("--workers", "2", "--pool-size", "1", AUDIT_DSN=filled) as (_, url, _):
+        with request(url), request(url):
+            wait_for_reader(filled, 2)
+
+            for _ in range(8):
+                assert fetch(f"{url}{API}/export") == 503
+                assert fetch(f"{url}{API}/query?status=failed&created_by=x") == 200
+
+
+@pytest.mark.parametrize("is_read", [True, False], ids=["read", "unread"])
+def test_a_service_that_stops_lets_an_export_go_on_for_a_while(filled: str, is_read: bool) -> None:
+    options = ["--workers", "1", "--request-timeout-seconds", "20" if is_read else "2"]
+    with serving(*options, AUDIT_DSN=filled) as (process, url, _):
+        with request(url) as client:
+            wait_for_reader(filled)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)  # the stop has begun by then, or begins while the client reads
+            body = rest_of(client) if is_read else b""
+            assert process.wait(60) == 0
+        assert body.endswith(b"0\r\n\r\n") is is_read
+
+    ((complete, tasks),) = execute(filled, "SELECT complete, tasks FROM exports")
+    assert complete is is_read
+    assert (tasks == TASKS) is is_read
+
+
+def test_the_hash_is_that_of_the_file(filled: str) -> None:
+    with serving("--workers", "1", AUDIT_DSN=filled) as (_, url, _):
+        with urllib.request.urlopen(f"{url}{API}/export", timeout=60) as response:
+            body = response.read()
+        (manifest,) = manifests(url)
+
+    assert manifest["sha256"] == hashlib.sha256(body).hexdigest()
+    assert manifest["last_task"] == json.loads(body.splitlines()[-1])["task_id"]
