@@ -17,8 +17,8 @@ from tests.conftest import execute
 from tests.processes import API, connected, fetch, get, serving, workers_of
 from tests.waiting import wait_until
 
-#: Much more than a worker may hold in memory: 72 MB in two partitions.
-TASKS, TEXT_BYTES = 12_000, 6000
+#: Much more than a worker may hold in memory: 48 MB.
+TASKS, TEXT_BYTES = 8_000, 6000
 MOST_MEMORY = 24 * 1024 * 1024
 FILL = (
     "INSERT INTO tasks (task_id, request_text, status, created_at, error_message)"
@@ -84,8 +84,7 @@ class Memory:
         return self._read("VmHWM") - self._before
 
 
-@pytest.mark.parametrize("form", ["ndjson", "csv"])
-@pytest.mark.parametrize("coding", ["identity", "gzip"])
+@pytest.mark.parametrize(("form", "coding"), [("ndjson", "identity"), ("csv", "gzip")])
 def test_memory_is_constant_whatever_the_reader_does(filled: str, form: str, coding: str) -> None:
     with serving("--workers", "1", AUDIT_DSN=filled) as (process, url, _):
         assert fetch(f"{url}{API}/query?limit=1") == 200
@@ -107,7 +106,8 @@ def test_memory_is_constant_whatever_the_reader_does(filled: str, form: str, cod
             grown = memory.grown()
 
         assert size > (TASKS * TEXT_BYTES if coding == "identity" else 0)
-        assert manifests(url)[0]["bytes"] > TASKS * TEXT_BYTES > MOST_MEMORY
+        sent = max(each["bytes"] for each in manifests(url))
+        assert sent > TASKS * TEXT_BYTES > MOST_MEMORY
         assert grown <= MOST_MEMORY
 
 
@@ -142,13 +142,17 @@ def test_a_reader_that_leaves_frees_its_place(filled: str) -> None:
 
 def test_lists_are_answered_while_all_places_for_exports_are_taken(filled: str) -> None:
     """Another export is refused, by whatever worker."""
-    with serving("--workers", "2", "--pool-size", "1", AUDIT_DSN=filled) as (_, url, _):
-        with request(url), request(url):
-            wait_for_reader(filled, 2)
+    options = ["--workers", "2", "--pool-size", "1"]
+    with (
+        serving(*options, AUDIT_DSN=filled) as (_, url, _),
+        request(url),
+        request(url),
+    ):
+        wait_for_reader(filled, 2)
 
-            for _ in range(8):
-                assert fetch(f"{url}{API}/export") == 503
-                assert fetch(f"{url}{API}/query?status=failed&created_by=x") == 200
+        for _ in range(8):
+            assert fetch(f"{url}{API}/export") == 503
+            assert fetch(f"{url}{API}/query?status=failed&created_by=x") == 200
 
 
 @pytest.mark.parametrize("is_read", [True, False], ids=["read", "unread"])
