@@ -1,9 +1,9 @@
 """What schemathesis cannot learn from the document: NDJSON, and rules that OpenAPI cannot express.
 
 OpenAPI 3.1 has no words for parameters that exclude each other, for a cursor that has to come from
-a page, for JSON inside a parameter, for bounds of a time, for names of time zones, for a response
-that does not end, or for the lines of NDJSON. Data that is meant to be valid is made to follow
-these rules here; data that is meant to be invalid is sent as it is.
+a page, for JSON or a list of columns inside a parameter, for bounds of a time, for names of time
+zones, for a response that does not end, or for the lines of NDJSON. Data that is meant to be valid
+is made to follow these rules here; data that is meant to be invalid is sent as it is.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ def before_call(
     follow_in_query(case.query)
     if "/statistics/" in case.path:
         follow_in_statistics(case.path, case.query)
+    if case.path.endswith("/export"):
+        follow_in_export(case.query)
     if case.path.endswith(("/changes", "/feed")):
         for name in ("position", "wait"):
             case.query.pop(name, None)
@@ -94,6 +96,18 @@ def follow_in_statistics(path: str, query: dict[str, Any]) -> None:
         query.pop("interval", None)
     elif query.get("interval", "auto") != "auto":
         query["interval"] = "1y"
+
+
+def follow_in_export(query: dict[str, Any]) -> None:
+    """Name columns that exist, of CSV only, and no task to continue after."""
+    query.pop("after", None)
+    if query.get("format") != "csv":
+        query.pop("columns", None)
+        query.pop("raw", None)
+    if "columns" in query:
+        query["columns"] = "status,task_id"
+    if "raw" in query:
+        query["raw"] = "true"
 
 
 def in_utc(time: str) -> str:
