@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import IO, Any, Final
 
+from audit.commands.output import note
 from audit.errors import Invalid, Malformed, Problem, TimedOut, Unavailable
-from audit.history import utf8
+from audit.history import json_text, utf8
 from audit.history.json_text import Reader
 from audit.history.parsing import MAX_TASKS_IN_ARRAY, TaskBatch, TaskCollector
 from audit.history.task import Recorded
@@ -20,6 +21,8 @@ _BATCH_BYTES = 8 * 1024 * 1024
 _PIECE_BYTES = 64 * 1024
 #: Batches that are sent at the same time.
 AT_ONCE: Final = 2
+#: Tasks have it in the files of exports.
+_SET_BY_DATABASE: Final = "recorded_at"
 
 
 class Refused(Problem):
@@ -91,8 +94,16 @@ def _batches(source: IO[bytes], limits: Limits) -> Iterator[tuple[TaskBatch, int
     """Yield batches of validated tasks, each with its size in the file."""
     tasks = TaskCollector(limits)
     size = 0
-    for label, text, value, length in _tasks(source, limits):
+    is_export = False
+    for label, given, value, length in _tasks(source, limits):
+        text = given
         size += length
+        if isinstance(value, dict) and _SET_BY_DATABASE in value:
+            if not is_export:
+                is_export = True
+                note(f"{_SET_BY_DATABASE} is left out: it is the time of this recording")
+            del value[_SET_BY_DATABASE]
+            text = json_text.without(given, _SET_BY_DATABASE)
         if text:
             if isinstance(value, dict) and not value.get("task_id"):
                 raise Invalid(

@@ -284,6 +284,12 @@ def replaced(text: str, values: Mapping[str, Any]) -> str:
     return "".join([*parts, text[kept:]])
 
 
+def without(text: str, name: str) -> str:
+    """Return the text of a valid JSON object without one of its members."""
+    kept = (f"{json.dumps(each)}:{value}" for each, value in members(text) if each != name)
+    return f"{{{','.join(kept)}}}"
+
+
 def members(text: str) -> Iterator[tuple[str, str]]:
     """Yield the name of each member of a valid JSON object, and the text of its value."""
     for name, at, end in _places(text):

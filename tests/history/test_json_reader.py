@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from audit.errors import Invalid, Malformed, Problem
-from audit.history.json_text import Reader, replaced
+from audit.history.json_text import Reader, replaced, without
 from audit.history.utf8 import lines, texts
 from audit.settings import Settings
 
@@ -86,3 +86,18 @@ def test_lines_may_come_in_any_pieces() -> None:
 )
 def test_a_member_is_replaced_and_the_rest_is_unchanged(text: str, expected: str) -> None:
     assert expected == replaced(text, {"a": "x"})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"a":1}', "{}"),
+        ('{"b":{"a":1},"a":[{"a":2}],"c":"\\"a\\":1"}', '{"b":{"a":1},"c":"\\"a\\":1"}'),
+        ('{ "a" :\n {} , "b" : 12.50e1 }', '{"b":12.50e1}'),
+        (r'{"\u0061":null,"é":"\u00e9"}', r'{"\u00e9":"\u00e9"}'),
+    ],
+)
+def test_a_member_is_removed_and_the_values_of_the_others_are_unchanged(
+    text: str, expected: str
+) -> None:
+    assert expected == without(text, "a")
