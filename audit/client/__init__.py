@@ -1,7 +1,8 @@
 """Clients for programs that record tasks, or ask about them, through a running service."""
 
 from audit.client.aio import AsyncChanges, AsyncClient, AsyncPages, AsyncTaskPages
-from audit.client.models import Caller, FeedChange, Task, TaskPage
+from audit.client.export_file import WrongFile
+from audit.client.models import Caller, ExportManifest, FeedChange, Task, TaskPage
 from audit.client.sync import Changes, Client, Pages, TaskPages
 from audit.errors import (
     BodyTooLarge,
@@ -34,6 +35,7 @@ __all__ = [
     "Caller",
     "Changes",
     "Durations",
+    "ExportManifest",
     "Facets",
     "FeedChange",
     "Histogram",
@@ -62,4 +64,5 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "UnknownPosition",
+    "WrongFile",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 from uuid import UUID
 
 from audit.history import arguments
@@ -55,6 +55,17 @@ class DurationParams(arguments.DurationParams, total=False):
     """The filters, and how to group the tasks."""
 
     status: OneOrMore | None
+
+
+class ExportParams(arguments.CountParams, total=False):
+    """The filters of an export, and its form. None means "not given"."""
+
+    status: OneOrMore | None
+    format: Literal["ndjson", "csv"] | None
+    columns: OneOrMore | None
+    """The columns of CSV in their order; all by default."""
+    raw: bool | None
+    """Whether cells of CSV are left as they are, also those that a spreadsheet would run."""
 
 
 class Change(TypedDict, total=False):

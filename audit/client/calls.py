@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode
 from uuid import UUID
 
 from pydantic import BaseModel
+from pydantic_core import from_json
 
 from audit.client.models import Caller, ChangesPage, Task, TaskPage
 from audit.client.wire import Call, Reply, Steps, Wire
@@ -29,6 +30,8 @@ from audit.limits import HIGHEST
 _BATCH_CHARACTERS: Final = 1024 * 1024
 #: Of the pages that are read one after the other.
 _LONGEST_PAGE: Final = 1000
+#: Types of a parameter with several values.
+_SEVERAL: Final = (list, tuple, set, frozenset)
 
 Body = TypeVar("Body", bound=BaseModel)
 Item = TypeVar("Item")
@@ -121,6 +124,31 @@ def facets(names: Sequence[str], params: Mapping[str, Any]) -> Call[Facets]:
 def durations(params: Mapping[str, Any]) -> Call[Durations]:
     """Measure how long tasks took."""
     return _get("/statistics/durations", params, partial(_model, Durations))
+
+
+def export(params: Mapping[str, Any]) -> Call[None]:
+    """Export tasks. The body of the response is read by others."""
+    return _get("/export", params, _read_elsewhere, is_kept=False)
+
+
+def export_params(params: Mapping[str, Any]) -> dict[str, str | list[str]]:
+    """Return the parameters of an export as texts, without those that are None."""
+    given: dict[str, str | list[str]] = {}
+    for name, value in params.items():
+        if name == "raw":
+            given |= {"raw": "true"} if value else {}
+        elif name == "columns" and value is not None and not isinstance(value, str):
+            given["columns"] = ",".join(value)
+        elif isinstance(value, _SEVERAL):
+            given |= {name: [_text(name, each) for each in value]} if value else {}
+        elif value is not None:
+            given[name] = _text(name, value)
+    return given
+
+
+def export_manifest(export_id: str) -> Call[dict[str, Any]]:
+    """Get what the service has recorded of an export."""
+    return _get(f"/exports/{_segment(export_id)}", {}, _object, is_kept=False)
 
 
 def whoami() -> Call[Caller]:
@@ -291,7 +319,7 @@ def _get(
         (name, _text(name, value))
         for name, values in params.items()
         if values is not None
-        for value in (values if isinstance(values, list | tuple | set | frozenset) else [values])
+        for value in (values if isinstance(values, _SEVERAL) else [values])
     ]
     return Call("GET", path + _query(pairs), read, is_kept=is_kept)
 
@@ -336,6 +364,18 @@ def _page(reply: Reply) -> TaskPage:
 def _task(reply: Reply) -> Task:
     task = Task.model_validate_json(reply.body)
     return task.model_copy(update={"etag": reply.headers.get("etag")})
+
+
+def _read_elsewhere(reply: Reply) -> None:
+    if "x-total" not in reply.headers:
+        raise ValueError("this is not an export")
+
+
+def _object(reply: Reply) -> dict[str, Any]:
+    found = from_json(reply.body)
+    if not isinstance(found, dict):
+        raise ValueError("this is not an object")
+    return found
 
 
 def _total(reply: Reply) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from pydantic import Field
@@ -59,3 +60,24 @@ class Caller(Output):
     """The version of the service."""
     trace_url: str | None
     """The URL of a trace, with `{trace_id}` in place of its id; None if none is configured."""
+
+
+class ExportManifest(Output):
+    """What the file of an export contains, as `FILE.manifest.json` has it."""
+
+    format: str
+    """`ndjson` or `csv`."""
+    tasks: int
+    bytes: int
+    """The size of the file, before compression."""
+    sha256: str
+    """The SHA-256 of these bytes in hexadecimal digits."""
+    complete: bool
+    one_snapshot: bool
+    """Whether all tasks were read at one moment. They were not if the export was resumed."""
+    recorded: bool
+    """Whether the service has a manifest of each part."""
+    params: dict[str, str | list[str]]
+    """The parameters of the export, with the time that `last` or `days` meant."""
+    parts: list[dict[str, Any]]
+    """The manifest of each part: of one if the export was never cut off."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
 from typing import Any, Generic, Self, TypeVar, Unpack
 from uuid import UUID
 
@@ -14,13 +17,15 @@ from audit.client.arguments import (
     Change,
     ChangesParams,
     DurationParams,
+    ExportParams,
     FacetParams,
     HistogramParams,
     ListParams,
     NewTaskMembers,
     QueryParams,
 )
-from audit.client.models import Caller, FeedChange, Task, TaskPage
+from audit.client.exporting import SILENT_SECONDS, Download
+from audit.client.models import Caller, ExportManifest, FeedChange, Task, TaskPage
 from audit.client.wire import Attempt, Call, Lost, Reply, Retries, Steps, Wait, Wire
 from audit.history.events import HistoryBody, TaskEvent
 from audit.history.statistics_body import Durations, Facets, Histogram
@@ -198,6 +203,25 @@ class Client:
         """Return how long the tasks took that match."""
         return self.send(calls.durations(filters))
 
+    def export(
+        self, path: Path | str, *, resume: bool = False, **params: Unpack[ExportParams]
+    ) -> ExportManifest:
+        """Export all tasks that match to a file; return its manifest, once both are complete.
+
+        The file is compressed if its name ends with `.gz`. An export that is cut off stays in
+        `FILE.part`. With `resume`, one to the same file with the same parameters is continued.
+
+        Raises:
+            Unavailable: the export was cut off, or the service does not answer.
+            WrongFile: a part is there and `resume` is not given, or it is of another export.
+        """
+        with closing(Download(Path(path), params, resume=resume)) as download:
+            self._run(self._wire.exchange(download.call), partial(self._receive, download))
+            recorded = None
+            if call := download.manifest_call():
+                recorded = self.send(call)
+            return download.finish(recorded)
+
     def record(
         self, task: NewTask | Mapping[str, Any] | None = None, /, **members: Unpack[NewTaskMembers]
     ) -> UUID:
@@ -247,8 +271,13 @@ class Client:
         """Send a request, and again if necessary; return its result."""
         return self._run(self._wire.exchange(call))
 
-    def _run(self, steps: Steps[Result]) -> Result:
-        """Do one step after the other until there is a result."""
+    def _run(
+        self,
+        steps: Steps[Result],
+        send: Callable[[Attempt], Reply | Lost] | None = None,
+    ) -> Result:
+        """Do one step after the other until there is a result. `send` sends an attempt."""
+        send = send or self._attempt
         answer: Reply | Lost | None = None
         try:
             while True:
@@ -257,7 +286,7 @@ class Client:
                 if isinstance(step, Wait):
                     time.sleep(step.seconds)
                 else:
-                    answer = self._attempt(step)
+                    answer = send(step)
         except StopIteration as done:
             result: Result = done.value
             return result
@@ -280,3 +309,21 @@ class Client:
                 return transport.reply(response, bytes(body))
         except (httpx2.HTTPError, httpx2.InvalidURL) as failure:
             return transport.lost(failure)
+
+    def _receive(self, download: Download, attempt: Attempt) -> Reply | Lost:
+        """Send an attempt to export. If the response is an export, write it."""
+        try:
+            with self._http.stream(
+                attempt.method,
+                attempt.url,
+                headers=attempt.headers,
+                timeout=transport.timeouts(SILENT_SECONDS),
+            ) as response:
+                reply = transport.reply(response, b"")
+                if not download.begin(reply):
+                    return transport.reply(response, response.read())
+                for piece in response.iter_bytes():
+                    download.write(piece)
+                return reply
+        except (httpx2.HTTPError, httpx2.InvalidURL) as failure:
+            return download.lost(transport.lost(failure))

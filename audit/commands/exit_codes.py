@@ -10,7 +10,8 @@ class ExitCode(IntEnum):
     """How a command ended. The help explains each code."""
 
     NO = 1
-    """The watched task failed or was rejected, or a list with `--exit-status` is not empty."""
+    """The watched task failed or was rejected, a list with `--exit-status` is not empty, or a
+    verified file differs."""
     USAGE = 2
     DATA = os.EX_DATAERR
     NO_TASK = os.EX_NOINPUT

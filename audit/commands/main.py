@@ -14,6 +14,7 @@ from audit.commands import (
     completion,
     counts,
     demo,
+    export,
     keys,
     log,
     login,
@@ -53,6 +54,7 @@ _COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "watch": watch.watch,
     "tail": tail.tail,
     "stats": stats.stats,
+    "export": export.export,
     "open": open_page.open_page,
     "login": login.login,
     "whoami": login.whoami,
@@ -81,13 +83,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Record the task history of an orchestrator in PostgreSQL, and query it over HTTP.",
     epilog=(
-        "Exit codes: 0 success; 1 the task has failed, or there is one (--exit-status); 2 wrong"
-        " option or variable; 65 invalid data, or wrong counts; 66 no such task; 69 the database,"
-        " the service or the port is not available; 74 a file or the output cannot be read or"
-        " written; 77 no valid API key, or it does not permit this; 78 migrations are missing,"
-        " task-audit[server] is not installed, there are no API keys on an address that is not a"
-        " loopback address, or config.toml is not valid; 124 --timeout is over; 130 interrupted;"
-        " 141 the reader of the output has closed it."
+        "Exit codes: 0 success; 1 the task has failed, or there is one (--exit-status), or a"
+        " file is not as its manifest says (--verify); 2 wrong option or variable; 65 invalid"
+        " data, or wrong counts; 66 no such task; 69 the database, the service or the port is"
+        " not available; 74 a file or the output cannot be read or written; 77 no valid API"
+        " key, or it does not permit this; 78 migrations are missing, task-audit[server] is not"
+        " installed, there are no API keys on an address that is not a loopback address, or"
+        " config.toml is not valid; 124 --timeout is over; 130 interrupted; 141 the reader of"
+        " the output has closed it."
     ),
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Final
 
 from pydantic import SecretStr
 
 from audit.client.aio import AsyncClient
+from audit.client.sync import Client
 from audit.client.wire import Retries
 from audit.errors import BodyTooSlow, TimedOut, TooManyRequests, Unavailable
 from audit.profiles import ServiceAddress
+
+#: Counting the tasks of an export takes longer than other requests.
+_EXPORT_RETRIES: Final = Retries(tries=5, timeout=300)
 
 
 @asynccontextmanager
@@ -24,6 +29,14 @@ async def service_at(
     """
     address = ServiceAddress(url, SecretStr(key) if key else None, ca_file)
     async with AsyncClient.at(address, retries, insecure=True) as client:
+        yield client
+
+
+@contextmanager
+def export_client_at(url: str, key: str | None, ca_file: Path | None = None) -> Iterator[Client]:
+    """Open a client for an export, which waits until there is a place for it."""
+    address = ServiceAddress(url, SecretStr(key) if key else None, ca_file)
+    with Client.at(address, _EXPORT_RETRIES, insecure=True) as client:
         yield client
 
 

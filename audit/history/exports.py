@@ -240,6 +240,9 @@ async def _snapshot(connection: Connection) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(_ROLLBACK_SECONDS):
                 await transaction.rollback()
+        except asyncio.CancelledError:
+            connection.terminate()
+            raise
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             connection.terminate()
 
@@ -273,6 +276,8 @@ class Export:
         self._connection = connection
         self._author = author
         self._filter: str = opened["filter"]
+        self.since: str | None = json.loads(self._filter).get("since")
+        """The time of the first task to match, as RFC 3339, also if the filter counts back."""
         self._values = {
             **filtered,
             "after_at": opened["after_at"],

@@ -22,7 +22,7 @@ _REQUEST_HEADERS: Final = (
 _RESPONSE_HEADERS: Final = (
     "Accept-Patch, Allow, Audit-Position, Content-Disposition, ETag, Feed-Position, Link,"
     " RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, X-Export-ID, X-Request-ID,"
-    " X-Snapshot, X-Total, X-Total-Count"
+    " X-Since, X-Snapshot, X-Total, X-Total-Count"
 )
 #: The headers of a response to a request whose `Origin` was not read. A page of any origin may read
 #: such a response, which says no more than why the service did not read the request.

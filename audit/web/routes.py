@@ -241,7 +241,7 @@ ROUTES: Final = (
                     ),
                     Content(_TEXT, ("export_csv",), exports.CSV),
                 ),
-                ("Content-Disposition", "X-Export-ID", "X-Snapshot", "X-Total"),
+                ("Content-Disposition", "X-Export-ID", "X-Since", "X-Snapshot", "X-Total"),
             ),
         },
         query=ExportQuery,

@@ -36,14 +36,16 @@ METHODS = {
     "get_histogram": "histogram",
     "get_facets": "facets",
     "get_durations": "durations",
+    "export_tasks": "export",
+    "get_export": "export",
     "record": "record",
     "get_task": "task",
     "get_history": "history",
     "update": "update",
     "whoami": "whoami",
 }
-#: Files of any size, which `audit export` writes and checks.
-WITHOUT_A_METHOD = {"export_tasks", "get_export", "list_exports"}
+#: For administrators.
+WITHOUT_A_METHOD = {"list_exports"}
 #: Ways to send the requests of others.
 BESIDES = {"at", "close", "from_profile", "record_json", "record_many", "send"}
 

@@ -38,6 +38,7 @@ _MANIFEST_HEADERS: Final[dict[str, str]] = {
     hdrs.VARY: "Authorization, Cookie",
 }
 _EXPORT_ID: Final = istr("X-Export-ID")
+_SINCE: Final = istr("X-Since")
 _SNAPSHOT: Final = istr("X-Snapshot")
 _TOTAL: Final = istr("X-Total")
 #: The time limit for a client to read holds for each piece.
@@ -151,4 +152,5 @@ def _headers(export: Export) -> dict[str, str]:
         hdrs.VARY: "Accept-Encoding, Authorization, Cookie",
         _TOTAL: str(export.total),
         _SNAPSHOT: export.snapshot,
+        **({} if export.since is None else {_SINCE: export.since}),
     }

@@ -1,0 +1,95 @@
+"""The method `export` of both clients."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audit.client import Invalid, Unavailable, WrongFile
+from tests.client.conftest import Connect
+from tests.client.proxy import CUT_BEFORE, CUT_WITHIN, FaultProxy, Refusal
+from tests.conftest import ago, task
+
+
+@pytest.fixture
+def ids(client: Any, me: str) -> list[str]:
+    """The ids of some tasks of `me`, the newest first."""
+    tasks = [
+        task(created_at=ago(minutes=n + 1), created_by=me, error_message=f"{n} " * 500)
+        for n in range(200)
+    ]
+    client.record_many(tasks)
+    return [str(one["task_id"]) for one in tasks]
+
+
+def read(file: Path) -> list[str]:
+    return [json.loads(line)["task_id"] for line in file.read_bytes().splitlines()]
+
+
+def test_an_export_is_a_file_with_a_manifest(
+    client: Any, me: str, ids: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "tasks.ndjson"
+    manifest = client.export(file, created_by=me, last="4h", status=None)
+
+    assert read(file) == ids
+    assert (manifest.tasks, manifest.complete, manifest.one_snapshot) == (200, True, True)
+    assert manifest.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    stored = json.loads((tmp_path / "tasks.ndjson.manifest.json").read_bytes())
+    assert stored == manifest.model_dump(mode="json")
+
+    packed = client.export(
+        str(tmp_path / "tasks.csv.gz"),
+        format="csv",
+        columns=["task_id", "status"],
+        raw=True,
+        created_by=me,
+        service=["payments"],
+    )
+    assert packed.params["columns"] == "task_id,status"
+    assert packed.parts[0]["columns"] == ["task_id", "status"]
+    assert packed.parts[0]["raw"] is True
+    with pytest.raises(Invalid):
+        client.export(tmp_path / "other", created_by=me, columns="x")
+    assert not (tmp_path / "other.part").exists()
+
+
+def test_an_export_that_is_cut_off_is_continued(
+    connect: Connect, url: str, me: str, ids: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "tasks.ndjson"
+    with FaultProxy(url, CUT_WITHIN, CUT_WITHIN) as proxy:
+        client = connect(proxy.url)
+        with pytest.raises(Unavailable, match="cut off"):
+            client.export(file, created_by=me, last="4h")
+        with pytest.raises(WrongFile, match="exists"):
+            client.export(file, created_by=me, last="4h")
+        with pytest.raises(WrongFile, match="other options"):
+            client.export(file, created_by=me, status="failed", resume=True)
+        with pytest.raises(Unavailable, match="cut off"):
+            client.export(file, created_by=me, last="4h", resume=True)
+        manifest = client.export(file, created_by=me, last="4h", resume=True)
+
+    assert read(file) == ids
+    assert [False, False, True] == [part["complete"] for part in manifest.parts]
+    assert 200 == sum(part["tasks"] for part in manifest.parts) == manifest.tasks
+    assert "last" not in manifest.params
+
+
+def test_an_export_that_has_not_begun_is_tried_again(
+    connect: Connect, url: str, me: str, ids: list[str], tmp_path: Path
+) -> None:
+    with FaultProxy(url, CUT_BEFORE, Refusal(503, {"Retry-After": "0"})) as proxy:
+        manifest = connect(proxy.url).export(tmp_path / "tasks", created_by=me)
+    assert (manifest.tasks, manifest.one_snapshot) == (200, True)
+
+    with (
+        FaultProxy(url, Refusal(200, {}, b"{}")) as proxy,
+        pytest.raises(Unavailable, match="is not a task-audit service"),
+    ):
+        connect(proxy.url).export(tmp_path / "other")
+    assert not (tmp_path / "other.part").exists()
