@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import random
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from audit.telemetry.metrics import Metrics
 from tests.conftest import SERVING, ago, as_role, execute, task
+from tests.history.guards import REMOVAL, refusal
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -95,6 +97,79 @@ async def test_an_export_shows_the_snapshot_while_tasks_change(
     assert [one["task_id"] for one in tasks] == [one["task_id"] for one in given]
     assert {one["status"] for one in tasks} == {"executing"}
     assert export.total == len(tasks)
+
+
+async def test_a_session_with_the_same_snapshot_sees_the_same_tasks(
+    exports: Exports, service: AuditService, dsn: str
+) -> None:
+    """While four writers record tasks and move them on."""
+    await service.record([
+        task(created_at=ago(days=n % 150 + 1), status="pending", completed_at=None)
+        for n in range(400)
+    ])  # fmt: skip
+    is_over = asyncio.Event()
+    written = 0
+
+    async def write(seed: int) -> None:
+        nonlocal written
+        chosen = random.Random(seed)
+        while not is_over.is_set():
+            new = task(created_at=ago(days=chosen.random() * 150), status="pending",
+                       completed_at=None)  # fmt: skip
+            await service.record([new])
+            state = chosen.choice(["approved", "executing", "completed", "failed"])
+            await service.update(new["task_id"], {"status": state})
+            await service.upkeep.fold_counts()
+            written += 1
+
+    writers = [asyncio.create_task(write(seed)) for seed in range(4)]
+
+    class SlowReader(Reader):
+        async def write(self, piece: bytes) -> None:
+            await super().write(piece)
+            seen = written
+            await until(lambda: written > seen)
+
+    reader = SlowReader()
+    await until(lambda: written > 4)
+    connection = await asyncpg.connect(dsn)
+    try:
+        async with exports.open(query()) as export:
+            shared = await export._connection.fetchval("SELECT pg_export_snapshot()")
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                await connection.execute(f"SET TRANSACTION SNAPSHOT '{shared}'")
+                same = await connection.fetchval("SELECT pg_current_snapshot()::text")
+                expected = await connection.fetch(
+                    "SELECT task_id, status FROM tasks ORDER BY created_at DESC, task_id DESC"
+                )
+            await export.send(reader.write)
+    finally:
+        await connection.close()
+        is_over.set()
+        await asyncio.gather(*writers)
+
+    lines = [json.loads(line) for line in reader.body.splitlines()]
+    assert export.snapshot == same
+    assert [(one["task_id"], one["status"]) for one in lines] == [
+        (str(row["task_id"]), row["status"]) for row in expected
+    ]
+    assert export.total == len(lines) > 400
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["UPDATE exports SET tasks = 9", "DELETE FROM exports", "TRUNCATE exports"],
+    ids=["update", "delete", "truncate"],
+)
+async def test_what_was_recorded_of_an_export_stays(
+    exports: Exports, dsn: str, statement: str
+) -> None:
+    async with exports.open(query()) as export:
+        await export.send(Reader().write)
+
+    assert refusal(dsn, statement) == REMOVAL
+    assert refusal(dsn, f"SET session_replication_role = 'replica'; {statement}") == REMOVAL
+    assert len(await recorded(exports)) == 1
 
 
 async def test_only_some_exports_run_at_once(export_pool: Pool, service: AuditService) -> None:

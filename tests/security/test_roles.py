@@ -139,6 +139,26 @@ async def test_the_role_that_reads_reads(
     assert (await answer(client, f"{API}/query", created_by=name))["total"] == 1
 
 
+async def test_the_role_that_reads_exports_without_a_manifest(
+    services: dict[str, AuditService], connect: Connect, history: dict[str, str]
+) -> None:
+    name = f"s-{uuid.uuid4()}"
+    await services[SERVING].record([task(created_by=name)])
+    number = "SELECT count(*) FROM exports"
+    before = execute(history[OWNER], number)
+    client = await connect(READING)
+    for form in ("ndjson", "csv"):
+        response = await client.get(
+            f"{API}/export", params={"created_by": name, "format": form, "columns": "task_id"}
+            if form == "csv" else {"created_by": name},
+        )  # fmt: skip
+        assert response.status == 200
+        assert (await response.read()).count(b"\n") == (2 if form == "csv" else 1)
+        assert "X-Export-ID" not in response.headers
+        assert response.headers["X-Total"] == "1"
+    assert execute(history[OWNER], number) == before
+
+
 async def test_recording_as_the_role_that_reads_gets_503(
     services: dict[str, AuditService], connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
