@@ -2,8 +2,9 @@
 
     make story
 
-Meanwhile a reader follows the feed of changes. In the end, the programs, the list of the service
-and the feed must agree: every started task is present once, every change was delivered once.
+Meanwhile a reader follows the feed of changes. In the end, the programs, the list of the service,
+an export and the feed must agree: every started task is present once, every change was delivered
+once, and the hash of the export is correct.
 
 Nothing is simulated. The service is `audit serve` with a PostgreSQL of its own, in a folder that is
 removed at the end. It is killed by SIGKILL, so it can neither finish nor save anything.
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import json
 import multiprocessing
 import os
 import random
@@ -149,6 +152,20 @@ def states_in_list(client: Client) -> States:
     return dict(tasks)
 
 
+def states_in_export(client: Client, file: Path) -> States:
+    """Export all tasks to a file; return their states, after a check of the file's hash."""
+    manifest = client.export(file)
+    content = file.read_bytes()
+    if not manifest.recorded or hashlib.sha256(content).hexdigest() != manifest.sha256:
+        raise StoryError("the export does not have the hash that the service has recorded")
+    say(f"the export has the hash that the service has recorded: {manifest.sha256}")
+    tasks = [json.loads(line) for line in content.splitlines()]
+    states = {task["task_id"]: task["status"] for task in tasks}
+    if len(tasks) != len(states):
+        raise StoryError("the export has a task twice")
+    return states
+
+
 # The story.
 
 
@@ -257,6 +274,7 @@ def tell(service: Service, folder: Path, tasks: int) -> None:
             {
                 "the programs": done,
                 "the list of the service": states_in_list(client),
+                "the export": states_in_export(client, folder / "tasks.ndjson"),
                 "the feed": states_in_feed(reader),
             }
         )
