@@ -12,7 +12,7 @@ PARTS ?= all
 AGAINST ?=
 DIST ?= dist
 
-.PHONY: help install run story test test-faults check format bench release lock clean
+.PHONY: help install run story test test-faults check format bench release freeze lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -59,6 +59,11 @@ release: .venv/installed-dev  ## Build the wheel, the sdist and a bill of materi
 	.venv/bin/python -m hatchling build --directory $(DIST)
 	.venv/bin/cyclonedx-py requirements requirements-server.lock --pyproject pyproject.toml \
 		--output-reproducible --output-file $(DIST)/sbom.cdx.json
+
+freeze: .venv/installed-dev  ## Store the API and the migrations of a version when it is released
+	.venv/bin/python -m pytest --quiet tests/project/test_released.py
+	.venv/bin/audit openapi > tests/released/openapi.json
+	sha256sum migrations/*.sql > tests/released/migrations.sha256
 
 lock:  ## Pin the newest allowed versions, with hashes (needs uv)
 	$(UV_COMPILE) pyproject.toml --extra server --output-file requirements-server.lock

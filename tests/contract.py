@@ -1,8 +1,8 @@
-"""What a client can no longer rely on, if one OpenAPI document replaces another."""
+"""What a new version breaks of a released one, in its OpenAPI document or its migrations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 Schema = dict[str, Any]
@@ -10,6 +10,22 @@ Schema = dict[str, Any]
 _LOWER = ("minimum", "exclusiveMinimum", "minLength", "minItems")
 _UPPER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems")
 _RULES = ("pattern", "format", "uniqueItems")
+
+
+def edits(released: Mapping[str, str], migrations: Mapping[str, str]) -> list[str]:
+    """Return which files of migrations differ from what was released. Both map names to digests.
+
+    A database that has a migration never gets later changes of its file. So a released file must
+    stay as it is, and new files must have higher numbers.
+    """
+    last = max(released)[:4]
+    kept = released.keys() & migrations.keys()
+    added = migrations.keys() - kept
+    return [
+        *(f"{name} is removed" for name in released.keys() - kept),
+        *(f"{name} is changed" for name in kept if migrations[name] != released[name]),
+        *(f"{name} must have a number above {last}" for name in added if name[:4] <= last),
+    ]
 
 
 def losses(old: Schema, new: Schema) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pwd
 import re
@@ -20,8 +19,6 @@ from audit.errors import Invalid, Unavailable
 from audit.postgres import migrate
 from audit.postgres.schema import migrations_on_disk
 from tests.conftest import execute, of_database
-
-MANIFEST = Path(__file__).with_name("migrations.sha256")
 
 #: Everything in the schema but what belongs to yoyo or to an extension, one row a thing.
 SCHEMA = """
@@ -271,14 +268,3 @@ def test_every_migration_is_well_named_and_has_its_rollback() -> None:
     assert sorted(files) == sorted(
         [*(f"{name}.sql" for name in names), *(f"{name}.rollback.sql" for name in names)]
     )
-
-
-def test_no_migration_was_edited() -> None:
-    # A database that has a migration never gets its changes, so write a new migration instead.
-    # Until the release of 0.1.0: `sha256sum migrations/*.sql > tests/postgres/migrations.sha256`.
-    folder = Path(str(resources.folder("migrations")))
-
-    assert MANIFEST.read_text().splitlines() == [
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  migrations/{path.name}"
-        for path in sorted(folder.iterdir())
-    ]

@@ -23,7 +23,7 @@ from tests.processes import AUDIT, serving
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMED = re.compile(r"`((?:audit|sql|migrations|tests|docs)/[\w./-]*)`")
 #: Options of other programs that a page names alone.
 OTHERS = {"--strict"}
