@@ -38,10 +38,10 @@ class Database:
     """
 
     def __init__(self, path: str | os.PathLike[str], max_bytes: int) -> None:
+        self._connection: sqlite3.Connection | None = None
         self.path = Path(path).absolute()
         self._max_pages = max(max_bytes // _PAGE_BYTES, _FEWEST_PAGES)
         self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
         _databases.add(self)
 
     @contextlib.contextmanager
@@ -81,6 +81,10 @@ class Database:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def __del__(self) -> None:
+        """Close the connection, because Python 3.13 warns about one that nobody closed."""
+        self.close_before_fork()
 
     def lock_before_fork(self) -> None:
         """Wait until no thread uses the connection, and close it."""
