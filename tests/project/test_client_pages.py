@@ -32,11 +32,12 @@ def url(shared_dsn: str) -> Iterator[str]:
         yield url
 
 
-def run(program: str) -> list[str]:
-    """Run a Python program; return the lines that it prints."""
+def run(program: str, folder: Path) -> list[str]:
+    """Run a Python program in a folder; return the lines that it prints."""
     done = subprocess.run(
-        [sys.executable, "-c", program], text=True, capture_output=True, check=False, timeout=60
-    )
+        [sys.executable, "-c", program],
+        text=True, capture_output=True, check=False, timeout=60, cwd=folder,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -63,18 +64,20 @@ def test_commands_of_the_feed(url: str) -> None:
     assert re.search("^event: change\nid: [0-9]+\ndata: {", printed(streams), re.MULTILINE)
 
 
-def test_programs_of_the_client(url: str) -> None:
-    records, follows = blocks("client.md", "python")
+def test_programs_of_the_client(url: str, tmp_path: Path) -> None:
+    records, follows, exports = blocks("client.md", "python")
     program = records.replace("http://127.0.0.1:8080", url)
 
-    assert run(program)[0].endswith(" completed Deploy payments 4.2")
+    assert run(program, tmp_path)[0].endswith(" completed Deploy payments 4.2")
     start = (
         f"from audit.client import Client\naudit = Client({url!r})\nsaved = 0\n"
         "audit.record(request_text='Fail', status='failed')\n"
         "def handle(change): print(change.task.request_text)\n"
         "def save(position): print(position > 0); raise SystemExit\n"
     )
-    assert run(start + follows)[-1] == "True"
+    assert run(start + follows, tmp_path)[-1] == "True"
+    exported = f"from audit.client import Client\naudit = Client({url!r})\n{exports}"
+    assert re.fullmatch("[1-9][0-9]* [0-9a-f]{64}", run(exported, tmp_path)[0])
 
 
 def test_program_of_the_recorder(url: str, shared_dsn: str, tmp_path: Path) -> None:
@@ -82,7 +85,7 @@ def test_program_of_the_recorder(url: str, shared_dsn: str, tmp_path: Path) -> N
     program = records.replace("https://audit.example.com", url)
     program = program.replace("/var/lib/deployer", str(tmp_path)).replace("…", "key")
     start = "import asyncio\ndef deploy(): pass\n"
-    run(f"{start}{program}\nasyncio.run(rotate())\nassert recorder.flush(60)")
+    run(f"{start}{program}\nasyncio.run(rotate())\nassert recorder.flush(60)", tmp_path)
 
     rows = execute(
         shared_dsn,
