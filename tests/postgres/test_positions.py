@@ -15,7 +15,7 @@ from audit.web.app import create_app
 from tests.api import API, TASKS
 from tests.conftest import Client, execute, task
 from tests.replicas import Replicas, replicated
-from tests.waiting import until, wait_until
+from tests.waiting import until
 
 AT_LEAST = "Audit-Position-At-Least"
 POSITION = "Audit-Position"
@@ -108,7 +108,9 @@ async def test_positions_after_a_failover(tmp_path: Path, aiohttp_client: Client
     with replicated(tmp_path) as replicas:
         old, new = await services(replicas, aiohttp_client, staleness_wait_seconds=0.1)
         kept_url, kept = await record(old)
-        replicas.wait_for_standby()
+        noted = "SELECT 1 FROM task_timelines"
+        await until(lambda: execute(replicas.standby.dsn, noted))
+        await asyncio.to_thread(replicas.wait_for_standby)
         # The standby gets no more, so what follows is lost.
         execute(
             replicas.standby.dsn,
@@ -116,7 +118,7 @@ async def test_positions_after_a_failover(tmp_path: Path, aiohttp_client: Client
             "SELECT pg_reload_conf()",
         )
         receiver = "SELECT 1 FROM pg_stat_wal_receiver WHERE pid IS NOT NULL"
-        wait_until(lambda: not execute(replicas.standby.dsn, receiver))
+        await until(lambda: not execute(replicas.standby.dsn, receiver))
         lost_url, lost = await record(old)
         assert 503 == await status(new, lost_url, lost)
         replicas.promote()
