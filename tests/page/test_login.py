@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from playwright.async_api import Page
@@ -47,13 +50,31 @@ def locked(databases: Callable[[], str]) -> Iterator[Locked]:
     leavers = {end: make_key(dsn, end, "read") for end in ENDS}
     recorder, both = make_key(dsn, "bot", "record"), make_key(dsn, "all", "read", "record")
     with serving("--dsn", dsn, *SMALL, log=subprocess.DEVNULL) as (_, url, _lines):
-        request = urllib.request.Request(
-            f"{url}{API}/tasks",
-            json.dumps(task(request_text="Deploy the locked service")).encode(),
-            {"Authorization": f"Bearer {recorder}", "Content-Type": "application/json"},
-        )
-        urllib.request.urlopen(request, timeout=20).close()
-        yield Locked(Site(url, dsn), reader, watcher, leavers, recorder, both)
+        service = Locked(Site(url, dsn), reader, watcher, leavers, recorder, both)
+        record(service, [task(request_text="Deploy the locked service")])
+        yield service
+
+
+def record(service: Locked, tasks: list[dict[str, Any]]) -> None:
+    ask(f"{service.site.url}{API}/tasks", service.recorder, json.dumps(tasks).encode())
+
+
+def crawled(service: Locked, query: str) -> list[str]:
+    """The ids of all tasks that match, page by page."""
+    found: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        follow = f"&cursor={urllib.parse.quote(cursor)}" if cursor else ""
+        page = ask(f"{service.site.url}{API}/query?{query}{follow}", service.reader)
+        found += [one["task_id"] for one in page["tasks"]]
+        cursor = page["next_cursor"]
+    return found
+
+
+def ask(url: str, key: str, body: bytes | None = None) -> Any:
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=20) as answer:
+        return json.load(answer)
 
 
 async def sign_in(page: Page, key: str) -> None:
@@ -170,3 +191,29 @@ def test_another_site_cannot_use_the_session(locked: Locked) -> None:
             urllib.request.urlopen(request, timeout=20)
         refused.value.close()
         assert refused.value.code == 401
+
+
+async def test_a_session_downloads_all_tasks_that_match(
+    open_page: Opener, locked: Locked, tmp_path: Path
+) -> None:
+    tasks = [task(created_by="eve", request_text=f'Deploy "{i}",\nthen stop') for i in range(120)]
+    record(locked, tasks)
+    page = await open_page("tasks", at=locked.site, ready=False)
+    await signed_in(page, locked.reader)
+    await page.goto(locked.site / "tasks?created_by=eve&limit=10")
+    await settled(page)
+
+    files = {}
+    for name, words in (("csv", "CSV of all 120"), ("ndjson", "NDJSON")):
+        async with page.expect_download() as started:
+            await page.get_by_role("link", name=words).click()
+        download = await started.value
+        assert download.suggested_filename.endswith(f".{name}")
+        files[name] = tmp_path / name
+        await download.save_as(files[name])
+
+    with files["csv"].open(newline="") as file:
+        rows = [row["task_id"] for row in csv.DictReader(file)]
+    lines = [json.loads(line)["task_id"] for line in files["ndjson"].read_text().splitlines()]
+    assert crawled(locked, "created_by=eve&limit=50") == rows == lines
+    assert {one["task_id"] for one in tasks} == set(rows)

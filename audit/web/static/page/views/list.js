@@ -2,8 +2,9 @@
 
 import { repeat } from "../../lit-html/directives/repeat.js";
 import { html, nothing } from "../../lit-html/lit-html.js";
+import { address } from "../api.js";
 import { ago, clock, duration, exact, minute, secondsBetween, timeWords } from "../time.js";
-import { all, one, toggled } from "../url.js";
+import { all, filterParams, one, toggled } from "../url.js";
 import { facets } from "./facets.js";
 import { histogram } from "./histogram.js";
 import {
@@ -337,6 +338,7 @@ function foot(state, actions, page) {
           : html`<a class="button" rel="next" href=${actions.href(next)}>Older ›</a>`
       }
       <span class="space"></span>
+      <p>${download(state, "csv", `CSV of all ${count(page.total)}`)} · ${download(state, "ndjson", "NDJSON")}</p>
       ${page.total > page.limit ? jump(page, actions) : nothing}
       <label class="small select">Rows
         <select @change=${(/** @type {Event} */ event) =>
@@ -348,6 +350,18 @@ function foot(state, actions, page) {
       </label>
     </nav>
     <p class="printed">${count(page.total)} tasks, as of ${minute(state.parts.list.at ?? new Date(), "UTC")} UTC<br>${location.href}</p>`;
+}
+
+/**
+ * A link to a file with all tasks that match the filter.
+ * @param {State} state
+ * @param {string} format
+ * @param {string} words
+ */
+function download(state, format, words) {
+  const params = filterParams(state.view);
+  params.set("format", format);
+  return html`<a download href=${address("export", params)}>${words}</a>`;
 }
 
 /**
