@@ -33,6 +33,7 @@ from audit.history.query import (
     parse_arguments,
 )
 from audit.history.recording import Author, Recording
+from audit.history.staleness import Staleness
 from audit.history.statistics import Statistics
 from audit.history.statistics_body import Durations, Facets, Histogram
 from audit.history.statistics_query import DurationsQuery, FacetsQuery, HistogramQuery
@@ -75,6 +76,7 @@ class AuditService:
         self.partitions = Partitions(database, settings)
         self.reading = Reading(database, settings)
         self.positions = Positions(database, settings)
+        self.staleness = Staleness(database)
         self.statistics = Statistics(database, self.reading, settings)
         self.log = Log(database, settings)
         self.recording = Recording(database, settings, metrics, self.partitions)

@@ -115,7 +115,11 @@ def _lifespan(
                 app[SERVICE] = AuditService(app[POOL], settings, metrics=metrics)
                 app[ANSWERS] = Answers(app[SERVICE].reading, settings.answers_bytes, metrics)
                 app[EXPORTS] = Exports(exports_pool, app[SERVICE].database, settings, metrics)
-                async with app[SERVICE].upkeep.running(), _closing_feed(app):
+                async with (
+                    app[SERVICE].upkeep.running(),
+                    app[SERVICE].staleness.measured(),
+                    _closing_feed(app),
+                ):
                     yield
                 await app[EXPORTS].close()
         if traces:

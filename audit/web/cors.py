@@ -20,9 +20,9 @@ _REQUEST_HEADERS: Final = (
 )
 #: The response headers that a page may read in addition to those that CORS always allows.
 _RESPONSE_HEADERS: Final = (
-    "Accept-Patch, Allow, Audit-Position, Content-Disposition, ETag, Feed-Position, Link,"
-    " RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, X-Export-ID, X-Request-ID,"
-    " X-Since, X-Snapshot, X-Total, X-Total-Count"
+    "Accept-Patch, Allow, Audit-Position, Audit-Staleness-Seconds, Content-Disposition, ETag,"
+    " Feed-Position, Link, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, X-Export-ID,"
+    " X-Request-ID, X-Since, X-Snapshot, X-Total, X-Total-Count"
 )
 #: The headers of a response to a request whose `Origin` was not read. A page of any origin may read
 #: such a response, which says no more than why the service did not read the request.

@@ -117,7 +117,7 @@ def _operation(route: Route) -> dict[str, Any]:
         "parameters": parameters,
         "requestBody": {"required": True, "content": content} if content else None,
         "responses": {
-            **{str(status): _response(each) for status, each in route.responses.items()},
+            **{str(status): _response(each, route) for status, each in route.responses.items()},
             **{
                 str(kind.status): {"$ref": f"#/components/responses/{_name(kind)}"}
                 for kind in sorted(route.problems, key=lambda kind: kind.status)
@@ -170,8 +170,9 @@ def _query_parameters(route: Route) -> list[dict[str, Any]]:
     return parameters
 
 
-def _response(response: Response) -> dict[str, Any]:
-    described = _with_headers(response.description, response.headers)
+def _response(response: Response, route: Route) -> dict[str, Any]:
+    of_reads = ("Audit-Staleness-Seconds",) if route.scope is Scope.READ else ()
+    described = _with_headers(response.description, (*response.headers, *of_reads))
     if response.contents:
         described["content"] = {each.media_type: _content(each) for each in response.contents}
     if response.links:

@@ -104,6 +104,32 @@ async def test_a_standby_that_stays_behind_is_unavailable(
     assert "urn:task-audit:problem:unavailable" == (await refused.json())["type"]
 
 
+async def test_responses_of_a_standby_say_how_old_they_may_be(
+    replicas: Replicas, aiohttp_client: Clients
+) -> None:
+    primary, standby = await services(replicas, aiohttp_client)
+
+    async def age(client: Client) -> float | None:
+        response = await client.get(f"{API}/query?limit=1")
+        assert 200 == response.status
+        header = response.headers.get("Audit-Staleness-Seconds")
+        return None if header is None else float(header)
+
+    await record(primary)
+    assert await age(primary) is None
+    fresh = await age(standby)
+    assert fresh is not None
+    execute(replicas.standby.dsn, "SELECT pg_wal_replay_pause()")
+    try:
+        await record(primary)
+        ages = [fresh]
+        async with asyncio.timeout(60):
+            while ages[-1] < 2:
+                ages.append(await age(standby) or 0)
+    finally:
+        execute(replicas.standby.dsn, "SELECT pg_wal_replay_resume()")
+
+
 async def test_positions_after_a_failover(tmp_path: Path, aiohttp_client: Clients) -> None:
     with replicated(tmp_path) as replicas:
         old, new = await services(replicas, aiohttp_client, staleness_wait_seconds=0.1)
