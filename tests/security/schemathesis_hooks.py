@@ -1,9 +1,10 @@
 """What schemathesis cannot learn from the document: NDJSON, and rules that OpenAPI cannot express.
 
 OpenAPI 3.1 has no words for parameters that exclude each other, for a cursor that has to come from
-a page, for JSON or a list of columns inside a parameter, for bounds of a time, for names of time
-zones, for a response that does not end, or for the lines of NDJSON. Data that is meant to be valid
-is made to follow these rules here; data that is meant to be invalid is sent as it is.
+a page, for a position that has to come from a write, for JSON or a list of columns inside a
+parameter, for bounds of a time, for names of time zones, for a response that does not end, or for
+the lines of NDJSON. Data that is meant to be valid is made to follow these rules here; data that is
+meant to be invalid is sent as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import schemathesis
 
 NDJSON = "application/x-ndjson"
 OFFSET = re.compile(r"[+-]\d\d:\d\d$|[zZ]$")
+#: How long a request for changes may wait.
+SECONDS = {str(seconds) for seconds in range(26)}
 #: The first of those given stays.
 EXCLUSIVE = (
     *(("days", "since"), ("days", "until"), ("days", "last")),
@@ -39,6 +42,7 @@ def before_call(
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
     follow_in_query(case.query)
+    case.headers.pop("Audit-Position-At-Least", None)
     if "/statistics/" in case.path:
         follow_in_statistics(case.path, case.query)
     if case.path.endswith("/export"):
@@ -57,8 +61,8 @@ def before_call(
 
 def end_at_once(case: schemathesis.Case[Any]) -> None:
     """Do not wait for changes, and ask for a stream that ends at once: its position is gone."""
-    if case.path.endswith("/changes"):
-        case.query.setdefault("wait", 0)
+    if case.path.endswith("/changes") and str(case.query.get("wait", 0)) in SECONDS:
+        case.query["wait"] = 0
     if case.path.endswith("/feed"):
         case.query.setdefault("position", str(2**62))
 

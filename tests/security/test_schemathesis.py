@@ -36,7 +36,7 @@ def test_whatever_is_sent_is_answered_as_the_document_says(dsn: str, tmp_path: P
             },
         )  # fmt: skip
 
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout[-80_000:] + done.stderr[-2000:]
     operations = sum(len(methods) for methods in document()["paths"].values())
     assert f"Tested: {operations}" in done.stdout
     assert "tasks" in str(execute(dsn, "SELECT 'tasks' FROM tasks LIMIT 1")), "nothing was recorded"
