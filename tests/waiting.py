@@ -33,6 +33,15 @@ def wait_until(condition: Callable[[], object], seconds: float = SECONDS) -> Non
         time.sleep(0.01)
 
 
+async def sequenced(client: Client) -> None:
+    """Wait until all changes have a position in the log."""
+    service = client.app[SERVICE]
+    async with asyncio.timeout(60):
+        # It does nothing while the service itself sequences in the background.
+        while (size := await service.log.measure(10)) is None or size.queued:
+            await service.upkeep.sequence_events()
+
+
 async def quiet(client: Client) -> None:
     """Wait until the service has nothing left to write in the background."""
     service = client.app[SERVICE]

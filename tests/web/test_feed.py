@@ -10,10 +10,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from audit.web.state import DRAINING, SERVICE
+from audit.web.state import DRAINING
 from tests.api import API, TASKS, changes, events, get, metric, patch, post, recorded
 from tests.conftest import Client, execute, task
-from tests.waiting import until
+from tests.waiting import sequenced, until
 
 FEED = f"{API}/feed"
 CHANGES = f"{API}/changes"
@@ -40,7 +40,7 @@ async def poll(client: Client, position: int | str = 0, **params: Any) -> dict[s
 
 async def poll_all(client: Client, **params: Any) -> list[dict[str, Any]]:
     """Return all changes that match, from the start of the log."""
-    await client.app[SERVICE].upkeep.sequence_events()
+    await sequenced(client)
     found: list[dict[str, Any]] = []
     position, more = 0, True
     while more:
@@ -82,7 +82,7 @@ async def test_a_change_has_the_values_after_it_and_the_task_as_it_is_now(client
 
 async def test_a_stream_begins_with_its_position_and_brings_new_changes(client: Client) -> None:
     before = await recorded(client)
-    await client.app[SERVICE].upkeep.sequence_events()
+    await sequenced(client)
     async with client.get(FEED) as stream:
         incoming = events(stream)
         start = await anext(incoming)
@@ -113,7 +113,7 @@ async def test_a_stream_continues_where_a_former_one_ended(client: Client) -> No
 
 async def test_the_last_event_id_overrides_the_position(client: Client) -> None:
     ids = [await recorded(client) for _ in range(3)]
-    await client.app[SERVICE].upkeep.sequence_events()
+    await sequenced(client)
     headers = {"Last-Event-ID": "2"}
     async with client.get(FEED, params={"position": 0}, headers=headers) as stream:
         (change,) = await take(stream, 1)
@@ -154,7 +154,7 @@ async def test_filters_select_changes(
 
 async def test_a_limit_divides_the_changes(client: Client) -> None:
     await post(client, [task() for _ in range(5)])
-    await client.app[SERVICE].upkeep.sequence_events()
+    await sequenced(client)
     first = await poll(client, limit=2)
     second = await poll(client, first["position"], limit=2)
     third = await poll(client, second["position"], limit=2)
@@ -171,7 +171,7 @@ async def test_a_portion_is_limited_in_bytes_but_has_a_change(start: Any) -> Non
     for size in (10, 300, 2000, 300):
         await recorded(client, request_text="x" * size)
 
-    await client.app[SERVICE].upkeep.sequence_events()
+    await sequenced(client)
     numbers = []
     position = 0
     while position < 4:
@@ -194,7 +194,7 @@ async def test_polling_waits_for_a_change(client: Client) -> None:
 
 async def test_polling_in_vain_returns_a_newer_position(client: Client) -> None:
     await recorded(client, status="completed")
-    await client.app[SERVICE].upkeep.sequence_events()
+    await sequenced(client)
 
     assert await poll(client, 0, wait=1, status="failed") == {
         "changes": [],
@@ -215,7 +215,7 @@ async def test_changes_of_others_move_the_bookmark(client: Client) -> None:
 
 async def test_a_position_that_the_log_does_not_reach_is_gone(client: Client) -> None:
     await recorded(client)
-    await client.app[SERVICE].upkeep.sequence_events()
+    await sequenced(client)
     response = await client.get(CHANGES, params={"position": 2})
     problem = await response.json()
     async with client.get(FEED, params={"position": 2}) as stream:

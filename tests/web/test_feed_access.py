@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from audit.access.identity import Scope
 from audit.access.keys import create_key, revoke_key
-from audit.web.state import SERVICE
 from tests.api import API, TASKS, Event, events, metric
 from tests.conftest import Client, Start, task
-from tests.waiting import until
+from tests.waiting import sequenced, until
 
 if TYPE_CHECKING:
     from audit.postgres.pool import Pool
@@ -28,7 +27,7 @@ async def make(pool: Pool, name: str, *scopes: Scope, **other: Any) -> dict[str,
 
 async def record(client: Client, key: dict[str, str], *tasks: dict[str, Any]) -> None:
     assert (await client.post(TASKS, json=list(tasks), headers=key)).status == 201
-    await client.app[SERVICE].upkeep.sequence_events()
+    await sequenced(client)
 
 
 async def readers(client: Client, number: int) -> None:
