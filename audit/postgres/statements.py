@@ -22,6 +22,7 @@ _FRAGMENTS: Final = {
     ":snapshot": _fragment("counts/snapshot"),
     ":server": _fragment("counts/server"),
     ":own_position": _fragment("history/position"),
+    ":exported": _fragment("history/exported"),
 }
 
 

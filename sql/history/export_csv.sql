@@ -1,7 +1,7 @@
 -- export_csv: the tasks that match in one partition as cells of CSV, newest first; for COPY.
 --
 -- It returns the columns :shown of those in the subquery, in that order. :raw leaves cells that a
--- spreadsheet would run as they are. :place, :after_at, :after_id: as in export_ndjson.
+-- spreadsheet would run as they are.
 SELECT :shown
 FROM (
     SELECT
@@ -29,11 +29,6 @@ FROM (
     FROM tasks
     WHERE
         :filter
-        AND created_at >= (:place::timestamptz[])[1]
-        AND created_at < (:place::timestamptz[])[2]
-        AND (
-            :after_at::timestamptz IS NULL
-            OR ((created_at, task_id) < (:after_at, :after_id::uuid) AND created_at <= :after_at)
-        )
+        AND :exported
     ORDER BY created_at DESC, tasks.task_id DESC
 ) AS exported

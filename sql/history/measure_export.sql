@@ -1,8 +1,6 @@
 -- measure_export: how many tasks an export has, and how many of its cells look like formulas.
 --
--- :place, if it has bounds, is the range to look at. The tasks are those after the task :after_id,
--- which was created at :after_at, if these are not NULL. :columns are the names of the cells of the
--- export; NULL: look at none.
+-- :columns are the names of the cells of the export. If it is NULL, no cell is looked at.
 -- tasks, formulas: bigint.
 SELECT
     count(*) AS tasks,
@@ -21,9 +19,4 @@ SELECT
 FROM tasks
 WHERE
     :filter
-    AND ((:place::timestamptz[])[1] IS NULL OR created_at >= (:place)[1])
-    AND ((:place)[2] IS NULL OR created_at < (:place)[2])
-    AND (
-        :after_at::timestamptz IS NULL
-        OR ((created_at, task_id) < (:after_at, :after_id::uuid) AND created_at <= :after_at)
-    )
+    AND :exported
