@@ -38,7 +38,7 @@ AUDIT = Path(sys.executable).with_name("audit")
 PROGRAMS = 3
 FAILING = 0.1
 SERVICES = ("payments", "search", "checkout", "mail")
-#: No step takes so long, unless something is wrong.
+#: The time limit of each step. A step that works takes much less.
 LONGEST_SECONDS = 120.0
 BEGAN = time.monotonic()
 

@@ -36,7 +36,7 @@ class Via(StrEnum):
     SESSION = "session"
     """A key or token in the cookie of the web page."""
     NO_KEY = "nobody"
-    """Nothing: the service requires no API key, so it knows nobody."""
+    """Nothing, because no API key exists and the service requires none."""
 
 
 @dataclass(frozen=True, slots=True)

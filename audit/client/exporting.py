@@ -17,11 +17,13 @@ from audit.client.models import ExportManifest
 from audit.client.wire import Call, Lost, Reply
 from audit.errors import Unavailable
 
-#: A service or a proxy that sends nothing for so long is gone.
+#: The client gives up if it receives nothing for this long.
 SILENT_SECONDS: Final = 120
 _OK: Final = 200
-#: They depend on when the export began.
+#: Parameters whose values may differ when an export is resumed.
 _TIMES: Final = frozenset({"since", "until", "last", "days"})
+#: These describe a window that ends when the export begins.
+_MOVING: Final = frozenset({"last", "days"})
 
 
 class Download:
@@ -49,9 +51,8 @@ class Download:
         except BaseException:
             self.close()
             raise
-        after = self._before.last_task() if self._before.tasks else None
-        self._after = after
-        self.call: Call[None] = calls.export({**self._params, "after": after})
+        self._after = self._before.last_task() if self._before.tasks else None
+        self.call: Call[None] = calls.export({**self._params, "after": self._after})
 
     @property
     def tasks_before(self) -> int:
@@ -167,10 +168,6 @@ class Download:
             self._parts = [*parts[:-1], *([last] if last["tasks"] else [])]
         self._part.truncate(self._before.size)
         self._part.seek(self._before.size)
-
-
-#: Windows that end now, whenever that is.
-_MOVING: Final = frozenset({"last", "days"})
 
 
 def _without_times(params: Mapping[str, Any]) -> dict[str, Any]:

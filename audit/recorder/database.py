@@ -83,7 +83,7 @@ class Database:
             self._connection = None
 
     def __del__(self) -> None:
-        """Close the connection, because Python 3.13 warns about one that nobody closed."""
+        """Close the connection. Python 3.13 warns if a connection is deleted while it is open."""
         self.close_before_fork()
 
     def lock_before_fork(self) -> None:

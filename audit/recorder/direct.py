@@ -39,7 +39,7 @@ class Direct:
         self._connected().change(task_id, body)
 
     def release(self, task_id: str) -> None:
-        """Do nothing: without a spool, nobody watches the process of a task."""
+        """Do nothing. Only a spool stores which process executes a task."""
 
     def size(self) -> Size:
         """Return that nothing waits."""

@@ -22,7 +22,7 @@ from audit.recorder.transport import Transport
 
 log = logging.getLogger("audit.recorder")
 
-#: How often the sender looks for records. New tasks wait so long to share a request with others.
+#: The interval at which the sender reads new records. The tasks of an interval share a request.
 _LINGER_SECONDS: Final = 1.0
 #: The lease does not end while a request is sent, which takes 30 seconds at most.
 _REQUEST_LEASE_SECONDS: Final = 30.0 + LEASE_SECONDS

@@ -113,8 +113,8 @@ class Spool:
     def end_orphans(self, body: str, seconds: float) -> list[str]:
         """Add this change for each task whose process has been gone for some seconds.
 
-        Return the ids of these tasks. The seconds begin when a sender first finds the process gone,
-        so that whoever watches the process can report the end of the task first.
+        Return the ids of these tasks. The seconds begin when a sender first finds the process gone.
+        They give the program that started the process time to report the end of the task itself.
         """
         with self._database.reading() as connection:
             running = connection.execute(statements.LIST_RUNNING).fetchall()
