@@ -23,6 +23,10 @@ COLUMNS: Final = (
     "services_touched", "request_text", "error_message", "outcome", "estimated_resources",
     "actual_resources", "external_ai_used", "suggestions",
 )  # fmt: skip
+#: Those that hold texts of tasks.
+TEXT_COLUMNS: Final = frozenset(
+    {"created_by", "intent", "services_touched", "request_text", "error_message"}
+)
 
 
 def _format(value: object) -> object:
@@ -70,6 +74,14 @@ class ExportQuery(AnyStatus):
     def shown(self) -> tuple[str, ...]:
         """The columns of CSV."""
         return COLUMNS if self.columns is None else tuple(self.columns.split(","))
+
+    @property
+    def quoted(self) -> list[str]:
+        """The columns of CSV whose cells are always quoted.
+
+        Spreadsheets offer to split lines at semicolons and tabs as well, but not quoted cells.
+        """
+        return [name for name in self.shown if name in TEXT_COLUMNS]
 
 
 class ExportPath(NoParams):

@@ -360,7 +360,8 @@ class Export:
         statement = statements.EXPORT_NDJSON
         options: dict[str, object] = dict(_LINES)
         if is_csv:
-            statement, options = statements.export_csv(self.query.shown), {**_CSV, "header": True}
+            statement = statements.export_csv(self.query.shown)
+            options = {**_CSV, "header": True, "force_quote": self.query.quoted or None}
         has_header = is_csv
 
         async def take(piece: bytes) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
@@ -112,6 +114,24 @@ def test_the_form_is_a_table_on_a_terminal_and_tsv_elsewhere(recorded: str) -> N
     header, *rows = audit("query", "--header", AUDIT_DSN=recorded)[1].splitlines()
     assert header.split("\t")[:2] == ["task_id", "status"]
     assert rows == piped.splitlines()
+
+
+def test_spreadsheets_run_no_cell_of_csv_and_split_none(dsn: str) -> None:
+    texts = ["=1+1", "+1", "-1", "@A1", "\t=1", "\n=1", "\uff1d1", "a;=1", "b\t=1", 'c"=1']
+    tasks = [task(request_text=text, services_touched=["a", "b"]) for text in texts]
+    audit("record", "-", given=lines(*tasks), AUDIT_DSN=dsn)
+
+    _, out, _ = audit(
+        "query", "-o", "csv", "--columns", "request_text,services_touched", AUDIT_DSN=dsn
+    )
+
+    _, *rows = csv.reader(io.StringIO(out, newline=""))
+    marked = [text if text[0] in "abc" else f"'{text}" for text in texts]
+    assert sorted(marked) == sorted(row[0] for row in rows)
+    # Users also let semicolons and tabs separate cells. They do not separate what is quoted.
+    outside_quotes = re.sub(r'"[^"]*"', "", out)
+    assert ";" not in outside_quotes
+    assert "\t" not in outside_quotes
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import uuid
 from typing import Any
 
@@ -235,6 +236,24 @@ async def test_formulas_are_marked_as_text(client: Client) -> None:
     assert (await manifest_of(client, raw_headers))["neutralised"] == 0
     lines, _ = await exported(client)
     assert [json.loads(line)["error_message"] for line in lines.splitlines()] == cells
+
+
+async def test_texts_stay_whole_where_semicolons_and_tabs_separate_cells(client: Client) -> None:
+    """LibreOffice splits lines at commas, semicolons and tabs if its user accepts the defaults."""
+    text = "a;=1+1\t=1+1"
+    await record(
+        client,
+        task(request_text=text, error_message=text, created_by=text, outcome={"action_type": text}),
+        task(services_touched=["a", "=1+1"]),
+    )
+
+    for query in ("format=csv", "format=csv&raw=true"):
+        body, _ = await exported(client, query)
+
+        assert text in [row["request_text"] for row in rows_of(body)]
+        outside_quotes = re.sub(rb'"[^"]*"', b"", body)
+        assert b";" not in outside_quotes
+        assert b"\t" not in outside_quotes
 
 
 async def test_numbers_are_never_marked(client: Client) -> None:

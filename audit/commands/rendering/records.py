@@ -10,8 +10,9 @@ from typing import Any, Final, Generic, TypeVar
 
 Row = TypeVar("Row")
 
-_FORMULA: Final = tuple("=+-@\t\r＝＋－＠")  # noqa: RUF001 - spreadsheets read these as well
-_QUOTED: Final = frozenset('",\r\n')
+_FORMULA: Final = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - spreadsheets read these as well
+#: Spreadsheets offer to split lines at semicolons and tabs as well, but not quoted cells.
+_QUOTED: Final = frozenset('",;\t\r\n')
 _TSV: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
