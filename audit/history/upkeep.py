@@ -137,7 +137,14 @@ class Upkeep:
 
     async def _sequence_portion(self) -> tuple[int, bool]:
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(statements.SEQUENCE_EVENTS, _MOST_EVENTS)
+            try:
+                row = await connection.fetchrow(statements.SEQUENCE_EVENTS, _MOST_EVENTS)
+            except (DeadlineExceeded, asyncio.CancelledError):
+                # The commit may be waiting for a synchronous standby. If asyncpg cancelled that
+                # wait, readers would see positions that a failover gives to other events. So the
+                # session is left alone, and ends when the standby has the commit.
+                connection.terminate()
+                raise
         if row is None:
             raise read_only()
         if row["sequenced"] is None:
