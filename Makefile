@@ -28,7 +28,7 @@ story: .venv/installed  ## Record while the service is killed twice, and show th
 test: .venv/installed-dev .venv/installed-generators .venv/installed-integrations .venv/installed-page  ## Run every test on a PostgreSQL that they start themselves
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not faults"
 
-test-faults: .venv/installed-dev  ## Break what may break, under load: SOAK=600 seconds of the last part
+test-faults: .venv/installed-dev .venv/installed-patroni  ## Break what may break, under load: SOAK=600 seconds of the last part
 	AUDIT_FAULTS_SOAK_SECONDS=$(SOAK) .venv/bin/python -m pytest tests/faults
 
 check: .venv/installed-dev .venv/installed-page  ## Check format, lint, types and known vulnerabilities
@@ -75,6 +75,7 @@ lock:  ## Pin the newest allowed versions, with hashes (needs uv)
 	$(UV_COMPILE) pyproject.toml --group integrations --constraint requirements.lock \
 		--output-file requirements-integrations.lock
 	$(UV_COMPILE) --group generators --output-file requirements-generators.lock
+	$(UV_COMPILE) --group patroni --output-file requirements-patroni.lock
 	$(UV_COMPILE) --group bench --constraint requirements-dev.lock \
 		--constraint requirements-server.lock --constraint requirements-local.lock \
 		--output-file requirements-bench.lock
@@ -112,6 +113,13 @@ clean:  ## Remove what make made
 		--require-hashes -r requirements-integrations.lock
 	.venv/integrations/bin/python -m pip --disable-pip-version-check --quiet install \
 		--no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Patroni and etcd, which fail over in the tests.
+.venv/installed-patroni: .venv/installed requirements-patroni.lock
+	$(PYTHON) -m venv .venv/patroni
+	.venv/patroni/bin/python -m pip --disable-pip-version-check --quiet install \
+		--require-hashes -r requirements-patroni.lock
 	@touch $@
 
 # What checks the page, and tests it in a browser. The links let the compiler find the types of lit-html.

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 #: The Debian package of each program, where it has another name.
 PACKAGES = {
+    "ip": "iproute2",
     "libfaketime.so.1": "libfaketime",
     "node": "nodejs",
     "npx": "npm",
@@ -33,9 +35,13 @@ FOLDERS = (
 def needs(name: str) -> Path:
     """Return the path of a program or of a shared library; skip the test if there is none."""
     found = _library(name) if ".so" in name else _program(name)
-    if found is not None:
-        return found
-    reason = f"no {name}: install the package {PACKAGES.get(name, name)}"
+    if found is None:
+        do_without(f"no {name}: install the package {PACKAGES.get(name, name)}")
+    return found
+
+
+def do_without(reason: str) -> NoReturn:
+    """Skip the test, because the machine lacks what it needs."""
     if _allows_no_skip():
         pytest.fail(f"{reason} (AUDIT_TEST_NO_SKIPS=1 allows no skip)", pytrace=False)
     pytest.skip(reason, allow_module_level=True)
