@@ -13,7 +13,7 @@ import pwd
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -103,6 +103,10 @@ class Dsn:
     def __getitem__(self, parameter: str) -> str:
         """Return the value of a parameter, or an empty text if it has none."""
         return self._parameters.get(parameter, "")
+
+    def each_host(self) -> list[Dsn]:
+        """Return a DSN for each of the hosts."""
+        return [replace(self, hosts=(host,)) for host in self.hosts]
 
     @property
     def name(self) -> str:

@@ -32,6 +32,8 @@ LogFormat = Literal["text", "json"]
 #: `off` and `local` are missing, because an acknowledged task must survive a crash.
 SynchronousCommit = Literal["on", "remote_apply"]
 
+#: The standbys that a service can use.
+MOST_STANDBYS: Final = 16
 _MAX_DEFAULT_WORKERS: Final = 8
 _MAX_DEFAULT_POOL: Final = 24
 #: Of the 100 that PostgreSQL allows by default, three are for superusers and one for a command.
@@ -50,6 +52,16 @@ def _validate_dsn(dsn: SecretStr | None) -> SecretStr | None:
     """Validate the DSN here, because the errors of the drivers would quote the password."""
     if dsn is not None:
         parse(dsn.get_secret_value())
+    return dsn
+
+
+def _validate_read_dsn(dsn: SecretStr | None) -> SecretStr | None:
+    if dsn is not None:
+        hosts = [str(host) for host in parse(dsn.get_secret_value()).hosts]
+        if len(hosts) > MOST_STANDBYS:
+            raise ValueError(f"must have at most {MOST_STANDBYS} hosts")
+        if len({*hosts}) < len(hosts):
+            raise ValueError("must name each host once")
     return dsn
 
 
@@ -146,6 +158,10 @@ class Settings(Limits):
     dsn: Annotated[SecretStr | None, AfterValidator(_validate_dsn)] = None
     """PostgreSQL database as postgresql://user:password@host:port/database. If unset, an embedded
     PostgreSQL is used."""
+    read_dsn: Annotated[SecretStr | None, AfterValidator(_validate_read_dsn)] = None
+    """Standbys of that database, such as postgresql://user:password@db2,db3/database. Each host is
+    a standby. They compute lists and statistics while they are fresh enough. If unset, the database
+    of --dsn does."""
     primary_url: Annotated[str | None, AfterValidator(_validate_primary_url)] = None
     """URL of the service on the primary, such as https://audit.example.com. A service on a standby
     names it when it refuses a write."""
@@ -235,6 +251,19 @@ class Settings(Limits):
     @classmethod
     def _add_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
         return dict(_from_environment(cls.model_fields)) | given
+
+    @property
+    def standbys(self) -> list[str]:
+        """The hosts and ports of the standbys."""
+        if self.read_dsn is None:
+            return []
+        return [str(host) for host in parse(self.read_dsn.get_secret_value()).hosts]
+
+    @model_validator(mode="after")
+    def _validate_standbys(self) -> Self:
+        if self.read_dsn is not None and self.dsn is None:
+            raise ValueError("read_dsn: needs dsn too")
+        return self
 
     @model_validator(mode="after")
     def _validate_issuer(self) -> Self:

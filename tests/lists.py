@@ -10,6 +10,7 @@ import pytest
 from aiohttp import ClientResponse
 
 from audit.history.asking import Reading
+from audit.history.freshness import Version
 from audit.history.query import TaskQuery
 from audit.history.task import TaskPage
 from tests.api import API
@@ -44,10 +45,10 @@ class Computed:
         monkeypatch.setattr(reading, "list_tasks", self.list_tasks)
 
     async def list_tasks(
-        self, query: TaskQuery, *, clock: datetime | None = None, server: str | None = None
+        self, query: TaskQuery, *, version: Version | None = None, clock: datetime | None = None
     ) -> TaskPage:
         self.pages += 1
         await self.gate.wait()
         if self.failure:
             raise self.failure
-        return await self._list_tasks(query, clock=clock, server=server)
+        return await self._list_tasks(query, version=version, clock=clock)

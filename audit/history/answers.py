@@ -64,14 +64,9 @@ class Result(Protocol):
 
 
 class Compute(Protocol):
-    """Computes the result of a query.
+    """Computes the result of a query in this version or a later one; `days` count back from it."""
 
-    `days` count back from `clock`. With `server`, it is computed on that server or not at all.
-    """
-
-    def __call__(  # noqa: D102 - the class says it
-        self, *, clock: datetime | None = None, server: str | None = None
-    ) -> Awaitable[Result]: ...
+    def __call__(self, *, version: Version) -> Awaitable[Result]: ...  # noqa: D102 - see above
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +152,7 @@ class Answers:
     async def under(self, version: Version, key: str, question: Question) -> Answer:
         """Return the answer in a version: from the cache, or computed once for all who wait."""
         if not self._max_bytes:
-            return await _answer(await question.compute())
+            return await _answer(await question.compute(version=version))
         entry = self._entries.get(key)
         if entry and entry.answer and entry.valid_until <= version.clock < entry.answer.valid_until:
             if self._is_unaffected(entry, version):
@@ -202,7 +197,7 @@ class Answers:
         until, query = entry.answer.valid_until, entry.question.query.watched
         if query.span:
             departure = await self._reading.next_departure(
-                query, clock=entry.version.clock, server=version.server
+                query, version=version._replace(clock=entry.version.clock)
             )
             until = min(until, departure)
         # Before the statement ran, a task may have left the window and then been changed, so that
@@ -218,13 +213,13 @@ class Answers:
         query = entry.question.query
         wide = widened(query) if entry.reads_wide else None
         if wide is not None:
-            page = await self._reading.list_tasks(wide, clock=version.clock, server=version.server)
+            page = await self._reading.list_tasks(wide, version=version)
             part = PageInList.of(query, page)
             made = part.to_task_page(version.clock, self._max_patched_bytes) if part else None
             if made is not None:
                 self._keep_page(entry, version, page.snapshot, part)
                 return await _answer(made)
-        result = await entry.question.compute(clock=version.clock, server=version.server)
+        result = await entry.question.compute(version=version)
         if isinstance(result, TaskPage) and len(result.tasks_json) <= _MAX_PATCHED_BYTES:
             self._keep_page(entry, version, result.snapshot, result)
         return await _answer(result)
@@ -237,7 +232,7 @@ class Answers:
         page: TaskPage | PageInList | None,
     ) -> None:
         """Keep the page of an entry for the changes to come, if it is of the version's snapshot."""
-        if snapshot == version.snapshot:
+        if version.is_of(snapshot):
             entry.page = page
             self._changes.reads_documents = True
 

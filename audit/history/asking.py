@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -11,13 +12,13 @@ from audit.errors import TaskNotFound, Unavailable
 from audit.history.changes import Changes
 from audit.history.freshness import Version
 from audit.history.location import PageRequest
-from audit.history.paging import Pager
 from audit.history.query import TaskFilter, TaskQuery, task_id_of
+from audit.history.sources import Source, Sources
 from audit.history.tallies import NOT_COUNTED
 from audit.history.task import TaskDocument, TaskPage
 from audit.postgres import statements
 from audit.postgres.database import Database
-from audit.postgres.pool import fetch_row, server_of
+from audit.postgres.pool import fetch_row
 from audit.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,26 +30,29 @@ _SEARCHED = timedelta(days=1)
 
 
 class Reading:
-    """Answers queries from the database."""
+    """Answers queries from the database, or for a version of the history from a standby."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, settings: Settings, sources: Sources) -> None:
         self._database = database
+        self._sources = sources
         self.max_page_bytes = settings.max_page_bytes
-        self.pager = Pager()
 
     async def list_tasks(
-        self, query: TaskQuery, *, clock: datetime | None = None, server: str | None = None
+        self, query: TaskQuery, *, version: Version | None = None, clock: datetime | None = None
     ) -> TaskPage:
         """Return the page that `query` asks for, and its exact total, from one snapshot.
 
-        `days` count back from `clock`; without it, from the database's clock, rounded down to a
-        second. With `server`, the page is read on that server or not at all.
+        `days` count back from `clock`; without it, from the clock of the version, or else from the
+        database's clock, rounded down to a second. With a version, the page is of this version or a
+        later one.
 
         Raises:
-            Unavailable: also if the connection pool has moved away from `server`.
+            Unavailable: also if no server has the version any more.
         """
         position = query.position
-        return await self._find(query, query.limit, position.clock if position else clock, server)
+        if clock is None and version is not None:
+            clock = version.clock
+        return await self._find(query, query.limit, position.clock if position else clock, version)
 
     async def count_tasks(self, query: TaskQuery) -> int:
         """Return how many tasks match the filters of `query`."""
@@ -61,41 +65,47 @@ class Reading:
         query: TaskQuery,
         limit: int,
         clock: datetime | None = None,
-        server: str | None = None,
+        version: Version | None = None,
     ) -> TaskPage:
-        for attempt in range(_ATTEMPTS):
-            async with self._database.reading(again=attempt > 0) as connection:
-                require_server(connection, server)
-                clock = await _clock(connection, query, clock)
-                since = query.window_start(clock)
-                request = PageRequest(query, since, limit, self.max_page_bytes, clock)
-                page = await self.pager.find(connection, request)
-            if page is not None:
-                return page
-            await self.pager.tally(self._database.tallying, request)
-        raise Unavailable(NOT_COUNTED, retry_after_seconds=1)
+        async def find(source: Source) -> TaskPage:
+            now = clock
+            for attempt in range(_ATTEMPTS):
+                async with source.reading(version, again=attempt > 0) as connection:
+                    now = await _clock(connection, query, now)
+                    since = query.window_start(now)
+                    request = PageRequest(query, since, limit, self.max_page_bytes, now)
+                    page = await source.pager.find(connection, request)
+                if page is not None:
+                    return page
+                await source.pager.tally(partial(source.tallying, version), request)
+            raise Unavailable(NOT_COUNTED, retry_after_seconds=1)
 
-    async def next_departure(self, query: TaskFilter, *, clock: datetime, server: str) -> datetime:
-        """Return when the next task leaves the window of `query`, if that ends at `clock` now.
+        return await self._sources.run(version, find)
+
+    async def next_departure(self, query: TaskFilter, *, version: Version) -> datetime:
+        """Return when the next task leaves the window of `query`, if that ends at `version`.
 
         It may be earlier, but not later. The window must be one that moves with the clock.
 
         Raises:
-            Unavailable: also if the connection pool has moved away from `server`.
+            Unavailable: also if no server has the version any more.
         """
-        since = query.window_start(clock)
+        since = query.window_start(version.clock)
         assert since is not None  # noqa: S101 - the window moves
         assert query.span is not None  # noqa: S101
-        async with self._database.reading() as connection:
-            require_server(connection, server)
-            row = await fetch_row(
-                connection,
-                statements.READ_DEPARTURE,
-                **query.filter_values(since),
-                search_until=since + _SEARCHED,
-            )
-        departing: datetime = row["departing"]
-        return departing + query.span
+
+        async def read(source: Source) -> datetime:
+            async with source.reading(version) as connection:
+                row = await fetch_row(
+                    connection,
+                    statements.READ_DEPARTURE,
+                    **query.filter_values(since),
+                    search_until=since + _SEARCHED,
+                )
+            departing: datetime = row["departing"]
+            return departing
+
+        return await self._sources.run(version, read) + query.span
 
     async def read_versions(self, changes: Changes) -> AsyncGenerator[Version, None]:
         """Yield the current version without end, each time read anew, on one connection."""
@@ -117,12 +127,6 @@ class Reading:
         if row is None:
             raise TaskNotFound(f"no task has the id {task_id}")
         return TaskDocument(row["document"], row["etag"])
-
-
-def require_server(connection: Connection, server: str | None) -> None:
-    """Raise Unavailable if the connection is on another server than this one."""
-    if server and server_of(connection) != server:
-        raise Unavailable("the service has moved to another database server", retry_after_seconds=1)
 
 
 async def _clock(

@@ -15,7 +15,8 @@ import asyncpg
 from audit.history.freshness import Version
 from audit.history.query import TaskFilter, TaskQuery
 from audit.postgres import statements
-from audit.postgres.pool import fetch_row, server_of
+from audit.postgres.pool import cluster_of, fetch_row, server_of
+from audit.postgres.sessions import Place
 from audit.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -163,6 +164,8 @@ class Changes:
         self._log_size: int | None = None
         self._events = 0
         self._seen_to = 0
+        #: Where the primary was in its WAL when `number` was found.
+        self._place: Place | None = None
         #: How many versions in a row had another snapshot than the one before.
         self._new_in_a_row = 0
         #: Each smaller `event_id` that was not visible, and the clock when that was noticed.
@@ -201,9 +204,18 @@ class Changes:
                 most=_MAX_READ,
                 most_documents=_MAX_DOCUMENTS if self.reads_documents else 0,
             )
+            number = self.number
             self._note(row)
+            if self.number != number:
+                # Later WAL, such as that of the sequencer, changes no task.
+                self._place = _place(row, connection)
         return Version(
-            self.number, row["clock"], server_of(connection), row["snapshot"], self._log_size or 0
+            self.number,
+            row["clock"],
+            server_of(connection),
+            row["snapshot"],
+            self._log_size or 0,
+            self._place,
         )
 
     def forget(self) -> None:
@@ -245,3 +257,10 @@ class Changes:
                 if event_id not in seen and clock - noticed <= _GAP_SECONDS
             ]
             self._gaps = dict(missing[-_MAX_GAPS:])
+
+
+def _place(row: asyncpg.Record, connection: Connection) -> Place | None:
+    """Return the place in the WAL that a row of `read_changes` names; None without a primary."""
+    if row["lsn"] is None:
+        return None
+    return Place(cluster_of(connection), row["tables"], row["timeline"], row["lsn"])

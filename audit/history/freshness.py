@@ -24,11 +24,15 @@ any program. The service ensures this without running the query again:
    that version may affect the response, the tasks in the window were the same all the time, so none
    of them leaves earlier. After that time the response is computed again.
 7. A response is computed on the server that its version was read on. If the connection pool moves
-   to another server in between, the request fails, and nothing is cached.
+   to another server in between, the request fails, and nothing is cached. It may also be computed
+   on a standby (`audit/history/sources.py`) that has replayed the WAL of this server up to a place
+   that comes after the commit of each change of the version. So rule 4 holds there too.
 8. If changes affect a page of a list, the service may make the new page from the cached one and
    these changes (`audit/history/patching.py`), without running the query. It does so only if the
    cached page is of the same snapshot as its version, so that it contains no change twice. With
-   the changes comes the text of each changed task, from the same snapshot as the version.
+   the changes comes the text of each changed task, from the same snapshot as the version. On a
+   standby, the snapshot is the same if on both servers no transaction was running and the next one
+   has the same number.
 
 A client that holds a response has the current one if its ETag is equal, since the ETag is a digest
 of the body.
@@ -37,11 +41,16 @@ of the body.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import datetime
 from typing import Final, NamedTuple
 
+from audit.postgres.sessions import Place
+
+#: In a snapshot: that no transaction was running, and the number of the next one.
+_NONE_RUNNING: Final = re.compile(r" (\d+):\1: ")
 #: How often a request passes through the event loop between its socket and `current`.
 _TURNS_TO_HERE: Final = 3
 #: Versions read on one connection before it is given back, so that queries can have it.
@@ -62,6 +71,16 @@ class Version(NamedTuple):
     log_size: int = 0
     """How many events had a position in the log: 0 to `log_size - 1`. What is not known of the
     tasks of this version yet comes with events from this position on."""
+    place: Place | None = None
+    """A standby that has replayed the WAL up to this place shows this version or a later one. None
+    if the server is not a primary."""
+
+    def is_of(self, snapshot: str | None) -> bool:
+        """Return whether what was computed for this version, in that snapshot, is exactly of it."""
+        if snapshot is None or snapshot == self.snapshot:
+            return snapshot is not None
+        ours, other = (_NONE_RUNNING.search(each) for each in (self.snapshot, snapshot))
+        return ours is not None and other is not None and ours[1] == other[1]
 
 
 class Freshness:

@@ -33,6 +33,7 @@ from audit.history.query import (
     parse_arguments,
 )
 from audit.history.recording import Author, Recording
+from audit.history.sources import Sources
 from audit.history.staleness import Staleness
 from audit.history.statistics import Statistics
 from audit.history.statistics_body import Durations, Facets, Histogram
@@ -67,17 +68,22 @@ class AuditService:
         settings: Settings | None = None,
         *,
         metrics: Metrics | None = None,
+        standbys: Mapping[str, Pool] | None = None,
     ) -> None:
-        """Without `settings`, every setting has its default; the environment is not read."""
+        """Without `settings`, every setting has its default; the environment is not read.
+
+        `standbys` are pools of standbys, by host and port, for the answers of the HTTP service.
+        """
         settings = settings or DEFAULTS
         metrics = metrics or Metrics(statements=statements.NAMES)
         database = self.database = Database(pool, settings, metrics)
         self._settings = settings
         self.partitions = Partitions(database, settings)
-        self.reading = Reading(database, settings)
+        self.sources = Sources(database, standbys or {}, settings, metrics)
+        self.reading = Reading(database, settings, self.sources)
         self.positions = Positions(database, settings)
         self.staleness = Staleness(database)
-        self.statistics = Statistics(database, self.reading, settings)
+        self.statistics = Statistics(self.sources, self.reading, settings)
         self.log = Log(database, settings)
         self.recording = Recording(database, settings, metrics, self.partitions)
         self.upkeep = Upkeep(database, settings, metrics, self.partitions)

@@ -5,18 +5,19 @@ All numbers of an answer are of one snapshot. Knows no HTTP.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from audit.errors import Invalid, TooMany
-from audit.history.asking import Reading, require_server
+from audit.history.asking import Reading
 from audit.history.bar_counts import Numbers, count_bars, count_tasks, find_window
 from audit.history.bars import AUTO, Bars, TooManyBars, bars_between
 from audit.history.facet_counts import Values, count_values, is_counted
+from audit.history.freshness import Version
 from audit.history.query import TaskFilter
+from audit.history.sources import Source, Sources
 from audit.history.states import State
 from audit.history.statistics_body import (
     Bucket,
@@ -38,7 +39,6 @@ from audit.history.statistics_query import (
     StatisticsQuery,
 )
 from audit.postgres import statements
-from audit.postgres.database import Database
 from audit.postgres.pool import fetch_row, fetch_rows
 from audit.settings import Settings
 
@@ -52,17 +52,23 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
 _MINUTE: Final = timedelta(minutes=1)
 
+_Result = TypeVar("_Result")
+
 
 class Statistics:
     """Answers statistical queries from the database."""
 
-    def __init__(self, database: Database, reading: Reading, settings: Settings) -> None:
-        self._database = database
+    def __init__(self, sources: Sources, reading: Reading, settings: Settings) -> None:
+        self._sources = sources
         self._reading = reading
         self._most_grouped = settings.most_grouped
 
     async def histogram(
-        self, query: HistogramQuery, *, clock: datetime | None = None, server: str | None = None
+        self,
+        query: HistogramQuery,
+        *,
+        version: Version | None = None,
+        clock: datetime | None = None,
     ) -> Statistic[Histogram]:
         """Return how many tasks match `query`, by time and state.
 
@@ -70,9 +76,10 @@ class Statistics:
             Invalid: the histogram would have too many buckets.
             TooMany: the counts do not know the filter, and too many tasks match it.
         """
-        if not query.is_counted and (problem := await self._too_many(query, clock, server)):
+        if not query.is_counted and (problem := await self._too_many(query, version, clock)):
             raise problem
-        async with self._snapshot(query, clock, server) as (connection, now):
+
+        async def count(connection: Connection, now: datetime) -> Statistic[Histogram]:
             since = query.window_start(now)
             window = await find_window(connection, query, since, now)
             if window is None:
@@ -80,13 +87,15 @@ class Statistics:
             bars = _bars(query, *window)
             edges = _edges(query, since, bars)
             numbers = await count_bars(connection, query, since, edges)
-        return Statistic(
-            _histogram(query, bars, since, window[1], numbers),
-            valid_until=_next_minute(now) if query.ends_now else None,
-        )
+            return Statistic(
+                _histogram(query, bars, since, window[1], numbers),
+                valid_until=_next_minute(now) if query.ends_now else None,
+            )
+
+        return await self._in_snapshot(query, version, clock, count)
 
     async def facets(
-        self, query: FacetsQuery, *, clock: datetime | None = None, server: str | None = None
+        self, query: FacetsQuery, *, version: Version | None = None, clock: datetime | None = None
     ) -> Statistic[Facets]:
         """Return the most frequent values of some members of the tasks that match `query`.
 
@@ -103,7 +112,7 @@ class Statistics:
         if not query.is_counted:
             limited[query.fingerprint] = query
         problems = {
-            fingerprint: await self._too_many(each, clock, server)
+            fingerprint: await self._too_many(each, version, clock)
             for fingerprint, each in limited.items()
         }
         refused = {
@@ -112,10 +121,13 @@ class Statistics:
             if (problem := problems[filtered.fingerprint])
         }
         too_many = None if query.is_counted else problems[query.fingerprint]
-        async with self._snapshot(query, clock, server) as (connection, now):
+
+        async def count(
+            connection: Connection, now: datetime
+        ) -> tuple[int, dict[str, Values | None]]:
             since = query.window_start(now)
             total = too_many.matching if too_many else await count_tasks(connection, query, since)
-            found = {
+            return total, {
                 facet: await count_values(
                     connection,
                     filtered,
@@ -128,8 +140,10 @@ class Statistics:
                 for facet, filtered in filters.items()
                 if facet not in refused
             }
+
+        total, found = await self._in_snapshot(query, version, clock, count)
         for facet, values in found.items():
-            if values is None and (problem := await self._too_many(filters[facet], clock, server)):
+            if values is None and (problem := await self._too_many(filters[facet], version, clock)):
                 refused[facet] = problem
         return Statistic(
             Facets(
@@ -144,7 +158,11 @@ class Statistics:
         )
 
     async def durations(
-        self, query: DurationsQuery, *, clock: datetime | None = None, server: str | None = None
+        self,
+        query: DurationsQuery,
+        *,
+        version: Version | None = None,
+        clock: datetime | None = None,
     ) -> Statistic[Durations]:
         """Return how long the tasks took that match `query`.
 
@@ -152,9 +170,10 @@ class Statistics:
             Invalid: there would be too many buckets.
             TooMany: too many tasks match.
         """
-        if problem := await self._too_many(query, clock, server):
+        if problem := await self._too_many(query, version, clock):
             raise problem
-        async with self._snapshot(query, clock, server) as (connection, now):
+
+        async def measure(connection: Connection, now: datetime) -> Statistic[Durations]:
             since = query.window_start(now)
             bars = until = None
             if query.by == "interval" and (
@@ -168,50 +187,62 @@ class Statistics:
                 by_intent=query.by == "intent",
                 edges=_edges(query, since, bars) if bars else None,
             )
-        groups: list[IntentDurations | BucketDurations] = []
-        if query.by == "intent":
-            groups = _by_intent(rows)
-        elif bars and until:
-            groups = _by_bucket(rows, query, bars, since, until)
-        (of_all,) = (row for row in rows if row["is_all"])
-        return Statistic(
-            Durations(
-                **_percentiles(of_all),
-                unfinished=of_all["matching"] - of_all["tasks"],
-                negative=of_all["negative"],
-                groups=groups,
-            ),
-            valid_until=_next_minute(now) if query.by == "interval" and query.ends_now else None,
-        )
+            groups: list[IntentDurations | BucketDurations] = []
+            if query.by == "intent":
+                groups = _by_intent(rows)
+            elif bars and until:
+                groups = _by_bucket(rows, query, bars, since, until)
+            (of_all,) = (row for row in rows if row["is_all"])
+            return Statistic(
+                Durations(
+                    **_percentiles(of_all),
+                    unfinished=of_all["matching"] - of_all["tasks"],
+                    negative=of_all["negative"],
+                    groups=groups,
+                ),
+                valid_until=(
+                    _next_minute(now) if query.by == "interval" and query.ends_now else None
+                ),
+            )
+
+        return await self._in_snapshot(query, version, clock, measure)
 
     async def _too_many(
-        self, query: StatisticsQuery, clock: datetime | None, server: str | None
+        self, query: StatisticsQuery, version: Version | None, clock: datetime | None
     ) -> TooMany | None:
         """Return the problem if more tasks match than may be read one by one."""
         most = self._most_grouped
         page = await self._reading.list_tasks(
-            query.page(offset=most, limit=1), clock=clock, server=server
+            query.page(offset=most, limit=1), version=version, clock=clock
         )
         if page.rows == 0:
             return None
-        fits = _fits(page.tasks[0].created_at, query.until or clock or datetime.now(UTC))
+        now = clock or (version.clock if version else datetime.now(UTC))
+        fits = _fits(page.tasks[0].created_at, query.until or now)
         assert page.total is not None  # noqa: S101 - the query asks for it
         return TooMany.found(page.total, most, rfc3339(fits))
 
-    @asynccontextmanager
-    async def _snapshot(
-        self, query: TaskFilter, clock: datetime | None, server: str | None
-    ) -> AsyncIterator[tuple[Connection, datetime]]:
-        """Open a transaction whose statements see one snapshot; yield it with the clock."""
-        turn = (
-            self._database.reading() if query.is_counted else self._database.tallying(again=False)
-        )
-        async with turn as connection:
-            require_server(connection, server)
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
-                if clock is None:
-                    clock = (await fetch_row(connection, statements.READ_SNAPSHOT))["clock"]
-                yield connection, clock
+    async def _in_snapshot(
+        self,
+        query: TaskFilter,
+        version: Version | None,
+        clock: datetime | None,
+        work: Callable[[Connection, datetime], Awaitable[_Result]],
+    ) -> _Result:
+        """Do work in a transaction whose statements see one snapshot; it also gets the clock."""
+
+        async def run(source: Source) -> _Result:
+            turn = source.reading(version) if query.is_counted else source.tallying(version)
+            async with (
+                turn as connection,
+                connection.transaction(isolation="repeatable_read", readonly=True),
+            ):
+                now = clock or (version.clock if version else None)
+                if now is None:
+                    now = (await fetch_row(connection, statements.READ_SNAPSHOT))["clock"]
+                return await work(connection, now)
+
+        return await self._sources.run(version, run)
 
 
 def _fits(created_at: datetime, end: datetime) -> datetime:

@@ -53,12 +53,6 @@ class Database:
         async with self.queues.reading.slot(again=again), self.connection() as connection:
             yield connection
 
-    @asynccontextmanager
-    async def tallying(self, *, again: bool) -> AsyncIterator[Connection]:
-        """Wait in the queue of tallies, then take a connection for the block; like `reading`."""
-        async with self.queues.tallying.slot(again=again), self.connection() as connection:
-            yield connection
-
     async def measure(self, statement: Statement, timeout_seconds: float) -> asyncpg.Record | None:
         """Return the row of a statement for metrics; None if there is no answer in time."""
         try:

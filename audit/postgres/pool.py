@@ -1,15 +1,15 @@
-"""The connection pool: how it is opened, how a statement runs, and how a connection is acquired."""
+"""Connection pools: how they are opened, how a statement runs, and how a connection is acquired."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import asyncpg
 
@@ -26,7 +26,7 @@ from audit.postgres.failures import (
     is_stale,
     no_answer,
 )
-from audit.postgres.sessions import Server, Servers, Session
+from audit.postgres.sessions import Place, Server, Servers, Session
 from audit.postgres.statements import Statement
 from audit.settings import Settings
 from audit.telemetry.metrics import TRANSACTION, Metrics
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 #: PostgreSQL limits the time of a statement. The client waits for this much longer.
 _NETWORK_SECONDS: Final = 2
+#: How long a connection to a standby stays open after a read.
+_IDLE_SECONDS: Final = 300
 
 _statements_run: Final[ContextVar[set[str] | None]] = ContextVar("statements_run", default=None)
 
@@ -176,7 +178,7 @@ class _PooledSession(Session):
 @asynccontextmanager
 async def open_pool(
     settings: Settings,
-    dsn: str,
+    dsn: str | Dsn,
     metrics: Metrics | None = None,
     traces: Traces | None = None,
     *,
@@ -185,14 +187,16 @@ async def open_pool(
     """Open `settings.pool_size` connections and close them at the end.
 
     With `idle_seconds`, each connection is opened when it is needed, and closed when it has not
-    been used for that long. The DSN must be one that the service has another pool for.
+    been used for that long. Then the database does not have to answer when the pool is opened.
 
     Raises:
         Invalid: the DSN cannot be read or has a parameter that is not supported.
         Unavailable: the service cannot connect to the database.
     """
     servers = Servers(
-        read_dsn(dsn), _session_settings(settings), seconds=settings.acquire_timeout_seconds
+        read_dsn(dsn) if isinstance(dsn, str) else dsn,
+        _session_settings(settings),
+        seconds=settings.acquire_timeout_seconds,
     )
     shared = _Shared(
         servers,
@@ -228,6 +232,33 @@ async def open_pool(
         with suppress(OSError, asyncpg.InterfaceError):
             async with asyncio.timeout(settings.statement_timeout_seconds):
                 await pool.close()
+
+
+class Pools(NamedTuple):
+    """The pool for everything, and those of the standbys for reading."""
+
+    writing: Pool
+    reading: Mapping[str, Pool]
+    """By the host and port of the standby."""
+
+
+@asynccontextmanager
+async def open_pools(
+    settings: Settings, dsn: str, metrics: Metrics, traces: Traces | None = None
+) -> AsyncIterator[Pools]:
+    """Open the pool of a DSN, and one for each host of `read_dsn`, which need not answer yet.
+
+    Raises:
+        Unavailable: the service cannot connect to the database.
+    """
+    async with AsyncExitStack() as stack:
+        writing = await stack.enter_async_context(open_pool(settings, dsn, metrics, traces))
+        reading = {}
+        if settings.read_dsn is not None:
+            for host in read_dsn(settings.read_dsn.get_secret_value()).each_host():
+                pool = open_pool(settings, host, metrics, traces, idle_seconds=_IDLE_SECONDS)
+                reading[str(host.hosts[0])] = await stack.enter_async_context(pool)
+        yield Pools(writing, reading)
 
 
 def read_dsn(text: str) -> Dsn:
@@ -356,3 +387,17 @@ def server_of(connection: Connection) -> str:
 def cluster_of(connection: Connection) -> str:
     """Return the identity of the cluster that a connection is on."""
     return cast("_PooledSession", connection).known.cluster
+
+
+def replayed_by(connection: Connection) -> Place | None:
+    """Return up to where the standby of a connection has replayed the WAL, if that is known.
+
+    A session ends with its server, so what it knows stays true for as long as it lives. A standby
+    that starts again may show an earlier state than before.
+    """
+    return cast("_PooledSession", connection).replayed
+
+
+def note_replayed(connection: Connection, place: Place) -> None:
+    """Note up to where the standby of a connection has replayed the WAL."""
+    cast("_PooledSession", connection).note_replayed(place)

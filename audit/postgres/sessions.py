@@ -69,6 +69,21 @@ class Server(NamedTuple):
     is_standby: bool
 
 
+class Place(NamedTuple):
+    """A place in the WAL of a primary, and the tables that changes before it were made to."""
+
+    cluster: str
+    tables: str
+    """The database and the table of tasks."""
+    timeline: str | None
+    lsn: int
+    """The bytes of WAL before it."""
+
+    def contains(self, other: Place) -> bool:
+        """Return whether a standby that has replayed all before this has done so for `other`."""
+        return self[:3] == other[:3] and self.lsn >= other.lsn
+
+
 class Session(asyncpg.Connection):
     """A connection that knows its server."""
 
@@ -82,6 +97,12 @@ class Session(asyncpg.Connection):
     """What the session knew about its server when it began."""
     is_pooled: bool
     """Whether a pooler such as PgBouncer is between the service and PostgreSQL."""
+    replayed: Place | None = None
+    """Up to where the standby has replayed the WAL, as far as the session knows."""
+
+    def note_replayed(self, place: Place) -> None:
+        """Note what the standby of the session has replayed."""
+        self.replayed = place
 
 
 class Servers:

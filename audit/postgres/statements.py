@@ -21,6 +21,7 @@ _FRAGMENTS: Final = {
     ":filter": _fragment("history/filter"),
     ":snapshot": _fragment("counts/snapshot"),
     ":server": _fragment("counts/server"),
+    ":tables": _fragment("history/tables"),
     ":own_position": _fragment("history/position"),
     ":exported": _fragment("history/exported"),
 }
@@ -67,6 +68,7 @@ LOCK_TALLY = Statement("counts/lock_tally")
 SAVE_TALLY = Statement("counts/save_tally")
 READ_SNAPSHOT = Statement("history/read_snapshot")
 READ_CHANGES = Statement("history/read_changes")
+READ_REPLAYED = Statement("history/read_replayed")
 READ_POSITION = Statement("history/read_position")
 FIND_POSITIONS = Statement("history/find_positions")
 READ_FEED = Statement("history/read_feed")

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Final
+from typing import Final, Literal, get_args
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -29,6 +29,8 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 from prometheus_client.registry import Collector
+
+from audit.settings import MOST_STANDBYS
 
 #: The route of a request that has none.
 UNMATCHED: Final = "unmatched"
@@ -50,9 +52,13 @@ _HISTOGRAM_CELLS: Final = 1 + len(_LES)
 _SEAT_CELLS: Final = 65_536
 #: The queues for connections, one for each kind of work.
 LANES: Final = ("reading", "tallying", "writing")
+#: What a standby is to a worker: it is in use, or out of use for one of these reasons.
+StandbyState = Literal["in_use", "behind", "failed", "unsuitable"]
+_STANDBY_STATES: Final = get_args(StandbyState)
+_PRIMARY: Final = "primary"
 #: The cells of a seat with current values: pool size, waiting requests, used connections, exports,
-#: the start of the oldest export, queues, readers of the feed.
-_GAUGES: Final = tuple(range(2, 8 + len(LANES)))
+#: the start of the oldest export, queues, readers of the feed, standbys.
+_GAUGES: Final = tuple(range(2, 8 + len(LANES) + MOST_STANDBYS))
 _CELL_BYTES: Final = 8
 
 
@@ -102,10 +108,12 @@ class Metrics:
         routes: Iterable[str] = (),
         seat: Seat | None = None,
         statements: Iterable[str] = (),
+        standbys: Iterable[str] = (),
     ) -> None:
         """`routes` are all path templates, and `statements` the names of all statements.
 
-        Without a seat, there is only one worker.
+        `standbys` are the hosts and ports of all standbys. Without a seat, there is only one
+        worker.
         """
         self._seat = seat or seats(1)[0]
         self._cells = self._seat.cells
@@ -117,6 +125,9 @@ class Metrics:
         self._exporting, self._exporting_since = self._take(1), self._take(1)
         lengths = {lane: _Gauge(self._cells, self._take(1)) for lane in LANES}
         self.feeds: Final = _Gauge(self._cells, self._take(1))
+        standby_cells = range(start := self._take(MOST_STANDBYS), start + MOST_STANDBYS)
+        #: Each cell has the number of a state, counted from 1; 0 if there is none.
+        self._standbys = dict(zip(standbys, standby_cells, strict=False))
         self.queues: Final = {
             lane: Queue(self._cells, length, self._take(1 + _HISTOGRAM_CELLS))
             for lane, length in lengths.items()
@@ -127,6 +138,7 @@ class Metrics:
         self._exports_complete, self._exports_cut, self._exported = (
             self._take(1) for _ in range(3)
         )
+        self._reads = {name: self._take(1) for name in (_PRIMARY, *self._standbys)}
         names = (*statements, TRANSACTION)
         self._statements = {name: self._take(1 + _HISTOGRAM_CELLS) for name in names}
         self._requests = {
@@ -174,6 +186,16 @@ class Metrics:
     def answered(self, *, is_cached: bool) -> None:
         """Count the answer to a list request."""
         self._cells[self._cached if is_cached else self._computed] += 1
+
+    def read_on(self, standby: str | None) -> None:
+        """Count a query that ran on a standby, or on the primary if that is None."""
+        if (cell := self._reads.get(standby or _PRIMARY)) is not None:
+            self._cells[cell] += 1
+
+    def standby(self, name: str, state: StandbyState) -> None:
+        """Set what a standby is to this worker."""
+        if (cell := self._standbys.get(name)) is not None:
+            self._cells[cell] = 1 + _STANDBY_STATES.index(state)
 
     def cache_reset(self) -> None:
         """Count that no cached answer is valid any more."""
@@ -310,6 +332,7 @@ class Metrics:
         )
         _add_histogram(delays, None, total[self._fed : self._fed + _HISTOGRAM_CELLS])
         yield delays
+        yield from self._of_sources(rows, total)
         yield from self._exports(rows, total)
         yield CounterMetricFamily(
             "task_audit_worker_restarts", "Workers that ended and were replaced.", value=total[0]
@@ -319,6 +342,27 @@ class Metrics:
             "Seconds since a fold of this server last left nothing to fold; 0 on a standby.",
             value=max(0.0, time.time() - max(row[self._folded_at] for row in rows)),
         )
+
+    def _of_sources(
+        self, rows: Sequence[Sequence[float]], total: Sequence[float]
+    ) -> Iterator[Metric]:
+        reads = CounterMetricFamily(
+            "task_audit_reads",
+            "Queries for lists and statistics, by the database server that they ran on.",
+            labels=("server",),
+        )
+        for name, cell in self._reads.items():
+            reads.add_metric((name,), total[cell])
+        yield reads
+        standbys = GaugeMetricFamily(
+            "task_audit_standby_workers",
+            "Workers that use a standby (in_use), and those that do not, by the reason.",
+            labels=("standby", "state"),
+        )
+        for name, cell in self._standbys.items():
+            for number, state in enumerate(_STANDBY_STATES, 1):
+                standbys.add_metric((name, state), sum(row[cell] == number for row in rows))
+        yield standbys
 
     def _exports(self, rows: Sequence[Sequence[float]], total: Sequence[float]) -> Iterator[Metric]:
         yield GaugeMetricFamily(

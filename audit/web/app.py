@@ -17,7 +17,7 @@ from audit.history.answers import Answers
 from audit.history.exports import Exports, export_settings
 from audit.history.service import AuditService
 from audit.postgres import statements
-from audit.postgres.pool import open_pool
+from audit.postgres.pool import open_pool, open_pools
 from audit.settings import Settings
 from audit.telemetry.metrics import Metrics, Seat
 from audit.telemetry.request_log import RequestLog
@@ -64,7 +64,8 @@ def create_app(
     """
     app = web.Application()
     app[SETTINGS] = settings
-    app[METRICS] = Metrics((route.path for route in ROUTES), seat, statements.NAMES)
+    paths = (route.path for route in ROUTES)
+    app[METRICS] = Metrics(paths, seat, statements.NAMES, settings.standbys)
     app[DEADLINE] = Deadline(settings.request_timeout_seconds)
     app[DRAINING] = asyncio.Event()
     app[BODY_MEMORY] = BodyMemory(settings.max_bodies_bytes)
@@ -95,7 +96,7 @@ def _lifespan(
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         settings, metrics = app[SETTINGS], app[METRICS]
-        metrics.pool(settings.pool_size)
+        metrics.pool(settings.pool_size * (1 + len(settings.standbys)))
         # The keys have a connection of their own. A revoked key is then refused in time even if
         # all other connections are busy.
         keys_settings = settings.model_copy(update={"pool_size": 1})
@@ -103,7 +104,7 @@ def _lifespan(
             async with (
                 open_pool(keys_settings, dsn, metrics) as keys_pool,
                 guard.watching(keys_pool),
-                open_pool(settings, dsn, metrics, traces) as app[POOL],
+                open_pools(settings, dsn, metrics, traces) as pools,
                 open_pool(
                     export_settings(settings),
                     dsn,
@@ -112,12 +113,16 @@ def _lifespan(
                     idle_seconds=_IDLE_EXPORT_SECONDS,
                 ) as exports_pool,
             ):
-                app[SERVICE] = AuditService(app[POOL], settings, metrics=metrics)
+                app[POOL] = pools.writing
+                app[SERVICE] = AuditService(
+                    pools.writing, settings, metrics=metrics, standbys=pools.reading
+                )
                 app[ANSWERS] = Answers(app[SERVICE].reading, settings.answers_bytes, metrics)
                 app[EXPORTS] = Exports(exports_pool, app[SERVICE].database, settings, metrics)
                 async with (
                     app[SERVICE].upkeep.running(),
                     app[SERVICE].staleness.measured(),
+                    app[SERVICE].sources.checked(),
                     _closing_feed(app),
                 ):
                     yield

@@ -220,7 +220,7 @@ async def test_expensive_requests_leave_connections_to_the_cheap_ones(
         return (await client.get(f"{API}/query?created_by=ada{number}")).status
 
     # As in a long history, tallies are saved: the lock then makes them take long.
-    client.app[SERVICE].reading.pager = Pager(short=0)
+    client.app[SERVICE].sources.primary.pager = Pager(short=0)
     with psycopg.connect(dsn) as other:
         other.execute("LOCK TABLE task_tallies")
         asking = [asyncio.create_task(ask(number)) for number in range(filters)]

@@ -116,7 +116,7 @@ def expected(history: list[dict[str, Any]], asked: dict[str, Any]) -> list[str]:
 
 async def start_anew(service: AuditService, history: list[dict[str, Any]], folded: int = 0) -> None:
     """Record a history; the counts of its first `folded` tasks are folded, in tiny buckets."""
-    service.reading.pager = Pager(portion=3, short=0)
+    service.sources.primary.pager = Pager(portion=3, short=0)
     async with service.database.pool.acquire() as connection, connection.transaction():
         await connection.execute("; ".join(EMPTY))
         await connection.execute(SPLIT_ABOVE.format(2))

@@ -185,9 +185,7 @@ class Pages:
                 self.have_changed = False
             yield Version(changes.number, NOW)
 
-    async def list_tasks(
-        self, query: AuditQuery, *, clock: datetime | None = None, server: str | None = None
-    ) -> TaskPage:
+    async def list_tasks(self, query: AuditQuery, *, version: Version) -> TaskPage:
         self.computed.append(query.limit)
         if self.failure:
             raise self.failure

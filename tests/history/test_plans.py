@@ -196,7 +196,7 @@ async def test_page_by_cursor(service: AuditService, shape: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_page_is_located_once(service: AuditService, shape: str) -> None:
     """The second request of a page reads it at once. More statements: the location did not fit."""
-    service.reading.pager = Pager()
+    service.sources.primary.pager = Pager()
     query = AuditQuery.model_validate(SHAPES[shape])
 
     first, again = [await names_of(service, query) for _ in range(2)]
@@ -226,7 +226,7 @@ async def test_a_filter_without_counts_reads_its_matches_once(
     service: AuditService, shape: str
 ) -> None:
     asked = UNCOUNTED[shape]
-    service.reading.pager = Pager()
+    service.sources.primary.pager = Pager()
     first = await service.reading.list_tasks(AuditQuery.model_validate({**asked, "limit": 10}))
     total = first.total or 0
 

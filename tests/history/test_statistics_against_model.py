@@ -23,6 +23,7 @@ from audit.history.asking import Reading
 from audit.history.bars import LENGTHS
 from audit.history.query import AuditQuery, parse_arguments
 from audit.history.service import AuditService
+from audit.history.sources import Sources
 from audit.history.states import State
 from audit.history.statistics import Statistics
 from audit.history.statistics_body import (
@@ -69,11 +70,7 @@ class OneSnapshot(Database):
         self._connection = connection
 
     @asynccontextmanager
-    async def reading(self, *, again: bool = False) -> AsyncIterator[Connection]:
-        yield self._connection
-
-    @asynccontextmanager
-    async def tallying(self, *, again: bool) -> AsyncIterator[Connection]:
+    async def connection(self) -> AsyncIterator[Connection]:
         yield self._connection
 
 
@@ -367,8 +364,9 @@ async def one_round(service: AuditService) -> None:
         rows = await connection.fetch(f"SELECT {COLUMNS} FROM tasks ORDER BY created_at")
         clock = await connection.fetchval("SELECT date_trunc('second', now())")
         database = OneSnapshot(service.database, connection)
-        reading = Reading(database, SETTINGS)
-        statistics = Statistics(database, reading, SETTINGS)
+        sources = Sources(database, {}, SETTINGS, Metrics())
+        reading = Reading(database, SETTINGS, sources)
+        statistics = Statistics(sources, reading, SETTINGS)
         for _ in range(QUESTIONS):
             check = random.choice([check_histogram, check_histogram, check_facets, check_durations])
             await check(statistics, reading, rows, clock)

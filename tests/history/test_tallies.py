@@ -76,7 +76,7 @@ def test_days_with_few_tasks_are_read_whole_and_others_in_index_order() -> None:
 
 
 async def test_tallies_of_the_filters_used_last_are_kept(service: AuditService) -> None:
-    service.reading.pager = Pager(short=0)
+    service.sources.primary.pager = Pager(short=0)
     for number in range(101):
         await service.audit_query(created_by=f"person {number}")
         await service.audit_query(created_by="person 0")
@@ -96,7 +96,7 @@ async def test_tally_is_made_again_on_another_server(service: AuditService, empt
     async with open_pool(Settings(pool_size=1), empty_dsn) as pool:
         other = AuditService(pool)
         await other.record([task(created_by="ada", created_at=ago(days=n)) for n in (1, 40)])
-        other.reading.pager = service.reading.pager
+        other.sources.primary.pager = service.sources.primary.pager
 
         assert (await other.reading.list_tasks(query)).total == 2
 
@@ -217,14 +217,14 @@ async def test_tally_is_made_once_for_all_processes(
 ) -> None:
     """Also for those that start later, while others record and fold."""
     rng = Random(7)
-    service.reading.pager = Pager(short=0)
+    service.sources.primary.pager = Pager(short=0)
     for _ in range(10):
         await change_some(service, rng)
     await assert_exact(service, dsn)
     for turn in range(6):
         async with open_pool(settings, dsn) as pool:
             started_later = AuditService(pool)
-            started_later.reading.pager = Pager(short=0)
+            started_later.sources.primary.pager = Pager(short=0)
             for worker in (started_later, service):
                 await change_some(service, rng)
                 if turn % 2:
@@ -232,7 +232,7 @@ async def test_tally_is_made_once_for_all_processes(
                 await assert_exact(worker, dsn)
 
     started_later = AuditService(service.database.pool)
-    started_later.reading.pager = Pager(short=0)
+    started_later.sources.primary.pager = Pager(short=0)
     for asked, _ in FILTERS:
         names = await names_of(started_later, AuditQuery.model_validate(asked))
         assert "read_tally" in names
@@ -243,7 +243,7 @@ async def test_processes_share_the_work_of_a_tally(service: AuditService) -> Non
     await record_months(service)
     others = [AuditService(service.database.pool) for _ in range(3)]
     for one in others:
-        one.reading.pager = Pager(portion=10 * TASKS_A_DAY, short=0)
+        one.sources.primary.pager = Pager(portion=10 * TASKS_A_DAY, short=0)
 
     async with watched_statements(service) as ran:
         pages = await asyncio.gather(
@@ -256,7 +256,7 @@ async def test_processes_share_the_work_of_a_tally(service: AuditService) -> Non
 
 async def test_tally_is_saved_again_after_many_events(service: AuditService) -> None:
     query = AuditQuery(created_by="ada")
-    service.reading.pager = Pager(portion=1000, short=0)
+    service.sources.primary.pager = Pager(portion=1000, short=0)
     await service.record([task(created_by="ada")])
     await service.reading.list_tasks(query)
     await service.record([task(created_by="ada") for _ in range(8)])
@@ -274,7 +274,7 @@ async def test_tally_is_saved_again_after_many_events(service: AuditService) -> 
 
 async def test_tally_is_made_again_after_too_many_events(service: AuditService) -> None:
     query = AuditQuery(created_by="ada")
-    service.reading.pager = Pager(portion=10, short=0)
+    service.sources.primary.pager = Pager(portion=10, short=0)
     await service.record([task(created_by="ada")])
     await service.reading.list_tasks(query)
     await service.record([task(created_by="ada") for _ in range(11)])
@@ -291,7 +291,7 @@ async def test_session_that_may_not_write_tallies_for_itself(
     async with open_pool(Settings(pool_size=1), dsn) as pool:
         await pool.execute("SET default_transaction_read_only = on")
         reader = AuditService(pool)
-        reader.reading.pager = Pager(short=0)
+        reader.sources.primary.pager = Pager(short=0)
         query = AuditQuery(created_by="ada")
 
         assert "save_tally" not in await names_of(reader, query)
@@ -303,11 +303,11 @@ async def test_session_that_may_not_write_tallies_for_itself(
 async def test_rebuilding_the_counts_forgets_saved_tallies(service: AuditService, dsn: str) -> None:
     await service.record([task(created_by="ada")])
     await service.upkeep.fold_counts()
-    service.reading.pager = Pager(short=0)
+    service.sources.primary.pager = Pager(short=0)
     await service.audit_query(created_by="ada")
     execute(dsn, "UPDATE task_tallies SET days = '{}'")
     other = AuditService(service.database.pool)
-    other.reading.pager = Pager(short=0)
+    other.sources.primary.pager = Pager(short=0)
     assert (await other.audit_query(created_by="ada")).total == 0
 
     await service.upkeep.rebuild_counts()
@@ -385,7 +385,7 @@ async def test_a_request_with_an_earlier_clock_finds_older_tasks(service: AuditS
 
 
 async def test_unknown_filter_is_tallied_first(service: AuditService) -> None:
-    service.reading.pager = Pager(short=0)
+    service.sources.primary.pager = Pager(short=0)
     await service.record([task(created_by="ada", created_at=ago(hours=1))])
 
     names = await names_of(service, AuditQuery(created_by="ada"))
@@ -406,7 +406,7 @@ async def test_tally_of_a_short_history_is_not_saved(service: AuditService, dsn:
     ]
     assert (await service.reading.list_tasks(query)).total == DAYS * TASKS_A_DAY
     assert execute(dsn, "SELECT count(*) FROM task_tallies") == [(0,)]
-    service.reading.pager = Pager(short=DAYS * TASKS_A_DAY - 1)
+    service.sources.primary.pager = Pager(short=DAYS * TASKS_A_DAY - 1)
     assert "save_tally" in await names_of(service, query)
 
 
@@ -435,7 +435,7 @@ async def portions_of(service: AuditService, **filters: Any) -> int:
 
 async def test_tally_is_made_in_portions(service: AuditService) -> None:
     await record_months(service)
-    service.reading.pager = Pager(portion=10 * TASKS_A_DAY, short=0)
+    service.sources.primary.pager = Pager(portion=10 * TASKS_A_DAY, short=0)
 
     assert await portions_of(service) in (6, 7)
     assert await portions_of(service, offset=30) == 0
@@ -451,7 +451,7 @@ async def test_day_with_more_tasks_than_a_portion_is_one_portion(service: AuditS
         [task(created_by="ada", created_at=ago(days=3, seconds=n)) for n in range(20)]
     )
     await service.upkeep.fold_counts()
-    service.reading.pager = Pager(portion=1, short=0)
+    service.sources.primary.pager = Pager(portion=1, short=0)
 
     assert (await service.reading.list_tasks(AuditQuery(created_by="ada"))).total == 20
 
@@ -459,7 +459,7 @@ async def test_day_with_more_tasks_than_a_portion_is_one_portion(service: AuditS
 async def test_changes_between_two_portions_are_tallied(service: AuditService) -> None:
     """In days that are tallied already, and in those to come; folded or not."""
     await record_months(service)
-    service.reading.pager = Pager(portion=7 * TASKS_A_DAY, short=0)
+    service.sources.primary.pager = Pager(portion=7 * TASKS_A_DAY, short=0)
     connect, written = service.database.connection, 0
 
     @asynccontextmanager
@@ -474,7 +474,7 @@ async def test_changes_between_two_portions_are_tallied(service: AuditService) -
                 await service.upkeep.fold_counts()
 
     query = AuditQuery(created_by="ada")
-    await service.reading.pager.tally(busy, PageRequest(query, None, 10))
+    await service.sources.primary.pager.tally(busy, PageRequest(query, None, 10))
 
     assert "locate_portion" not in await names_of(service, query)
     assert written >= 5 * 5
@@ -483,7 +483,7 @@ async def test_changes_between_two_portions_are_tallied(service: AuditService) -
 
 async def test_interrupted_tally_is_continued(service: AuditService) -> None:
     await record_months(service)
-    service.reading.pager = Pager(portion=10 * TASKS_A_DAY, short=0)
+    service.sources.primary.pager = Pager(portion=10 * TASKS_A_DAY, short=0)
     connect, left = service.database.connection, 2
 
     @asynccontextmanager
@@ -497,7 +497,7 @@ async def test_interrupted_tally_is_continued(service: AuditService) -> None:
 
     query = AuditQuery(created_by="ada")
     with pytest.raises(Unavailable):
-        await service.reading.pager.tally(failing, PageRequest(query, None, 10))
+        await service.sources.primary.pager.tally(failing, PageRequest(query, None, 10))
 
     assert await portions_of(service) in (4, 5)
     assert (await service.reading.list_tasks(query)).total == DAYS * TASKS_A_DAY

@@ -213,12 +213,10 @@ async def test_a_version_is_refused_on_another_server(two: Replicas) -> None:
         service = AuditService(pool)
         async with contextlib.aclosing(service.reading.read_versions(Changes())) as versions:
             version = await anext(versions)
-        await service.reading.list_tasks(AuditQuery(limit=1), server=version.server)
+        await service.reading.list_tasks(AuditQuery(limit=1), version=version)
         async with open_pool(Settings(pool_size=1), two.standby.dsn) as other:
             with pytest.raises(Unavailable, match="another database server"):
-                await AuditService(other).reading.list_tasks(
-                    AuditQuery(limit=1), server=version.server
-                )
+                await AuditService(other).reading.list_tasks(AuditQuery(limit=1), version=version)
 
 
 async def test_changes_are_read_from_a_standby_too(two: Replicas) -> None:

@@ -25,7 +25,7 @@ SHORT = {"int4": "int", "int8": "bigint", "bool": "boolean"}
 
 
 #: Parts of statements, which are no statements.
-FRAGMENTS = {"exported", "filter", "position", "server", "snapshot"}
+FRAGMENTS = {"exported", "filter", "position", "server", "snapshot", "tables"}
 MAX_PARAMETERS = 16
 MAX_HEADER_LINES = 12
 

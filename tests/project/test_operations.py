@@ -29,7 +29,9 @@ ADDED = {"instance", "job"}
 
 def existing() -> dict[str, dict[str, set[str]]]:
     """All series that the service tells: by name, the values of each label."""
-    metrics = create_app(Settings(), "postgresql://unused")[METRICS]
+    dsn = "postgresql://unused"
+    given: dict[str, Any] = {"dsn": dsn, "read_dsn": "postgresql://standby"}
+    metrics = create_app(Settings(**given), dsn)[METRICS]
     for status in (200, 429, 500):
         metrics.request("/api/v1/audit/query", "GET", status, 0.1)
     text = metrics.render("", 0, LogSize(0, 0, 0, 0, 0.0), 0.0)[0].decode()
