@@ -104,6 +104,7 @@ class Standby(Source):
         self._metrics = metrics
         self._attempts = Recurring(f"reading from the standby {name}")
         self._running: set[asyncio.Timeout] = set()
+        self._lent: set[Connection] = set()
 
     @property
     def load(self) -> int:
@@ -137,9 +138,7 @@ class Standby(Source):
                     await _wait_for_replay(connection, wanted())
             except TimeoutError:
                 self._failed(no_answer())
-                now = asyncio.get_running_loop().time()
-                for running in self._running:
-                    running.reschedule(now)
+                self._end_queries()
             except Exception as failure:  # noqa: BLE001 - it is logged
                 self._failed(failure)
             else:
@@ -159,10 +158,23 @@ class Standby(Source):
                 known = replayed_by(connection)
                 if known is None or not known.contains(version.place):
                     await _wait_for_replay(connection, version.place)
-                yield connection
+                self._lent.add(connection)
+                try:
+                    yield connection
+                finally:
+                    self._lent.discard(connection)
         except Unavailable as failure:
             self._take_out(failure)
             raise
+
+    def _end_queries(self) -> None:
+        """End all queries, because nothing answers. They then run on other servers."""
+        for connection in self._lent:
+            connection.terminate()  # otherwise a query that is cancelled waits for its ROLLBACK
+        now = asyncio.get_running_loop().time()
+        for running in self._running:
+            if running.when() is None:  # it was not ended by an earlier check
+                running.reschedule(now)
 
     def _failed(self, failure: Exception) -> None:
         """Take it out of use after a check, and log why."""

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from aiohttp import web
 
@@ -384,3 +385,25 @@ async def test_reads_leave_a_standby_that_hangs(replicas: Replicas, service: Cli
             await until_reading(service, "primary")
         await until(lambda: has_state(service, replicas.standby, "in_use"))
     assert {200} == set(statuses)
+
+
+async def test_a_transaction_leaves_a_standby_that_hangs(
+    replicas: Replicas, aiohttp_client: Clients
+) -> None:
+    """Its ROLLBACK does not wait for the standby until the time limit of a statement."""
+    limits = {"statement_timeout_seconds": 300, "request_timeout_seconds": 600}
+    app = app_of(replicas.primary.dsn, replicas.standby.dsn, **limits)
+    client = await aiohttp_client(app)
+    await record(client)
+    await until(lambda: has_state(client, replicas.standby, "in_use"))
+    locked = "SELECT 1 FROM pg_locks WHERE relation = 'tasks'::regclass AND mode ~ '^AccessExcl'"
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with psycopg.connect(replicas.primary.dsn) as locking:
+        locking.execute("LOCK TABLE tasks")
+        await until(lambda: execute(replicas.standby.dsn, locked))
+        asking = asyncio.create_task(client.get(f"{API}/statistics/durations"))
+        await until(lambda: execute(replicas.standby.dsn, waiting))
+        with hanging(replicas.standby):
+            locking.rollback()
+            await until(asking.done)
+    assert 200 == asking.result().status
