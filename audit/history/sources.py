@@ -15,6 +15,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
+import asyncpg
+
 from audit.deadlines import stop
 from audit.errors import Problem, Unavailable
 from audit.history.freshness import Version
@@ -163,7 +165,7 @@ class Standby(Source):
                     yield connection
                 finally:
                     self._lent.discard(connection)
-        except Unavailable as failure:
+        except (Unavailable, asyncpg.PostgresError) as failure:  # as from a disk with errors
             self._take_out(failure)
             raise
 
@@ -219,7 +221,7 @@ class Sources:
         if standby is not None:
             try:
                 result = await standby.run(partial(work, standby))
-            except Unavailable:
+            except (Unavailable, asyncpg.PostgresError):
                 pass  # the standby has noted why
             else:
                 self._metrics.read_on(standby.name)
