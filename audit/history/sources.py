@@ -182,7 +182,7 @@ class Standby(Source):
         """Take it out of use after a check, and log why."""
         self._take_out(failure)
         detail = failure.detail if isinstance(failure, Problem) else type(failure).__name__
-        self._attempts.failed(f"{detail}; other servers answer reads")
+        self._attempts.failed(f"{detail}; other servers compute responses")
 
     def _take_out(self, failure: Exception) -> None:
         """Take it out of use until a check succeeds."""
@@ -244,12 +244,16 @@ class Sources:
                 await stop(*checking)
 
     def _choose(self, version: Version | None) -> Standby | None:
-        """Return the standby in use with the least work; None if the primary is to be used."""
+        """Return the standby in use with the least work, those with the same in turn, or None."""
         if version is None or version.place is None:
             return None
         self._wanted = version.place
         in_use = [standby for standby in self._standbys if standby.is_in_use]
-        return min(in_use, key=lambda standby: standby.load, default=None)
+        chosen = min(in_use, key=lambda standby: standby.load, default=None)
+        if chosen is not None:
+            self._standbys.remove(chosen)
+            self._standbys.append(chosen)
+        return chosen
 
 
 async def _wait_for_replay(connection: Connection, place: Place | None) -> None:
