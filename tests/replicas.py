@@ -36,9 +36,7 @@ class Replicas:
 
     def wait_for_standby(self) -> None:
         """Wait until the standby has replayed what is committed on the primary now."""
-        ((written,),) = execute(self.primary.dsn, "SELECT pg_current_wal_lsn()::text")
-        caught_up = f"SELECT 1 WHERE pg_last_wal_replay_lsn() >= '{written}'::pg_lsn"
-        wait_until(lambda: execute(self.standby.dsn, caught_up))
+        wait_for_replay(self.primary.dsn, self.standby.dsn)
 
     def crash_primary(self) -> None:
         """End the primary at once, as a crash does. A test that has done so does not start it."""
@@ -67,11 +65,18 @@ def replicated(folder: Path, **standby_options: str) -> Iterator[Replicas]:
 @contextmanager
 def standby_of(primary: Server, folder: Path, **options: str) -> Iterator[Server]:
     """Copy the data of a primary to a new folder, and run a standby on it."""
+    with standby_at(primary.dsn, folder, **options) as standby:
+        yield standby
+
+
+@contextmanager
+def standby_at(dsn: str, folder: Path, **options: str) -> Iterator[Server]:
+    """Do the same for the primary at a DSN."""
     folder.mkdir()
     command = [
         str((POSTGRES or embedded.binaries()) / "pg_basebackup"),
         f"--pgdata={folder / 'postgresql'}",
-        f"--dbname={primary.dsn}",
+        f"--dbname={dsn}",
         "--write-recovery-conf",
         "--checkpoint=fast",
         "--no-sync",
@@ -80,3 +85,10 @@ def standby_of(primary: Server, folder: Path, **options: str) -> Iterator[Server
     given = {**FAST, **_STANDBY, **options}
     with embedded.started(folder, bin_dir=POSTGRES, options=given) as standby:
         yield standby
+
+
+def wait_for_replay(primary: str, standby: str) -> None:
+    """Wait until a standby has replayed what is committed on its primary now."""
+    ((written,),) = execute(primary, "SELECT pg_current_wal_lsn()::text")
+    caught_up = f"SELECT 1 WHERE pg_last_wal_replay_lsn() >= '{written}'::pg_lsn"
+    wait_until(lambda: execute(standby, caught_up))

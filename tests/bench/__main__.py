@@ -25,6 +25,7 @@ from tests.bench import (
     reading,
     recording,
     repeated,
+    replicas,
     report,
     single,
     statistics,
@@ -37,7 +38,7 @@ from tests.bench.systems import ROOT
 _WIDTH = 130
 PARTS = (
     *("reading", "flatness", "recording", "repeated"),
-    *("statistics", "mixed", "single", "keys"),
+    *("statistics", "mixed", "single", "keys", "replicas"),
 )
 
 
@@ -134,6 +135,8 @@ def _measure(bench: Bench, result: Result, part: str, *, with_peer: bool) -> Non
             result.single = single.measure(bench)
         case "keys":
             result.keys = keys.measure(bench)
+        case "replicas":
+            result.replicas = replicas.measure(bench)
 
 
 def _machine(dsn: str) -> Machine:

@@ -193,6 +193,46 @@ class Keyed(_Model):
     with_key_cpu_us: Figure
 
 
+class Waited(_Model):
+    """How long reads on an asynchronous standby waited for a write just acknowledged."""
+
+    writers: int
+    """Who recorded 20 tasks in each request meanwhile."""
+    reads: Figure
+    """In each round."""
+    p50_ms: Figure
+    """Of the wait alone, without the rest of the request."""
+    p95_ms: Figure
+    longest_ms: Figure
+
+
+class ReadOn(_Model):
+    """Pages of 100, computed, to 16 connections, of one kind of server."""
+
+    server: str
+    per_second: Figure
+    postgresql_cpu_ms: Figure
+    """Processor time of this server for each page."""
+
+
+class RecordedTo(_Model):
+    """POST of 100 tasks, 4 connections, with or without a standby."""
+
+    standbys: int
+    per_second: Figure
+    primary_cpu_us: Figure
+    """Processor time of PostgreSQL for each task, positions included."""
+    standby_cpu_us: Figure | None
+
+
+class Replicas(_Model):
+    """A primary and its standby on one machine."""
+
+    waited: list[Waited]
+    read: list[ReadOn]
+    recorded: list[RecordedTo]
+
+
 class Comparison(_Model):
     """One figure of two checkouts, measured in turns."""
 
@@ -221,3 +261,4 @@ class Result(_Model):
     mixed: list[Mixed] | None = None
     single: list[Single] | None = None
     keys: list[Keyed] | None = None
+    replicas: Replicas | None = None

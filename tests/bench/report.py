@@ -19,6 +19,7 @@ from tests.bench.figures import (
     Question,
     Recording,
     Repeated,
+    Replicas,
     Result,
     Single,
     Statistics,
@@ -57,6 +58,8 @@ def show(result: Result, console: Console) -> None:
         tables.append(_single(result.single))
     if result.keys is not None:
         tables.append(_keys(result.keys))
+    if result.replicas is not None:
+        tables += _replicas(result.replicas)
     for table in tables:
         console.print()
         console.print(table)
@@ -243,6 +246,28 @@ def _keys(keys: Sequence[Keyed]) -> Table:
             _told(one.with_key_cpu_us),
         )
     return table
+
+
+def _replicas(replicas: Replicas) -> list[Table]:
+    waited = _table(
+        "Reads on a standby that wait for a write just acknowledged; the wait alone",
+        "writers", "reads in a round", "p50 ms", "p95", "longest",
+    )  # fmt: skip
+    for one in replicas.waited:
+        figures = (one.reads, one.p50_ms, one.p95_ms, one.longest_ms)
+        waited.add_row(str(one.writers), *map(_told, figures))
+    read = _table("Computed pages of 100, 16 connections", "of", "answers/s", "PostgreSQL ms each")
+    for on in replicas.read:
+        read.add_row(on.server, _told(on.per_second), _told(on.postgresql_cpu_ms))
+    recorded = _table(
+        "POST of 100 tasks, 4 connections; processor time of PostgreSQL for each task",
+        "standbys", "tasks/s", "primary µs", "standby µs",
+    )  # fmt: skip
+    for to in replicas.recorded:
+        recorded.add_row(
+            str(to.standbys), *map(_told, (to.per_second, to.primary_cpu_us, to.standby_cpu_us))
+        )
+    return [waited, read, recorded]
 
 
 def _told(figure: Figure | None) -> str:

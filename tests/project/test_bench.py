@@ -128,6 +128,17 @@ def test_every_question_is_asked_with_and_without_a_key(
 
 
 @pytest.mark.slow
+def test_a_standby_is_compared_with_its_primary(finished: tuple[Result, Path, str]) -> None:
+    replicas = finished[0].replicas
+
+    assert replicas
+    assert [0, 2] == [one.writers for one in replicas.waited]
+    assert all(one.reads.median > 0 for one in replicas.waited)
+    assert ["primary", "standby"] == [one.server for one in replicas.read]
+    assert [0, 1] == [one.standbys for one in replicas.recorded]
+
+
+@pytest.mark.slow
 def test_two_checkouts_are_compared(tmp_path: Path) -> None:
     """Here, both have the same code."""
     checkouts = tmp_path / "other", tmp_path / "this"
