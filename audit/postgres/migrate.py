@@ -13,6 +13,7 @@ import contextlib
 import getpass
 import os
 import ssl
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from psycopg.rows import dict_row
 from yoyo.backends.base import DatabaseBackend
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
-from yoyo.migrations import MigrationList, default_migration_table
+from yoyo.migrations import Migration, MigrationList, default_migration_table
 
 from audit.dsn import Dsn
 from audit.errors import Invalid, ReadOnly, Unavailable
@@ -33,16 +34,23 @@ from audit.postgres.schema import migrations_on_disk, require_utf8
 from audit.resources import folder
 from audit.settings import Settings
 
-#: While a migration waits for a lock, all later users of the table wait behind it, so it gives up.
+#: While a migration waits for a lock, all later users of the table wait behind it. So it waits for
+#: less than `deadlock_timeout`, is rolled back, and runs again after a pause.
 _SETTINGS = {
-    "lock_timeout": "5s",
+    "lock_timeout": "200ms",
     "statement_timeout": "15min",
     "client_min_messages": "warning",
     "timezone": "UTC",
     "synchronous_commit": "on",
 }
+_PAUSE_SECONDS = 0.3
+_LOCK_SECONDS = 5.0
 _CONNECT_SECONDS = "10"
 
+_IN_USE = (
+    f"a table that the migration changes was in use for {_LOCK_SECONDS:.0f} s; pg_stat_activity"
+    " shows which transactions are open: end them, or wait for them, and run the command again"
+)
 _AS_OWNER = "run as the owner of the database"
 
 
@@ -87,10 +95,7 @@ def _apply(dsn: str, to: str | None) -> list[str]:
         wanted = _up_to(migrations, to)
         missing = [m for m in backend.to_apply(migrations) if m.id in wanted]
         for migration in missing:
-            with backend.transaction():
-                migration.process_steps(backend, "apply")
-                backend.log_migration(migration, "apply")
-                backend.mark_one(migration, log=False)
+            _run(backend, migration, "apply")
         return [migration.id for migration in missing]
 
 
@@ -106,11 +111,29 @@ def roll_back(dsn: str, to: str | None = None) -> list[str]:
         kept = _up_to(migrations, to)
         surplus = applied[:1] if to is None else [m for m in applied if m.id not in kept]
         for migration in surplus:
-            with backend.transaction():
-                migration.process_steps(backend, "rollback")
-                backend.log_migration(migration, "rollback")
-                backend.unmark_one(migration, log=False)
+            _run(backend, migration, "rollback")
         return [migration.id for migration in surplus]
+
+
+def _run(backend: DatabaseBackend, migration: Migration, direction: str) -> None:
+    """Apply a migration, or roll it back, as soon as the tables that it changes are not in use.
+
+    Raises:
+        Unavailable: a transaction has used one of them for the whole time.
+    """
+    ends_at = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            with backend.transaction():
+                migration.process_steps(backend, direction)
+                backend.log_migration(migration, direction)
+                mark = backend.mark_one if direction == "apply" else backend.unmark_one
+                mark(migration, log=False)
+                return
+        except psycopg.errors.LockNotAvailable:
+            if time.monotonic() > ends_at:
+                raise Unavailable(_IN_USE) from None
+        time.sleep(_PAUSE_SECONDS)
 
 
 def grant(dsn: str, serving: Iterable[str], reading: Iterable[str]) -> None:

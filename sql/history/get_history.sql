@@ -15,11 +15,10 @@ WITH task AS MATERIALIZED (
         AND (:project_id::uuid IS NULL OR project_id = :project_id)
 ),
 
--- Planning takes the longest part of the time, and grows with each mention of the partitioned log.
 event AS MATERIALIZED (
     SELECT *
-    FROM task_history
-    WHERE task_id = :task_id AND event_id > :after::bigint AND EXISTS (SELECT FROM task)
+    FROM history_of_task(:task_id, :after::bigint)
+    WHERE EXISTS (SELECT FROM task)
 ),
 
 -- task_document writes the replaced values as clients get them. Rows are made one by one, as far as

@@ -6,8 +6,7 @@
 -- by putting back the values that the event replaced.
 WITH RECURSIVE event AS MATERIALIZED (
     SELECT event_id, was, row_number() OVER (ORDER BY event_id DESC) AS age
-    FROM task_history
-    WHERE task_id = :task_id::uuid AND event_id > :after::bigint
+    FROM history_of_task(:task_id::uuid, :after::bigint)
 ),
 
 version AS (

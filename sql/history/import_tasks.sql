@@ -23,9 +23,8 @@ WITH missing AS MATERIALIZED (
         )
     EXCEPT
     SELECT task_id, created_at, is_fixed
-    FROM task_event_queue
+    FROM queued_task_events()
     CROSS JOIN (VALUES (TRUE), (FALSE)) AS either (is_fixed)
-    WHERE event_id >= (SELECT queue_floor FROM task_log_state)
 ),
 
 imported AS (

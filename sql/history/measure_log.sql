@@ -8,8 +8,7 @@ SELECT
     (
         SELECT sum(pg_total_relation_size(relid))::bigint FROM pg_partition_tree('task_events')
     ) AS bytes,
-    count(*) AS queued,
+    queued,
     pg_total_relation_size('task_event_queue'::regclass) AS queue_bytes,
-    COALESCE(extract(EPOCH FROM clock_timestamp() - min(at)), 0)::float8 AS queued_seconds
-FROM task_event_queue
-WHERE event_id >= (SELECT queue_floor FROM task_log_state)
+    COALESCE(extract(EPOCH FROM clock_timestamp() - oldest_at), 0)::float8 AS queued_seconds
+FROM measure_task_queue()

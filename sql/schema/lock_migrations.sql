@@ -5,4 +5,4 @@
 SELECT
     set_config('lock_timeout', '0', FALSE) AS lock_timeout,
     pg_advisory_lock(hashtext('task-audit migrations')) AS locked,
-    set_config('lock_timeout', '5s', FALSE) AS lock_timeout_again
+    set_config('lock_timeout', '200ms', FALSE) AS lock_timeout_again

@@ -10,6 +10,7 @@ import socket
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
@@ -135,6 +136,8 @@ class Reader:
     reads: asyncio.Event = field(default_factory=asyncio.Event)
     """While it is not set, the reader takes nothing more from its connection."""
     received: list[tuple[int, Change]] = field(default_factory=list)
+    delays: list[float] = field(default_factory=list)
+    """The seconds from the start of the transaction of each change until it came."""
 
     def __post_init__(self) -> None:
         self.reads.set()
@@ -186,6 +189,8 @@ class Reader:
 
     def _note(self, change: dict[str, Any]) -> None:
         self.received.append((change["n"], (change["task_id"], change["status"])))
+        began = datetime.fromisoformat(change["changed_at"])
+        self.delays.append((datetime.now(UTC) - began).total_seconds())
 
     @staticmethod
     @contextlib.asynccontextmanager

@@ -250,7 +250,8 @@ async def test_everything_counts_as_changed_while_the_queue_is_very_long(
         write(connection)
         numbers.append(await reader.read())
 
-    assert [ALL, ALL, ALL, 0, 1] == numbers
+    # A look counts 10,001 events of the queue. The third one finds the others, which may be new.
+    assert [ALL, ALL, 1000, 0, 1] == numbers
 
 
 async def test_a_response_that_was_not_asked_for_during_many_changes_counts_as_affected(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import psycopg
+import pytest
 from psycopg import pq
 
 from audit.history.query import AuditQuery, TaskQuery
@@ -14,7 +17,7 @@ from audit.postgres import statements
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from tests.conftest import ago, execute, task
-from tests.plans import explained, statements_of
+from tests.plans import buffers_read, explained, statements_of
 from tests.waiting import wait_until
 
 QUERIES: list[TaskQuery] = [
@@ -26,6 +29,16 @@ QUERIES: list[TaskQuery] = [
 NOTHING_NEW = statements.READ_CHANGES.values(
     {"known_size": 10**9, "seen_to": 10**9, "gaps": [], "most": 100, "most_documents": 100}
 )
+#: The arguments of a page of the history of a task, and of a feed without filters.
+EACH_TASK: dict[str, Any] = {"project_id": None, "after": 0, "limit": 10, "max_bytes": 100_000}
+EVERYTHING: dict[str, Any] = dict.fromkeys(
+    ("statuses", "services", "intents", "created_by", "project_id", "outcome")
+)
+FIRST_PAGE = EVERYTHING | {
+    "service": "", "since": None, "until": None, "after_at": None, "offset": 0, "limit": 10,
+}  # fmt: skip
+INSERT = "INSERT INTO tasks (task_id, request_text) VALUES (gen_random_uuid(), 'x')"
+QUEUE_BLOCKS = "SELECT pg_relation_size('task_event_queue') / 8192"
 SLOT = "SELECT 1 FROM pg_replication_slots WHERE slot_name = 'abandoned'"
 DEAD = "SELECT pg_stat_get_dead_tuples('task_counts'::regclass)"
 
@@ -95,3 +108,62 @@ async def test_an_abandoned_replication_slot_keeps_reads_cheap(fresh: str) -> No
         assert await service.upkeep.check_counts() == []
     assert dead > [(1000,)]
     assert with_slot < 6 * without
+
+
+async def blocks_of_looks(service: AuditService, dsn: str, task_id: str) -> dict[str, int]:
+    """The blocks that each kind of look at the queue reads, and those to number one event."""
+    [(size,)] = execute(dsn, "SELECT task_log_size()")
+    feed = {"first": size - 1, "most": 10, "most_scanned": 100, "max_bytes": 10**6} | EVERYTHING
+    looks = {
+        "changes": (statements.READ_CHANGES, NOTHING_NEW),
+        "history": (
+            statements.GET_HISTORY,
+            statements.GET_HISTORY.values({"task_id": task_id} | EACH_TASK),
+        ),
+        "feed": (statements.READ_FEED, statements.READ_FEED.values(feed)),
+        "size": (statements.MEASURE_LOG, []),
+        "deltas": (statements.MEASURE_DELTAS, []),
+        "total": (statements.LOCATE_PAGE, statements.LOCATE_PAGE.values(FIRST_PAGE)),
+        "numbering": (statements.SEQUENCE_EVENTS, [100]),
+    }
+    read: dict[str, list[int]] = {name: [] for name in looks}
+    for _ in range(3):
+        for name, look in looks.items():
+            if name == "numbering":
+                execute(dsn, INSERT)
+            read[name].append(buffers_read(await explained(service, *look)))
+    return {name: min(blocks) for name, blocks in read.items()}
+
+
+@pytest.mark.parametrize("wrote", ["nothing", "events"])
+async def test_looks_beside_an_open_transaction_read_no_moved_events(
+    fresh: str, wrote: str
+) -> None:
+    async with open_pool(Settings(pool_size=1), fresh) as pool:
+        service = AuditService(pool)
+        (first, *_) = (await service.record([task() for _ in range(100)])).task_ids
+        with psycopg.connect(fresh) as late:
+            late.execute("SELECT pg_current_xact_id()")
+            for _ in range(30):
+                if wrote == "events":
+                    late.execute(INSERT)
+                await service.record([task() for _ in range(200)])
+                await service.upkeep.sequence_events()
+            while await service.upkeep.fold_counts():
+                pass
+            execute(fresh, "VACUUM ANALYZE")
+            [(size,)] = execute(fresh, QUEUE_BLOCKS)
+            beside = await blocks_of_looks(service, fresh, str(first))
+            late.rollback()
+        while await service.upkeep.fold_counts():
+            pass
+        execute(fresh, "VACUUM ANALYZE")
+        alone = await blocks_of_looks(service, fresh, str(first))
+
+        # The moved events are still there.
+        assert size > 150
+        assert {} == {
+            name: (alone[name], beside[name])
+            for name in alone
+            if beside[name] > 2 * alone[name] + 10
+        }

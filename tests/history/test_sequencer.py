@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from audit.history.service import AuditService
+from audit.postgres import migrate
 from tests.conftest import SERVING, as_role, execute, task
 from tests.waiting import until
 
@@ -131,6 +132,96 @@ def test_an_event_that_commits_late_gets_a_later_position(dsn: str) -> None:
         "SELECT position, request_text FROM task_events JOIN tasks USING (task_id)"
         " ORDER BY position",
     )
+
+
+INSERT = "INSERT INTO tasks (task_id, request_text) VALUES (%s, %s)"
+CHANGE = "UPDATE tasks SET error_message = %s WHERE task_id = %s"
+LOOK = "SELECT task_event_count() - task_log_size()"
+IS_LAST = "SELECT is_last FROM sequence_task_events({})"
+
+
+def end(connection: psycopg.Connection, how: str) -> bool:
+    """End the transaction of a connection; return whether it was committed."""
+    if how == "two phases":
+        connection.execute("PREPARE TRANSACTION 'late'")
+        connection.rollback()
+        connection.autocommit = True
+        connection.execute("COMMIT PREPARED 'late'")
+    elif how == "commit":
+        connection.commit()
+    else:
+        connection.rollback()
+    return how != "rollback"
+
+
+@pytest.mark.parametrize(
+    ("how", "late_events", "portion"),
+    [
+        ("commit", 0, 1000),
+        ("commit", 3, 7),
+        ("commit", 60, 7),
+        ("commit", 60, 1000),
+        ("rollback", 3, 1000),
+        ("rollback", 60, 7),
+        ("two phases", 60, 7),
+    ],
+)
+def test_a_transaction_that_is_open_for_long_loses_and_repeats_no_event(
+    dsn: str, how: str, late_events: int, portion: int
+) -> None:
+    ids = [str(uuid.uuid4()) for _ in range(60)]
+    with psycopg.connect(dsn, autocommit=True) as writer:
+
+        def sequence(most: int) -> bool:
+            return writer.execute(IS_LAST.format(most)).fetchall() == [(True,)]
+
+        for task_id in ids:
+            writer.execute(INSERT, [task_id, "before"])
+        while not sequence(portion):
+            pass
+        with psycopg.connect(dsn) as late:
+            late.execute("SELECT pg_current_xact_id()")
+            for n in range(60):
+                if n < late_events:
+                    with late.transaction():  # a savepoint
+                        late.execute(CHANGE, [f"late {n}", ids[n]])
+                writer.execute(INSERT, [str(uuid.uuid4()), "beside"])
+                if n % 5 == 0:
+                    sequence(portion)
+            waiting = int(execute(dsn, LOOK)[0][0])
+            is_committed = end(late, how)
+        seen = late_events if is_committed else 0
+        assert [(waiting + seen,)] == execute(dsn, LOOK)
+        # What comes while a backlog is moved waits for it, also if it changes the same tasks.
+        sequence(portion)
+        for task_id in ids:
+            writer.execute(CHANGE, ["after", task_id])
+            sequence(1)
+        while not sequence(portion):
+            pass
+
+    events = 60 + 60 + seen + 60
+    assert [(events, events, 0, events - 1)] == execute(dsn, POSITIONS)
+    assert [(0,)] == execute(dsn, QUEUED) == execute(dsn, LOOK) == execute(dsn, OUT_OF_ORDER)
+
+
+def test_events_in_the_queue_survive_a_downgrade_and_an_upgrade(fresh: str) -> None:
+    with psycopg.connect(fresh) as late, psycopg.connect(fresh, autocommit=True) as writer:
+        for step in (migrate.roll_back, migrate.apply):
+            late.execute("SELECT pg_current_xact_id()")
+            for n in range(20):
+                writer.execute(INSERT, [str(uuid.uuid4()), "x"])
+                if n % 4 == 0:
+                    execute(fresh, SEQUENCE % 3)
+            late.execute(INSERT, [str(uuid.uuid4()), "late"])
+            late.commit()
+            queued = execute(fresh, LOOK)
+            step(fresh, "0012_exports" if step is migrate.roll_back else None)
+
+            assert queued == execute(fresh, LOOK) > [(0,)]
+    while execute(fresh, IS_LAST.format(3)) != [(True,)]:
+        pass
+    assert [(42, 42, 0, 41)] == execute(fresh, POSITIONS)
 
 
 async def test_events_are_sequenced_in_portions(service: AuditService, dsn: str) -> None:

@@ -26,7 +26,7 @@ USE_TRANSACTION_IDS = (
     "DO $$ BEGIN FOR n IN 1..3000 LOOP COMMIT; PERFORM pg_current_xact_id(); END LOOP; END $$"
 )
 LAST_TRANSACTION_ID = "SELECT pg_current_xact_id()::text::bigint"
-FLOOR = "SELECT queue_floor > 1, next_floor_xid IS NOT NULL FROM task_log_state"
+IS_BOUNDED = "SELECT first_xid > '0' FROM read_task_queue_bounds()"
 
 
 @pytest.fixture
@@ -139,23 +139,37 @@ async def test_events_are_sequenced_in_a_server_whose_transaction_ids_are_lower(
     restored = of_database(other_server, "audit_restored")
     execute(other_server, f"CREATE ROLE {SERVING}", "CREATE DATABASE audit_restored")
     execute(dsn, USE_TRANSACTION_IDS)
-    # The queue has a floor, and the next floor waits for transactions of this server to end.
-    while execute(dsn, FLOOR) != [(True, True)]:
+    changed = task(status="pending")
+    await service.record([task()])
+    await service.upkeep.sequence_events()
+    assert execute(dsn, IS_BOUNDED) == [(True,)]
+    await service.record([changed])
+    for _ in range(24):
         await service.record([task()])
-        await service.upkeep.sequence_events()
-    await service.record([task() for _ in range(5)])
-    [(recorded,)] = execute(dsn, "SELECT count(*) FROM tasks")
 
     await restore(dsn, restored, tmp_path)
 
     assert execute(restored, LAST_TRANSACTION_ID) < execute(dsn, LAST_TRANSACTION_ID)
-    [(last_id,)] = execute(restored, "SELECT max(event_id) FROM task_event_queue")
+    # The bounds are transaction ids of the other server.
+    assert execute(restored, IS_BOUNDED) == [(False,)]
+    events = 26
     async with open_pool(Settings(pool_size=2), restored) as pool:
         again = AuditService(pool)
-        while execute(restored, "SELECT queue_floor FROM task_log_state") <= [(last_id,)]:
+        await again.update(changed["task_id"], {"status": "completed"})
+        events += 1
+        while not execute(restored, "SELECT is_last FROM sequence_task_events(10)")[0][0]:
             await again.record([task()])
-            recorded += 1
-            assert execute(restored, "SELECT task_event_count()") == [(recorded,)]
-            await again.upkeep.sequence_events()
+            events += 1
+            assert execute(restored, "SELECT task_event_count()") == [(events,)]
+        assert execute(restored, IS_BOUNDED) == [(True,)]
+        await again.record([task()])
+        assert execute(restored, "SELECT task_event_count()") == [(events + 1,)]
+        await again.upkeep.sequence_events()
     log = execute(restored, "SELECT count(*), max(position) + 1 FROM task_events")
-    assert log == [(recorded, recorded)]
+    assert log == [(events + 1, events + 1)]
+    order = execute(
+        restored,
+        "SELECT array_agg(status::text ORDER BY position) FROM task_events"
+        f" WHERE task_id = '{changed['task_id']}'",
+    )
+    assert order == [(["pending", "completed"],)]

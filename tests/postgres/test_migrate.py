@@ -30,11 +30,12 @@ SELECT 'relation', relname, relkind::text, concat_ws(' ', reloptions, pg_get_par
     pg_get_expr(relpartbound, oid), CASE relkind WHEN 'v' THEN pg_get_viewdef(oid) END)
 FROM own_relations
 UNION ALL
-SELECT 'column', attrelid::regclass::text, attname, concat_ws(' ', attnum,
+SELECT 'column', attrelid::regclass::text, attname, concat_ws(' ',
+    row_number() OVER (PARTITION BY attrelid ORDER BY attnum),
     format_type(atttypid, atttypmod), attnotnull, attgenerated, pg_get_expr(adbin, adrelid))
 FROM pg_attribute JOIN own_relations ON attrelid = own_relations.oid
 LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
-WHERE attnum > 0
+WHERE attnum > 0 AND NOT attisdropped
 UNION ALL
 SELECT 'index', relname, NULL, pg_get_indexdef(oid) FROM own_relations WHERE relkind IN ('i', 'I')
 UNION ALL
@@ -257,6 +258,27 @@ def test_a_rollback_waits_for_the_task_that_is_just_being_recorded(guarded_dsn: 
 
     assert "tasks are recorded" in errors
     assert GUARDS == applied(guarded_dsn)[-1]
+
+
+def test_recording_goes_on_while_a_migration_waits_for_an_open_transaction(empty_dsn: str) -> None:
+    bounds = "0013_queue_bounds"
+    migrate.apply(empty_dsn)
+    execute(empty_dsn, MAKE_PARTITION)
+    with psycopg.connect(empty_dsn) as late, psycopg.connect(empty_dsn, autocommit=True) as writer:
+        late.execute(RECORD)
+        writer.execute("SET lock_timeout = '3s'")
+        rollback = start(empty_dsn, "--rollback", "--to", str(before(bounds)))
+        while rollback.poll() is None:
+            writer.execute(
+                "INSERT INTO tasks (task_id, request_text) SELECT gen_random_uuid(), 'x'"
+            )
+        _, errors = rollback.communicate()
+        assert "was in use for 5 s; pg_stat_activity shows which transactions are open" in errors
+        assert bounds in applied(empty_dsn)
+
+        late.commit()
+    assert bounds in migrate.roll_back(empty_dsn, before(bounds))
+    assert bounds in migrate.apply(empty_dsn)
 
 
 def test_every_migration_is_well_named_and_has_its_rollback() -> None:
