@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 _FEW_SPANS: Final = 4
 #: Reading this number of tasks takes PostgreSQL about as long as finding one more span.
 _TASKS_OF_SPAN: Final = 100
-#: Reading this number of tasks takes PostgreSQL about as long as one more statement.
-FEW_TASKS: Final = 5000
 #: After all tasks. A year begins here, so that no bucket of the counts is cut.
 _END: Final = datetime(9999, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from audit.errors import Invalid, TooMany
 from audit.history.asking import Reading
-from audit.history.bar_counts import Numbers, count_bars, count_tasks, find_window
+from audit.history.bar_counts import Numbers, count_bars, find_window
 from audit.history.bars import AUTO, Bars, TooManyBars, bars_between
-from audit.history.facet_counts import Values, count_values, is_counted
+from audit.history.facet_counts import FacetCounter, Values, is_counted
 from audit.history.freshness import Version
 from audit.history.query import TaskFilter
 from audit.history.sources import Source, Sources
@@ -125,18 +125,15 @@ class Statistics:
         async def count(
             connection: Connection, now: datetime
         ) -> tuple[int, dict[str, Values | None]]:
-            since = query.window_start(now)
-            total = too_many.matching if too_many else await count_tasks(connection, query, since)
+            counter = FacetCounter(
+                connection,
+                query.window_start(now),
+                most=query.top + 1,
+                most_grouped=self._most_grouped,
+            )
+            total = too_many.matching if too_many else await counter.total(query)
             return total, {
-                facet: await count_values(
-                    connection,
-                    filtered,
-                    since,
-                    facet,
-                    total=total,
-                    most=query.top + 1,
-                    most_grouped=self._most_grouped,
-                )
+                facet: await counter.values(filtered, facet)
                 for facet, filtered in filters.items()
                 if facet not in refused
             }

@@ -18,7 +18,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
+import pytest
+
 from audit.errors import Invalid
+from audit.history import facet_counts
 from audit.history.asking import Reading
 from audit.history.bars import LENGTHS
 from audit.history.query import AuditQuery, parse_arguments
@@ -345,12 +348,18 @@ async def working(service: AuditService) -> AsyncIterator[None]:
     assert {asyncio.CancelledError} == {type(failure) for failure in failures}, failures
 
 
-async def test_statistics_equal_the_model_while_others_write(fresh: str) -> None:
+async def test_statistics_equal_the_model_while_others_write(
+    fresh: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     execute(fresh, SPLIT_ABOVE.format(3))
     async with AuditService.open(fresh, SETTINGS) as service:
         await service.record([random_task() for _ in range(500)])
         async with working(service):
             for _ in range(ROUNDS):
+                # With so few tasks, services would never be counted one by one.
+                monkeypatch.setattr(facet_counts, "_TASKS_OF_BOUNDS", random.choice([0, 20_000]))
+                monkeypatch.setattr(facet_counts, "_TASKS_OF_SERVICE", random.choice([1, 200]))
+                monkeypatch.setattr(facet_counts, "_FEW_SERVICES", random.choice([1, 16]))
                 await one_round(service)
         assert await service.upkeep.check_counts() == []
 
