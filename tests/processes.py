@@ -96,11 +96,28 @@ def is_alive(pid: int) -> bool:
 
 
 def workers_of(process: subprocess.Popen[str]) -> set[int]:
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-    return {int(pid) for pid in children.split() if is_alive(int(pid))}
+    return children_of(process.pid)
 
 
-def memory_kib(pid: int) -> int:
-    """Return the resident memory of a process."""
+def children_of(pid: int) -> set[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return {int(child) for child in children.split() if is_alive(int(child))}
+
+
+def memory_kib(pid: int, name: str = "VmRSS") -> int:
+    """Return the resident memory of a process; with `VmHWM`, its peak."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0])
+    return int(status.partition(f"{name}:")[2].split()[0])
+
+
+class Memory:
+    """The memory of a process."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+        self._before = memory_kib(pid)
+
+    def grown(self) -> int:
+        """Return by how many bytes it has been larger, at its peak, than at the beginning."""
+        return (memory_kib(self._pid, "VmHWM") - self._before) * 1024

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import execute
-from tests.processes import API, accepts, connected, fetch, get, serving, workers_of
+from tests.processes import API, Memory, accepts, connected, fetch, get, serving, workers_of
 from tests.waiting import wait_until
 
 #: More than a worker may hold in memory: 30 MB.
@@ -64,24 +64,6 @@ def wait_for_reader(dsn: str, exports: int = 1) -> None:
     wait_until(lambda: execute(dsn, WAITS_FOR_READER) == [(exports,)])
 
 
-class Memory:
-    """The memory of a process."""
-
-    def __init__(self, pid: int) -> None:
-        self._folder = Path(f"/proc/{pid}")
-        self._folder.joinpath("clear_refs").write_text("5")
-        self._before = self._read("VmRSS")
-
-    def _read(self, name: str) -> int:
-        lines = self._folder.joinpath("status").read_text().splitlines()
-        (line,) = [line for line in lines if line.startswith(f"{name}:")]
-        return int(line.split()[1]) * 1024
-
-    def grown(self) -> int:
-        """Return by how much it has been larger, at its peak, than at the beginning."""
-        return self._read("VmHWM") - self._before
-
-
 @pytest.mark.parametrize(("form", "coding"), [("ndjson", "identity"), ("csv", "gzip")])
 def test_memory_is_constant_whatever_the_reader_does(filled: str, form: str, coding: str) -> None:
     with serving("--workers", "1", AUDIT_DSN=filled) as (process, url, _):
@@ -130,14 +112,19 @@ def test_a_reader_that_stops_is_cut_off(filled: str) -> None:
         assert fetch(f"{url}{API}/export?limit=1") == 422
 
 
-def test_a_reader_that_leaves_frees_its_place(filled: str) -> None:
-    with serving("--workers", "2", "--max-exports", "1", AUDIT_DSN=filled) as (_, url, _):
+def test_a_reader_that_leaves_frees_its_place(filled: str, tmp_path: Path) -> None:
+    options = ["--workers", "2", "--max-exports", "1"]
+    with (
+        (tmp_path / "log").open("wb") as log,
+        serving(*options, log=log, AUDIT_DSN=filled) as (_, url, _),
+    ):
         with request(url):
             wait_for_reader(filled)
         wait_until(lambda: fetch(f"{url}{API}/export?created_by=x") == 200)
 
         wait_until(lambda: len(manifests(url)) == 2)
         assert {False, True} == {each["complete"] for each in manifests(url)}
+    assert b"cut off" not in (tmp_path / "log").read_bytes()
 
 
 def test_lists_are_answered_while_all_places_for_exports_are_taken(filled: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import zlib
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web
@@ -91,6 +92,23 @@ async def list_exports(request: web.Request) -> BytesResponse:
     return BytesResponse(body, _MANIFEST_HEADERS)
 
 
+class _ClientGone(Exception):
+    """The client has closed its connection."""
+
+
+@contextmanager
+def _client_errors() -> Iterator[None]:
+    """Turn the exception of a lost client into one that nobody takes for a lost database.
+
+    Raises:
+        _ClientGone: the client has closed its connection.
+    """
+    try:
+        yield
+    except ConnectionError as failure:
+        raise _ClientGone from failure
+
+
 class _ExportResponse(web.StreamResponse):
     """A response that sends its head, and then the export as PostgreSQL writes it.
 
@@ -115,16 +133,18 @@ class _ExportResponse(web.StreamResponse):
         export = self._export
         try:
             async with self._stack:
-                writer = await super().prepare(request)
+                with _client_errors():
+                    writer = await super().prepare(request)
                 await export.send(self._write)
-                if self._gzip:
-                    await self.write(self._gzip.flush())
-                await self.write_eof()
+                with _client_errors():
+                    if self._gzip:
+                        await self.write(self._gzip.flush())
+                    await self.write_eof()
         except Exception as failure:
             # The status has been sent. Only a response without an end says that the export failed.
             if request.transport is not None:
                 request.transport.abort()
-            if not isinstance(failure, ConnectionError):
+            if not isinstance(failure, _ClientGone):
                 sent = f"{export.tasks} of {export.total} tasks"
                 log.warning(
                     "the export %s was cut off after %s: %r", export.export_id, sent, failure
@@ -138,7 +158,8 @@ class _ExportResponse(web.StreamResponse):
             if self._gzip:
                 part = self._gzip.compress(part)
             if part:
-                await self.write(part)
+                with _client_errors():
+                    await self.write(part)
 
 
 def _headers(export: Export) -> dict[str, str]:
