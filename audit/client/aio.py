@@ -346,7 +346,7 @@ class AsyncClient:
                 timeout=transport.timeouts(SILENT_SECONDS),
             ) as response:
                 reply = transport.reply(response, b"")
-                if not download.begin(reply):
+                if not await asyncio.to_thread(download.begin, reply):
                     return transport.reply(response, await response.aread())
                 async for piece in response.aiter_bytes():
                     download.write(piece)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from audit.client import Invalid, Unavailable, WrongFile
+from audit.client import AsyncClient, Invalid, Unavailable, WrongFile
 from tests.client.conftest import Connect
 from tests.client.proxy import CUT_BEFORE, CUT_WITHIN, FaultProxy, Refusal
 from tests.conftest import ago, task
@@ -93,3 +96,22 @@ def test_an_export_that_has_not_begun_is_tried_again(
     ):
         connect(proxy.url).export(tmp_path / "other")
     assert not (tmp_path / "other.part").exists()
+
+
+async def test_the_event_loop_does_not_wait_for_the_disk(
+    url: str, me: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    to_disk = os.fsync
+
+    def slow(file: int) -> None:
+        has_run = threading.Event()
+        loop.call_soon_threadsafe(has_run.set)
+        assert has_run.wait(20)
+        to_disk(file)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    async with AsyncClient(url) as client:
+        manifest = await client.export(tmp_path / "tasks", created_by=me)
+
+    assert manifest.complete
