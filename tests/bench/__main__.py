@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tests.bench import (
     against,
+    export,
     flatness,
     keys,
     load,
@@ -38,7 +39,7 @@ from tests.bench.systems import ROOT
 _WIDTH = 130
 PARTS = (
     *("reading", "flatness", "recording", "repeated"),
-    *("statistics", "mixed", "single", "keys", "replicas"),
+    *("statistics", "mixed", "single", "keys", "replicas", "export"),
 )
 
 
@@ -137,6 +138,8 @@ def _measure(bench: Bench, result: Result, part: str, *, with_peer: bool) -> Non
             result.keys = keys.measure(bench)
         case "replicas":
             result.replicas = replicas.measure(bench)
+        case "export":
+            result.export = export.measure(bench)
 
 
 def _machine(dsn: str) -> Machine:

@@ -233,6 +233,26 @@ class Replicas(_Model):
     recorded: list[RecordedTo]
 
 
+class Export(_Model):
+    """Exports of all tasks in one format, and a page that others ask for, of one worker."""
+
+    form: str
+    tasks: int
+    tasks_per_second: Figure
+    """To one reader at full speed."""
+    memory_mib: Figure
+    """By how much the memory of the worker grew at most meanwhile."""
+    slow_memory_mib: Figure
+    """The same, with a reader at 200 kB/s."""
+    alone_p50_ms: Figure
+    """Latency of the page to one client: without an export, then beside one at full speed."""
+    alone_p95_ms: Figure
+    beside_p50_ms: Figure
+    beside_p95_ms: Figure
+    p50_beside_to_alone: Figure
+    p95_beside_to_alone: Figure
+
+
 class Comparison(_Model):
     """One figure of two checkouts, measured in turns."""
 
@@ -262,3 +282,4 @@ class Result(_Model):
     single: list[Single] | None = None
     keys: list[Keyed] | None = None
     replicas: Replicas | None = None
+    export: list[Export] | None = None

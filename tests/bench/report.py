@@ -12,6 +12,7 @@ from rich.table import Table
 from tests.bench.figures import (
     Answers,
     Comparison,
+    Export,
     Figure,
     Flatness,
     Keyed,
@@ -60,6 +61,8 @@ def show(result: Result, console: Console) -> None:
         tables.append(_keys(result.keys))
     if result.replicas is not None:
         tables += _replicas(result.replicas)
+    if result.export is not None:
+        tables.append(_export(result.export))
     for table in tables:
         console.print()
         console.print(table)
@@ -268,6 +271,28 @@ def _replicas(replicas: Replicas) -> list[Table]:
             str(to.standbys), *map(_told, (to.per_second, to.primary_cpu_us, to.standby_cpu_us))
         )
     return [waited, read, recorded]
+
+
+def _export(export: Sequence[Export]) -> Table:
+    table = _table(
+        "Exports of all tasks: growth of the worker in MiB; ms of another page without and beside",
+        "format", "tasks/s", "MiB", "MiB, slow reader", "p50", "beside", "times", "p95", "beside",
+        "times",
+    )  # fmt: skip
+    for one in export:
+        table.add_row(
+            one.form,
+            _told(one.tasks_per_second),
+            _told(one.memory_mib),
+            _told(one.slow_memory_mib),
+            _told(one.alone_p50_ms),
+            _told(one.beside_p50_ms),
+            _spread(one.p50_beside_to_alone),
+            _told(one.alone_p95_ms),
+            _told(one.beside_p95_ms),
+            _spread(one.p95_beside_to_alone),
+        )
+    return table
 
 
 def _told(figure: Figure | None) -> str:

@@ -139,6 +139,17 @@ def test_a_standby_is_compared_with_its_primary(finished: tuple[Result, Path, st
 
 
 @pytest.mark.slow
+def test_each_format_is_exported_to_fast_and_slow_readers(
+    finished: tuple[Result, Path, str],
+) -> None:
+    export = finished[0].export or []
+
+    assert ["ndjson", "csv"] == [one.form for one in export]
+    assert all(one.tasks_per_second.median > 0 for one in export)
+    assert all(one.p95_beside_to_alone.median > 0 for one in export)
+
+
+@pytest.mark.slow
 def test_two_checkouts_are_compared(tmp_path: Path) -> None:
     """Here, both have the same code."""
     checkouts = tmp_path / "other", tmp_path / "this"
