@@ -148,7 +148,7 @@ class Positions:
     async def _search_while_waited_for(self) -> None:
         pause = _SHORTEST_PAUSE
         while waiters := [waiter for waiter in self._waiters if not waiter.found.done()]:
-            self._waiters = waiters
+            self._waiters = [*waiters]  # those that arrive from here on are not looked for yet
             self._has_arrived.clear()
             try:
                 await self._look(waiters)

@@ -101,6 +101,19 @@ async def test_position_of_a_later_timeline_is_awaited_and_refused(start: Start)
     assert "1" == refused.headers["Retry-After"]
 
 
+async def test_requests_that_arrive_one_after_the_other_wait_together(start: Start) -> None:
+    client = await start(staleness_wait_seconds=0.5)
+    response = await client.post(TASKS, json=task())
+    cluster, _, place, transaction = response.headers[POSITION].split("-")
+
+    async def status(number: int) -> int:
+        await asyncio.sleep(number / 1000)
+        later = f"{cluster}-0000FFFF-{place}-{int(transaction) + number}"
+        return (await client.get(f"{API}/query", headers={AT_LEAST: later})).status
+
+    assert [503] * 50 == await asyncio.gather(*map(status, range(50)))
+
+
 async def test_a_primary_looks_for_no_position(start: Start) -> None:
     client = await start()
     response = await client.post(TASKS, json=task())
