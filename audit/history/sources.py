@@ -90,7 +90,7 @@ class Source:
 class _Unfit(Unavailable):
     """A standby answers, but cannot be used."""
 
-    def __init__(self, state: Literal["behind", "unsuitable"], detail: str) -> None:
+    def __init__(self, state: Literal["behind", "primary", "unsuitable"], detail: str) -> None:
         super().__init__(detail, retry_after_seconds=1)
         self.state = state
 
@@ -181,6 +181,8 @@ class Standby(Source):
     def _failed(self, failure: Exception) -> None:
         """Take it out of use after a check, and log why."""
         self._take_out(failure)
+        if isinstance(failure, _Unfit) and failure.state == "primary":
+            return  # --read-dsn may name all servers
         detail = failure.detail if isinstance(failure, Problem) else type(failure).__name__
         self._attempts.failed(f"{detail}; other servers compute responses")
 
@@ -268,9 +270,10 @@ async def _wait_for_replay(connection: Connection, place: Place | None) -> None:
     pause = _SHORTEST_PAUSE
     while True:
         row = await fetch_row(connection, statements.READ_REPLAYED)
+        replayed = Place(cluster_of(connection), row["tables"], row["timeline"], row["lsn"] or 0)
         if row["lsn"] is None:
-            raise _Unfit("unsuitable", "it is not a standby")
-        replayed = Place(cluster_of(connection), row["tables"], row["timeline"], row["lsn"])
+            is_primary = place is None or replayed[:3] == place[:3]
+            raise _Unfit("primary" if is_primary else "unsuitable", "it is not a standby")
         note_replayed(connection, replayed)
         if place is None or replayed.contains(place):
             return

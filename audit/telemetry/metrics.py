@@ -53,7 +53,7 @@ _SEAT_CELLS: Final = 65_536
 #: The queues for connections, one for each kind of work.
 LANES: Final = ("reading", "tallying", "writing")
 #: What a standby is to a worker: it is in use, or out of use for one of these reasons.
-StandbyState = Literal["in_use", "behind", "failed", "unsuitable"]
+StandbyState = Literal["in_use", "behind", "failed", "primary", "unsuitable"]
 _STANDBY_STATES: Final = get_args(StandbyState)
 _PRIMARY: Final = "primary"
 #: The cells of a seat with current values: pool size, waiting requests, used connections, exports,
