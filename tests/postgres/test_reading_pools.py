@@ -239,6 +239,7 @@ async def test_a_commit_that_is_not_flushed_is_in_the_next_response(
             f" '2026-01-01T00:00:00.{number:06}Z')",
         )
 
+    await record(service, created_at="2026-01-01T00:00:00Z")  # it makes the partition
     for number in range(20):
         await asyncio.to_thread(insert, number)
         async with service.get(f"{API}/by-service/unflushed?limit=1") as answer:
