@@ -289,8 +289,8 @@ async def test_a_standby_that_was_promoted_is_not_read(
         client = await aiohttp_client(app_of(replicas.primary.dsn, promoted.dsn))
         await until(lambda: has_state(client, promoted, "in_use"))
         replace(replicas, standby=promoted).promote()
-        await until(lambda: has_state(client, promoted, "unsuitable"))
         assert 0 == await count_stale(client, "promoted", 20)
+        await until(lambda: has_state(client, promoted, "unsuitable"))
 
 
 async def test_the_primary_computes_what_a_damaged_standby_cannot(
