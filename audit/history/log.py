@@ -12,7 +12,7 @@ from audit.postgres import statements
 from audit.postgres.database import Database
 from audit.postgres.pool import fetch_rows
 from audit.settings import Settings
-from audit.telemetry.metrics import LogSize
+from audit.telemetry.metrics import LogSize, Replication
 
 
 class Log:
@@ -71,3 +71,8 @@ class Log:
         """Return the size of the log; None if the database does not answer in time."""
         row = await self._database.measure(statements.MEASURE_LOG, timeout_seconds)
         return None if row is None else LogSize(**row)
+
+    async def measure_replication(self, timeout_seconds: float) -> Replication | None:
+        """Return what keeps old rows and WAL; None if the database does not answer in time."""
+        row = await self._database.measure(statements.MEASURE_REPLICATION, timeout_seconds)
+        return None if row is None else Replication(**row)

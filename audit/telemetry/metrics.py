@@ -74,6 +74,23 @@ class LogSize:
     """The age of the oldest event in the queue; 0 if there is none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Replication:
+    """What standbys, slots and transactions keep a primary from removing."""
+
+    snapshot_age: int
+    """The age of the oldest snapshot or transaction, in transactions."""
+    slot_xmin_age: int
+    """The age of the rows that slots keep, in transactions; 0 if no slot keeps rows."""
+    inactive_slots: int
+    retained_bytes: int
+    """The most WAL that a slot keeps."""
+    standbys: Sequence[str] | None = None
+    """The names of the standbys; None without one, or if the role may not see them."""
+    lag_bytes: Sequence[int] | None = None
+    lag_seconds: Sequence[float] | None = None
+
+
 class Seat:
     """The part of the shared memory in which one worker counts."""
 
@@ -225,14 +242,21 @@ class Metrics:
         deltas: int | None,
         log: LogSize | None = None,
         lag_seconds: float | None = None,
+        replication: Replication | None = None,
     ) -> tuple[bytes, str]:
         """Return the metrics of all workers as text, and its content type.
 
         `deltas` is the number of events that the counts do not contain yet. It and `log` are None
-        if the database did not answer. `lag_seconds` is None if the database is not a standby.
+        if the database did not answer. `lag_seconds` is None if the database is not a standby,
+        and `replication` if it is not a primary.
         """
         registry = CollectorRegistry()
-        of_database = (*_of_database(deltas), *_of_log(log), *_of_standby(lag_seconds))
+        of_database = (
+            *_of_database(deltas),
+            *_of_log(log),
+            *_of_standby(lag_seconds),
+            *_of_primary(replication),
+        )
         registry.register(_Collected([*self._families(), *of_database]))
         encode, content_type = choose_encoder(accept)
         return encode(registry), content_type
@@ -507,6 +531,48 @@ def _of_standby(lag_seconds: float | None) -> Iterator[Metric]:
             "How old the state is that queries on this standby see, at most.",
             value=lag_seconds,
         )
+
+
+def _of_primary(replication: Replication | None) -> Iterator[Metric]:
+    if replication is None:
+        return
+    yield GaugeMetricFamily(
+        "task_audit_snapshot_age_transactions",
+        "Age of the oldest snapshot or transaction on the primary that the role can see.",
+        value=replication.snapshot_age,
+    )
+    yield GaugeMetricFamily(
+        "task_audit_slot_xmin_age_transactions",
+        "Age of the oldest rows that a replication slot keeps; 0 if none keeps rows.",
+        value=replication.slot_xmin_age,
+    )
+    yield GaugeMetricFamily(
+        "task_audit_slots_inactive",
+        "Replication slots without a connection.",
+        value=replication.inactive_slots,
+    )
+    yield GaugeMetricFamily(
+        "task_audit_slot_wal_bytes",
+        "The most WAL that a replication slot keeps.",
+        value=replication.retained_bytes,
+    )
+    lag_bytes = GaugeMetricFamily(
+        "task_audit_standby_lag_bytes",
+        "WAL that a connected standby has not replayed, as the primary sees it.",
+        labels=("standby",),
+    )
+    lag_seconds = GaugeMetricFamily(
+        "task_audit_standby_lag_seconds",
+        "Time until a connected standby has replayed a commit, as the primary sees it.",
+        labels=("standby",),
+    )
+    for family, values in (
+        (lag_bytes, replication.lag_bytes),
+        (lag_seconds, replication.lag_seconds),
+    ):
+        for name, value in zip(replication.standbys or (), values or (), strict=True):
+            family.add_metric((name,), value)
+        yield family
 
 
 _METHOD_AT: Final = {method: i * len(_STATUSES) for i, method in enumerate(_METHODS)}

@@ -23,7 +23,7 @@ from audit.web.app import create_app
 from audit.web.state import SERVICE
 from tests.api import API, TASKS, metric
 from tests.commandline import audit
-from tests.conftest import Client, task
+from tests.conftest import Client, as_role, execute, task
 from tests.processes import get, serving
 from tests.replicas import Replicas, replicated
 from tests.waiting import until, wait_until
@@ -199,6 +199,46 @@ async def test_the_lag_of_a_standby_is_a_metric(
     ]
     assert name not in on_primary
     assert 60 > float(on_standby.partition(name)[2].partition("\n")[0]) >= 0
+
+
+async def scraped(client: Client, part: str) -> dict[str, float]:
+    """The series of the metrics whose names contain a part."""
+    text = await (await client.get("/metrics")).text()
+    series = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in series if part in name}
+
+
+async def test_the_primary_reports_its_standbys_and_slots(
+    replicas: Replicas, primary: Client, standby: Client
+) -> None:
+    await recorded(replicas, primary, task())
+    name = 'task_audit_standby_lag_{}{{standby="walreceiver"}}'
+    lags = await scraped(primary, "standby_lag")
+    assert {name.format("bytes"), name.format("seconds")} == set(lags)
+    assert all(0 <= lag < 10**6 for lag in lags.values())
+    create = "SELECT pg_create_physical_replication_slot('gone', immediately_reserve => TRUE)"
+    execute(replicas.primary.dsn, create)
+    try:
+        slots = await scraped(primary, "task_audit_slot")
+        assert 1 == slots["task_audit_slots_inactive"]
+        assert 0 == slots["task_audit_slot_xmin_age_transactions"]
+        assert 0 < slots["task_audit_slot_wal_bytes"]
+    finally:
+        execute(replicas.primary.dsn, "SELECT pg_drop_replication_slot('gone')")
+    assert {} == await scraped(standby, "task_audit_slot")
+
+
+async def test_a_role_without_pg_monitor_sees_slots_and_not_the_lag_of_standbys(
+    replicas: Replicas, aiohttp_client: Clients
+) -> None:
+    primary = replicas.primary.dsn
+    execute(primary, "CREATE ROLE plain LOGIN")
+    migrate.grant(primary, ["plain"], [])
+    client = await aiohttp_client(create_app(Settings(pool_size=2), as_role(primary, "plain")))
+    assert {} == await scraped(client, "task_audit_standby_lag")
+    assert 0 == (await scraped(client, "task_audit_slots_inactive"))["task_audit_slots_inactive"]
+    execute(primary, "GRANT pg_monitor TO plain")
+    assert 2 == len(await scraped(client, "task_audit_standby_lag"))
 
 
 async def test_a_program_in_process_reads_a_standby(replicas: Replicas) -> None:

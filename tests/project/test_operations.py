@@ -14,7 +14,7 @@ import yaml
 from prometheus_client import parser
 
 from audit.settings import Settings
-from audit.telemetry.metrics import LogSize
+from audit.telemetry.metrics import LogSize, Replication
 from audit.web.app import create_app
 from audit.web.state import METRICS
 
@@ -27,6 +27,9 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 ADDED = {"instance", "job"}
 
 
+REPLICATION = Replication(0, 0, 0, 0, ["standby1"], [0], [0.0])
+
+
 def existing() -> dict[str, dict[str, set[str]]]:
     """All series that the service tells: by name, the values of each label."""
     dsn = "postgresql://unused"
@@ -34,7 +37,7 @@ def existing() -> dict[str, dict[str, set[str]]]:
     metrics = create_app(Settings(**given), dsn)[METRICS]
     for status in (200, 429, 500):
         metrics.request("/api/v1/audit/query", "GET", status, 0.1)
-    text = metrics.render("", 0, LogSize(0, 0, 0, 0, 0.0), 0.0)[0].decode()
+    text = metrics.render("", 0, LogSize(0, 0, 0, 0, 0.0), 0.0, REPLICATION)[0].decode()
     found: dict[str, dict[str, set[str]]] = {}
     for family in parser.text_string_to_metric_families(text):
         for sample in family.samples:

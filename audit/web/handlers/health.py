@@ -52,6 +52,8 @@ async def metrics(request: web.Request) -> BytesResponse:
     log = await service.log.measure(_MEASURE_SECONDS) if deltas is not None else None
     role = await service.database.measure(statements.READ_ROLE, _MEASURE_SECONDS) if log else None
     lag_seconds = role["lag_seconds"] if role else None
+    is_primary = role is not None and role["role"] == "primary"
+    replication = await service.log.measure_replication(_MEASURE_SECONDS) if is_primary else None
     accept = request.headers.get("Accept", "")
-    body, content_type = request.app[METRICS].render(accept, deltas, log, lag_seconds)
+    body, content_type = request.app[METRICS].render(accept, deltas, log, lag_seconds, replication)
     return BytesResponse(body, {"Content-Type": content_type})
