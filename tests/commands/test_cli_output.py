@@ -53,7 +53,7 @@ def wrong_counts(dsn: str) -> None:
         dsn,
         "SELECT sequence_task_events(100000)",
         "SELECT fold_task_counts(100000)",
-        "UPDATE task_counts SET n = n + 1",
+        "UPDATE task_count_base SET n = n + 1",
     )
 
 

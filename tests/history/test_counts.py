@@ -185,9 +185,10 @@ async def test_check_names_every_difference_and_rebuild_repairs(
     await service.record(some(30))
     execute(
         dsn,
-        "UPDATE task_counts SET n = n + 3 WHERE service = '' AND grain = 'year'"
+        "UPDATE task_count_base SET n = n + 3 WHERE service = '' AND grain = 'year'"
         " AND status = 'failed' AND intent = 'x'",
-        "DELETE FROM task_counts WHERE service = 'a' AND grain = 'month' AND status = 'pending'",
+        "DELETE FROM task_count_base"
+        " WHERE service = 'a' AND grain = 'month' AND status = 'pending'",
     )
 
     differences = await service.upkeep.check_counts()

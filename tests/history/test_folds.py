@@ -73,7 +73,8 @@ async def test_a_fold_that_times_out_continues_in_smaller_portions(dsn: str) -> 
             dsn,
             "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql"
             " AS 'BEGIN PERFORM pg_sleep(0.002); RETURN NEW; END'",
-            "CREATE TRIGGER slow BEFORE INSERT ON task_counts FOR EACH ROW EXECUTE FUNCTION slow()",
+            "CREATE TRIGGER slow BEFORE INSERT ON task_count_base"
+            " FOR EACH ROW EXECUTE FUNCTION slow()",
         )
         try:
             timeouts = 0
@@ -86,7 +87,7 @@ async def test_a_fold_that_times_out_continues_in_smaller_portions(dsn: str) -> 
                 [(left,)] = execute(dsn, WAITING)
                 assert timeouts < 30
         finally:
-            execute(dsn, "DROP TRIGGER slow ON task_counts", "DROP FUNCTION slow")
+            execute(dsn, "DROP TRIGGER slow ON task_count_base", "DROP FUNCTION slow")
 
     assert timeouts > 0
     assert execute(dsn, "SELECT count(*) FROM task_counts WHERE grain = 'year'") == [(601,)]

@@ -75,7 +75,9 @@ async def fill(service: AuditService) -> None:
         await service.record(made[place : place + 5000])
     await insert(service, CROWD_TASKS, CROWD, "0 s", "(array['crowd', 'mob'])[: 1 + n % 2]")
     await insert(service, BUSY_TASKS, BUSY, f"{86_000 / BUSY_TASKS} s", "array['busy']")
-    while await service.upkeep.fold_counts():
+    # A fold splits buckets for two seconds at most.
+    due = "SELECT EXISTS (SELECT FROM task_count_splits_due)"
+    while await service.upkeep.fold_counts() or await service.database.pool.fetchval(due):
         pass
     await service.database.pool.execute("VACUUM ANALYZE")
 

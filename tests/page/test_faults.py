@@ -94,7 +94,7 @@ async def test_locked_table_of_counts_leaves_the_task_readable(
     """A real lock: the histogram waits for it, and a task, which needs no counts, is shown."""
     page = await open_page("tasks?status=failed")
     with psycopg.connect(site.dsn) as locking:
-        locking.execute("LOCK TABLE task_counts IN ACCESS EXCLUSIVE MODE")
+        locking.execute("LOCK TABLE task_count_base IN ACCESS EXCLUSIVE MODE")
         await page.goto(f"{site.url}/tasks?status=failed&service=payments", wait_until="commit")
         await page.wait_for_selector(".histogram[aria-busy=true]")
         locking.rollback()

@@ -165,9 +165,9 @@ COUNTS: dict[str, Attack] = {
     **{
         statement: (statement, None, DENIED, DENIED)
         for statement in (
-            ("INSERT INTO task_counts (service, grain, bucket, status, n)"
+            ("INSERT INTO task_count_base (service, grain, bucket, status, n)"
             " VALUES ('', 'year', '2020-01-01Z', 'failed', 9)"),
-            "UPDATE task_counts SET n = 9",
+            "UPDATE task_count_base SET n = 9",
             "INSERT INTO task_count_splits VALUES ('a', 'month', '2020-01-01Z')",
             "INSERT INTO task_log_marks VALUES (99999999, 0, 0, NULL, NULL, 0, now())",
             "UPDATE task_log_marks SET counted = 0",
@@ -180,8 +180,8 @@ COUNTS: dict[str, Attack] = {
                 f"{verb} {table}"
                 for verb in ("DELETE FROM", "TRUNCATE")
                 for table in (
-                    "task_counts", "task_count_splits", "task_count_splits_due", "task_log_marks",
-                    "task_tallies",
+                    "task_count_base", "task_count_runs", "task_count_run_lists",
+                    "task_count_splits", "task_count_splits_due", "task_log_marks", "task_tallies",
                 )
             ),
             "SELECT rebuild_task_counts()",
