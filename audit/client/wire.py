@@ -133,6 +133,7 @@ class Retries:
     """How often a request is sent, and how long everything may take."""
 
     tries: int = 5
+    """Responses that say when to try again are not counted. With 1, a request is sent once."""
     timeout: float = 30.0
     """For all attempts and the time between them, in seconds."""
     attempt_timeout: float = math.inf
@@ -217,10 +218,11 @@ class Wire:
             **({"If-None-Match": kept[0]} if kept else {}),
         }
         attempts = 0
+        invitations = 0
         while True:
             attempts += 1
             written = self._positions.known()
-            is_last = attempts == self.retries.tries
+            is_last = attempts - invitations == self.retries.tries
             left = end - time.monotonic()
             seconds = min(self.retries.attempt_timeout, left if is_last else left / 2)
             at_least = {_AT_LEAST: ",".join(written)} if written and call.method == "GET" else {}
@@ -248,6 +250,7 @@ class Wire:
                 raise problem
             place = "" if self.url in problem.detail else f"{self.url}: "
             log.warning("%s%s; trying again in %.2g s", place, problem.detail, wait)
+            invitations += bool(problem.retry_after_seconds)
             yield Wait(wait)
 
     def _result(self, call: Call[Result], reply: Reply) -> Result:

@@ -176,6 +176,26 @@ def test_a_client_gives_up_after_its_tries(
     assert isinstance(gave_up.value, kind | Unavailable)
 
 
+def test_responses_that_say_when_to_try_again_are_not_counted(
+    connect: Connect, faults: Faults
+) -> None:
+    later = Refusal(503, {"Retry-After": "1"})
+    proxy = faults(later, Refusal(503, {"Retry-After": "0"}), later, later)
+
+    connect(proxy.url, tries=3).record(request_text="x")
+
+    assert 5 == len(proxy.seen)
+
+
+def test_a_request_with_one_try_is_sent_once(connect: Connect, alone: Faults) -> None:
+    proxy = alone(Refusal(503, {"Retry-After": "1"}))
+
+    with pytest.raises(Unavailable):
+        connect(proxy.url, tries=1).whoami()
+
+    assert 1 == len(proxy.seen)
+
+
 def test_a_wait_that_is_too_long_is_not_begun(connect: Connect, alone: Faults) -> None:
     proxy = alone(Refusal(503, {"Retry-After": "50"}))
     began = time.monotonic()

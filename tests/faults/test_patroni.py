@@ -51,7 +51,7 @@ class Recorders:
     async def run(self, stopping: asyncio.Event) -> None:
         """Record until the event is set."""
         # Each call may take as long as a failover. A call that fails raises, and ends the test.
-        async with AsyncClient(self.url, timeout=120, tries=1000) as client:
+        async with AsyncClient(self.url, timeout=120) as client:
             while not stopping.is_set():
                 task_id = await client.record(request_text="Deploy", status="executing")
                 self._note(task_id, "executing")

@@ -104,7 +104,7 @@ async def test_recording_goes_on_after_a_failover_and_nothing_acknowledged_is_lo
                 await recorder.record(task(task_id=task_id))
                 acknowledged.append(task_id)
 
-        async with AsyncClient(url, timeout=120, tries=1000) as recorder:
+        async with AsyncClient(url, timeout=120) as recorder:
             recording = [asyncio.create_task(record(recorder)) for _ in range(4)]
             await until(lambda: len(acknowledged) > 20)
             pair.crash_primary()
