@@ -10,20 +10,22 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from audit.postgres import embedded, migrate
 from tests.commandline import audit, command, ended
 from tests.conftest import execute
-from tests.processes import serving, workers_of
+from tests.processes import fetch, serving, workers_of
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.faults
 
-CUTS = int(os.environ.get("AUDIT_FAULTS_CUTS", "20"))
+CUTS = int(os.environ.get("AUDIT_FAULTS_CUTS", "15"))
 TASKS = 400 * CUTS
 #: As many bytes come before a cut at most. Compressed, the file has about 1,000 for each task.
 MOST = 600_000
@@ -33,9 +35,9 @@ FILL = (
     " (SELECT string_agg(md5(n || ' ' || m), '') FROM generate_series(1, 60) AS m)"
     f" FROM generate_series(1, {TASKS}) AS n"
 )
-CUT_BY_DATABASE = (
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-    " WHERE datname = current_database() AND query LIKE 'COPY %'"
+PARTITIONS = (
+    "SELECT make_task_partition(now() - n * interval '1 month', 'month')"
+    f" FROM generate_series(0, {TASKS // (28 * 24 * 12) + 1}) AS n"
 )
 NO_PROXY = {"NO_PROXY": "*"}
 
@@ -89,17 +91,29 @@ def relay(url: str, limit: int, fault: Callable[[], object]) -> Iterator[str]:
         made.close()
 
 
+def postmaster(data_dir: Path) -> int | None:
+    with suppress(FileNotFoundError):
+        return int((data_dir / "postgresql" / "postmaster.pid").read_text().splitlines()[0])
+    return None
+
+
 def test_each_task_is_exported_once_after_random_cuts(
-    dsn: str, tmp_path: Path, figure: Callable[[str], None]
+    tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
-    """Of the connection, the client, the worker, and the session in the database."""
-    execute(dsn, FILL)
+    """Of the connection, the client and the worker. PostgreSQL is restarted, and crashes."""
+    data_dir = tmp_path / "data"
     file = tmp_path / "tasks.ndjson"
     part = Path(f"{file}.part")
     chosen = random.Random(7)
     cut_at: list[int] = []
-    with serving("--workers", "1", AUDIT_DSN=dsn) as (service, url, _):
+    with ExitStack() as stack:
+        server = stack.enter_context(embedded.started(data_dir))
+        dsn = server.dsn
+        migrate.apply(dsn)
+        execute(dsn, PARTITIONS, FILL)
+        service, url, _ = stack.enter_context(serving("--workers", "1", AUDIT_DSN=dsn))
         running: list[subprocess.Popen[str]] = []
+        stopped: set[int] = set()
 
         def cut_connection() -> None:
             raise ConnectionError
@@ -111,27 +125,44 @@ def test_each_task_is_exported_once_after_random_cuts(
             for pid in workers_of(service):
                 os.kill(pid, signal.SIGKILL)
 
-        def end_session() -> None:
-            execute(dsn, CUT_BY_DATABASE)
+        def stop_database(how: signal.Signals) -> None:
+            pid = postmaster(data_dir)
+            assert pid is not None
+            stopped.add(pid)
+            os.kill(pid, how)
 
-        faults = [cut_connection, kill_client, kill_worker, end_session]
+        def is_ready() -> bool:
+            # It is restarted by this thread, since it ends with the thread that has started it.
+            server.keep_running()
+            is_restarted = postmaster(data_dir) not in {None, *stopped}
+            return is_restarted and bool(workers_of(service)) and fetch(f"{url}/readyz") == 200
+
+        faults: list[Callable[[], object]] = [
+            cut_connection,
+            kill_client,
+            kill_worker,
+            partial(stop_database, signal.SIGINT),  # fast
+            partial(stop_database, signal.SIGKILL),
+        ]
         for n in range(CUTS):
-            wait_until(lambda: workers_of(service))
+            wait_until(is_ready)
             with relay(url, chosen.randint(1, MOST), faults[n % len(faults)]) as address:
                 running.append(command("export", "--url", address, "-o", file, "--resume",
                                        **NO_PROXY))  # fmt: skip
                 code, _, err = ended(running[-1])
             assert code in {-signal.SIGKILL, 69}, err
-            cut_at.append(part.stat().st_size if part.exists() else 0)
+            # The next attempt cuts off what there is of an incomplete line.
+            cut_at.append(part.read_bytes().count(b"\n") if part.exists() else 0)
 
+        wait_until(is_ready)
         done = audit("export", "--url", url, "-o", str(file), "--resume", **NO_PROXY)
         assert done[0] == 0, done[2]
+        expected = execute(
+            dsn, "SELECT task_id::text FROM tasks ORDER BY created_at DESC, task_id DESC"
+        )
     assert audit("export", "--verify", str(file))[0] == 0
 
     ids = [json.loads(line)["task_id"] for line in file.read_bytes().splitlines()]
-    expected = execute(
-        dsn, "SELECT task_id::text FROM tasks ORDER BY created_at DESC, task_id DESC"
-    )
     assert ids == [task_id for (task_id,) in expected]
     manifest = json.loads(Path(f"{file}.manifest.json").read_bytes())
     assert sum(each["tasks"] for each in manifest["parts"]) == TASKS
