@@ -215,6 +215,7 @@ class Changes:
             server_of(connection),
             row["snapshot"],
             self._log_size or 0,
+            self._events,
             self._place,
         )
 

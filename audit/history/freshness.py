@@ -31,8 +31,7 @@ any program. The service ensures this without running the query again:
    these changes (`audit/history/patching.py`), without running the query. It does so only if the
    cached page is of the same snapshot as its version, so that it contains no change twice. With
    the changes comes the text of each changed task, from the same snapshot as the version. On a
-   standby, the snapshot is the same if on both servers no transaction was running and the next one
-   has the same number.
+   standby, the snapshot is the same if it sees as many events.
 
 A client that holds a response has the current one if its ETag is equal, since the ETag is a digest
 of the body.
@@ -49,8 +48,8 @@ from typing import Final, NamedTuple
 
 from audit.postgres.sessions import Place
 
-#: In a snapshot: that no transaction was running, and the number of the next one.
-_NONE_RUNNING: Final = re.compile(r" (\d+):\1: ")
+#: In the name of a snapshot on a standby: how many events it sees.
+_EVENTS: Final = re.compile(r"(\d+) events ")
 #: How often a request passes through the event loop between its socket and `current`.
 _TURNS_TO_HERE: Final = 3
 #: Versions read on one connection before it is given back, so that queries can have it.
@@ -71,6 +70,8 @@ class Version(NamedTuple):
     log_size: int = 0
     """How many events had a position in the log: 0 to `log_size - 1`. What is not known of the
     tasks of this version yet comes with events from this position on."""
+    events: int = 0
+    """How many events there were, with a position or not."""
     place: Place | None = None
     """A standby that has replayed the WAL up to this place shows this version or a later one. None
     if the server is not a primary."""
@@ -79,8 +80,8 @@ class Version(NamedTuple):
         """Return whether what was computed for this version, in that snapshot, is exactly of it."""
         if snapshot is None or snapshot == self.snapshot:
             return snapshot is not None
-        ours, other = (_NONE_RUNNING.search(each) for each in (self.snapshot, snapshot))
-        return ours is not None and other is not None and ours[1] == other[1]
+        on_standby = _EVENTS.match(snapshot)
+        return on_standby is not None and int(on_standby[1]) == self.events
 
 
 class Freshness:

@@ -1,10 +1,16 @@
 -- snapshot: names what a statement sees; other files write it as :snapshot.
 --
--- A snapshot is the set of transactions that have ended. While it is the same, no statement finds
--- other rows. The start time and the replayed position tell servers, restarts and recoveries apart.
--- On a standby, whose snapshots do not name every transaction, the position moves with each change.
--- The database and the table tell apart databases and schemas, which share a server's snapshots.
+-- While the text is the same, no statement finds other tasks. A primary names its snapshot, which is
+-- the set of transactions that have ended. On a standby, a snapshot does not name every transaction.
+-- There the number of events stands for it, because each change of a task adds an event, and changes
+-- appear in one order. The start time and the replayed position tell servers, restarts and
+-- recoveries apart. The database and the table tell apart databases and schemas, which share a
+-- server's snapshots.
 concat_ws(
-    ' ', pg_postmaster_start_time(), pg_last_wal_replay_lsn(), pg_current_snapshot(),
-    current_database(), 'tasks'::regclass::oid
+    ' ',
+    CASE
+        WHEN pg_is_in_recovery() THEN concat(task_event_count(), ' events')
+        ELSE concat_ws(' ', pg_last_wal_replay_lsn(), pg_current_snapshot())
+    END,
+    pg_postmaster_start_time(), current_database(), 'tasks'::regclass::oid
 )

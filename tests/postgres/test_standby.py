@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psycopg
 import pytest
 from aiohttp import web
 
@@ -248,6 +249,27 @@ async def test_a_program_in_process_reads_a_standby(replicas: Replicas) -> None:
             await service.record([task()])
         with pytest.raises(ReadOnly):
             await service.upkeep.rebuild_counts()
+
+
+async def test_a_snapshot_of_a_standby_is_another_one_only_if_tasks_have_changed(
+    replicas: Replicas, primary: Client
+) -> None:
+    async with AuditService.open(replicas.standby.dsn, Settings(pool_size=2)) as service:
+
+        async def snapshot() -> str | None:
+            await asyncio.to_thread(replicas.wait_for_standby)
+            return (await service.audit_query(limit=1)).snapshot
+
+        await recorded(replicas, primary, task())
+        before = await snapshot()
+        execute(replicas.primary.dsn, "CREATE TABLE other ()", "DROP TABLE other")
+        await primary.app[SERVICE].upkeep.fold_counts()
+        assert before == await snapshot()
+        with psycopg.connect(replicas.primary.dsn) as oldest:
+            oldest.execute("SELECT pg_current_xact_id()")
+            async with primary.post(TASKS, json=task()) as answer:
+                assert 201 == answer.status
+            assert before != await snapshot()
 
 
 def test_commands_that_read_work_on_a_standby(replicas: Replicas) -> None:
