@@ -7,6 +7,7 @@ import hashlib
 import signal
 import socket
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,14 +112,19 @@ def test_a_reader_that_stops_is_cut_off(filled: str) -> None:
         assert fetch(f"{url}{API}/export?limit=1") == 422
 
 
-def test_a_reader_that_leaves_frees_its_place(filled: str) -> None:
-    with serving("--workers", "2", "--max-exports", "1", AUDIT_DSN=filled) as (_, url, _):
+def test_a_reader_that_leaves_frees_its_place(filled: str, tmp_path: Path) -> None:
+    options = ["--workers", "2", "--max-exports", "1"]
+    with (
+        (tmp_path / "log").open("wb") as log,
+        serving(*options, log=log, AUDIT_DSN=filled) as (_, url, _),
+    ):
         with request(url):
             wait_for_reader(filled)
         wait_until(lambda: fetch(f"{url}{API}/export?created_by=x") == 200)
 
         wait_until(lambda: len(manifests(url)) == 2)
         assert {False, True} == {each["complete"] for each in manifests(url)}
+    assert b"cut off" not in (tmp_path / "log").read_bytes()
 
 
 def test_lists_are_answered_while_all_places_for_exports_are_taken(filled: str) -> None:

@@ -141,10 +141,10 @@ class _ExportResponse(web.StreamResponse):
                         await self.write(self._gzip.flush())
                     await self.write_eof()
         except Exception as failure:
-            # The status has been sent. Only a response without an end says that the export failed.
-            if request.transport is not None:
+            # Without a transport, the client has left, and whatever failed is a consequence.
+            if request.transport is not None and not request.transport.is_closing():
+                # The status has been sent. Only a response without an end says that it failed.
                 request.transport.abort()
-            if not isinstance(failure, _ClientGone):
                 sent = f"{export.tasks} of {export.total} tasks"
                 log.warning(
                     "the export %s was cut off after %s: %r", export.export_id, sent, failure
