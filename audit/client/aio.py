@@ -123,14 +123,16 @@ class AsyncClient:
         """Use the service at a URL with an API key, or that of a profile.
 
         What is not given is taken from AUDIT_URL, AUDIT_KEY and AUDIT_PROFILE, then from the
-        default profile. `timeout` is for all `tries` of a call together, in seconds. With
-        `insecure`, the key may be sent over a network without TLS. With `read_your_writes`, what
-        this client reads contains what it has written, also from a standby of the database.
+        default profile. `timeout` is for all `tries` of a call together, in seconds. A response
+        that says when to try again does not count as a try. With `insecure`, the key may be sent
+        over a network without TLS. With `read_your_writes`, what this client reads contains what it
+        has written, also from a standby of the database.
 
         Raises:
             BadConfiguration: a value is not valid, or the key would go over a network without TLS.
         """
-        address, retries = locate_service(url, key, profile), Retries(tries, timeout)
+        address = locate_service(url, key, profile)
+        retries = Retries(tries, timeout, counts_retry_after=False)
         self._open(address, retries, insecure=insecure, read_your_writes=read_your_writes)
 
     @classmethod

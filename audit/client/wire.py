@@ -133,13 +133,14 @@ class Retries:
     """How often a request is sent, and how long everything may take."""
 
     tries: int = 5
-    """Responses that say when to try again are not counted. With 1, a request is sent once."""
     timeout: float = 30.0
     """For all attempts and the time between them, in seconds."""
     attempt_timeout: float = math.inf
     """For one attempt. It never has more than half of the time that is left, except the last."""
     first_wait: float = 0.2
     longest_wait: float = 10.0
+    counts_retry_after: bool = True
+    """Whether a response that says when to try again counts as a try."""
     needs_contact: bool = False
     """Whether a service that has never answered is asked again only if it says when."""
 
@@ -147,6 +148,10 @@ class Retries:
     def longest_poll(self) -> int:
         """How many seconds the service may wait for changes before it responds."""
         return int(min(20, self.timeout / 3, self.attempt_timeout / 2))
+
+    def counts(self, retry_after: int | None) -> bool:
+        """Return whether a failed attempt counts as a try."""
+        return self.counts_retry_after or not retry_after
 
     def wait(self, attempts: int, retry_after: int | None) -> float:
         """Return how many seconds to wait before the next attempt.
@@ -218,11 +223,11 @@ class Wire:
             **({"If-None-Match": kept[0]} if kept else {}),
         }
         attempts = 0
-        invitations = 0
+        tries = 1
         while True:
             attempts += 1
             written = self._positions.known()
-            is_last = attempts - invitations == self.retries.tries
+            is_last = tries == self.retries.tries
             left = end - time.monotonic()
             seconds = min(self.retries.attempt_timeout, left if is_last else left / 2)
             at_least = {_AT_LEAST: ",".join(written)} if written and call.method == "GET" else {}
@@ -250,7 +255,7 @@ class Wire:
                 raise problem
             place = "" if self.url in problem.detail else f"{self.url}: "
             log.warning("%s%s; trying again in %.2g s", place, problem.detail, wait)
-            invitations += bool(problem.retry_after_seconds)
+            tries += self.retries.counts(problem.retry_after_seconds)
             yield Wait(wait)
 
     def _result(self, call: Call[Result], reply: Reply) -> Result:
