@@ -74,7 +74,8 @@ def standby_at(dsn: str, folder: Path, **options: str) -> Iterator[Server]:
     """Do the same for the primary at a DSN."""
     folder.mkdir()
     command = [
-        str((POSTGRES or embedded.binaries()) / "pg_basebackup"),
+        # It works with older servers, too, and not all packages of servers have it.
+        str(embedded.binaries() / "pg_basebackup"),
         f"--pgdata={folder / 'postgresql'}",
         f"--dbname={dsn}",
         "--write-recovery-conf",
@@ -82,7 +83,8 @@ def standby_at(dsn: str, folder: Path, **options: str) -> Iterator[Server]:
         "--no-sync",
     ]
     subprocess.run(embedded._as_ordinary_user(command), check=True, capture_output=True)
-    given = {**FAST, **_STANDBY, **options}
+    # What pg_basebackup has written may have parameters that an older server does not know.
+    given = {**FAST, **_STANDBY, "primary_conninfo": dsn, **options}
     with embedded.started(folder, bin_dir=POSTGRES, options=given) as standby:
         yield standby
 
