@@ -84,7 +84,9 @@ def standby_at(dsn: str, folder: Path, **options: str) -> Iterator[Server]:
     ]
     subprocess.run(embedded._as_ordinary_user(command), check=True, capture_output=True)
     # What pg_basebackup has written may have parameters that an older server does not know.
-    given = {**FAST, **_STANDBY, "primary_conninfo": dsn, **options}
+    with (folder / "postgresql/postgresql.auto.conf").open("a") as configuration:
+        configuration.write(f"primary_conninfo = '{dsn}'\n")
+    given = {**FAST, **_STANDBY, **options}
     with embedded.started(folder, bin_dir=POSTGRES, options=given) as standby:
         yield standby
 
