@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web
@@ -92,23 +91,6 @@ async def list_exports(request: web.Request) -> BytesResponse:
     return BytesResponse(body, _MANIFEST_HEADERS)
 
 
-class _ClientGone(Exception):
-    """The client has closed its connection."""
-
-
-@contextmanager
-def _client_errors() -> Iterator[None]:
-    """Turn the exception of a lost client into one that nobody takes for a lost database.
-
-    Raises:
-        _ClientGone: the client has closed its connection.
-    """
-    try:
-        yield
-    except ConnectionError as failure:
-        raise _ClientGone from failure
-
-
 class _ExportResponse(web.StreamResponse):
     """A response that sends its head, and then the export as PostgreSQL writes it.
 
@@ -133,13 +115,11 @@ class _ExportResponse(web.StreamResponse):
         export = self._export
         try:
             async with self._stack:
-                with _client_errors():
-                    writer = await super().prepare(request)
+                writer = await super().prepare(request)
                 await export.send(self._write)
-                with _client_errors():
-                    if self._gzip:
-                        await self.write(self._gzip.flush())
-                    await self.write_eof()
+                if self._gzip:
+                    await self.write(self._gzip.flush())
+                await self.write_eof()
         except Exception as failure:
             # Without a transport, the client has left, and whatever failed is a consequence.
             if request.transport is not None and not request.transport.is_closing():
@@ -158,8 +138,7 @@ class _ExportResponse(web.StreamResponse):
             if self._gzip:
                 part = self._gzip.compress(part)
             if part:
-                with _client_errors():
-                    await self.write(part)
+                await self.write(part)
 
 
 def _headers(export: Export) -> dict[str, str]:
