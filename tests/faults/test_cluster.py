@@ -20,10 +20,11 @@ import pytest
 from audit.deadlines import stop
 from audit.postgres.embedded import Server
 from tests.conftest import execute
-from tests.faults.cluster import API, NAMES, Clients, Cluster, cluster, kill
+from tests.faults.cluster import API, NAMES, Clients, Cluster, cluster
 from tests.faults.feed import Reader
 from tests.faults.load import running
 from tests.processes import workers_of
+from tests.replicas import crash
 from tests.waiting import until
 
 pytestmark = pytest.mark.faults
@@ -73,7 +74,7 @@ async def test_nothing_is_lost_or_stale_while_parts_are_killed(
                         faults["workers"] += 1
                     case 1:
                         standby = three.standbys[turn // 3 % 2]
-                        await asyncio.to_thread(kill, standby)
+                        await asyncio.to_thread(crash, standby)
                         await clients.more()
                         await loop.run_in_executor(servers, standby.start)
                         faults["standbys"] += 1
@@ -112,7 +113,7 @@ async def test_nothing_is_lost_or_stale_while_parts_are_killed(
 async def fail_over(three: Cluster, servers: ThreadPoolExecutor, clients: Clients) -> None:
     """Kill the primary, promote a standby, and let the old primary come back as a standby."""
     loop = asyncio.get_running_loop()
-    await asyncio.to_thread(kill, three.primary)
+    await asyncio.to_thread(crash, three.primary)
     old: Server = await asyncio.to_thread(three.promote)
     await clients.more()
     await asyncio.to_thread(three.copy_to, old)

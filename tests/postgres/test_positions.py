@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 from aiohttp import web
 
 from audit.settings import Settings
@@ -27,12 +26,6 @@ class Pair(NamedTuple):
 
     primary: Client
     standby: Client
-
-
-@pytest.fixture(scope="module")
-def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
-    with replicated(tmp_path_factory.mktemp("replicas")) as pair:
-        yield pair
 
 
 async def services(replicas: Replicas, start: Clients, **settings: Any) -> Pair:

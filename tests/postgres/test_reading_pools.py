@@ -30,12 +30,6 @@ from tests.waiting import quiet, until, wait_until
 Clients = Callable[[web.Application], Awaitable[Client]]
 
 
-@pytest.fixture(scope="module")
-def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
-    with replicated(tmp_path_factory.mktemp("replicas")) as pair:
-        yield pair
-
-
 @pytest.fixture
 async def service(replicas: Replicas, aiohttp_client: Clients) -> Client:
     """A service whose standby is in use."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,12 @@ from tests.api import API, TASKS, metric
 from tests.commandline import audit
 from tests.conftest import Client, as_role, execute, task
 from tests.processes import get, serving
-from tests.replicas import Replicas, replicated
+from tests.replicas import Replicas
 from tests.waiting import until, wait_until
 
 PRIMARY_URL = "https://audit.example.com"
 REFUSED = "the database server accepts no writes, because it is a standby or is set to read-only"
 Clients = Callable[[web.Application], Awaitable[Client]]
-
-
-@pytest.fixture(scope="module")
-def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
-    with replicated(tmp_path_factory.mktemp("replicas")) as pair:
-        yield pair
 
 
 @pytest.fixture
