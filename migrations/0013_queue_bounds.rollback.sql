@@ -280,7 +280,7 @@ $$;
 
 REVOKE ALL ON FUNCTION append_task_log_mark FROM PUBLIC; -- noqa: CP02
 
--- Move at most so many events from the queue to the log, and give them the next positions.
+-- Move up to `most` events from the queue to the log, and give them the next positions.
 --
 -- sequenced: how many were moved; NULL if another session is at it. is_last: whether none was left.
 -- It takes the lock before its snapshot, so that it sees what the session before has committed.
@@ -290,11 +290,11 @@ REVOKE ALL ON FUNCTION append_task_log_mark FROM PUBLIC; -- noqa: CP02
 -- move into it, and with a later snapshot not find them in the queue either. So partitions are made
 -- a week ahead. If one is missing all the same, this only makes it, and the next call moves.
 --
--- The floor of the queue rises in three calls. The first one notes the last event_id that was given
--- out, a later one its own transaction id: whoever got an event_id up to then has a lower one. When
--- all transactions before that id had ended before a call began to look, and the call has moved all
--- events that it saw, no event up to the noted one is left. An id of another server, in a history
--- that was restored, is noted anew.
+-- The floor of the queue rises in three calls. The first call notes the last event_id that was given
+-- out. A later call notes its own transaction id. Each transaction that got an event_id up to the
+-- noted one has a lower transaction id. A third call raises the floor if all these transactions had
+-- ended before it read the queue, and it has moved all events that it read. An id of another server,
+-- in a history that was restored, is noted anew.
 CREATE OR REPLACE FUNCTION sequence_task_events(
     most integer, OUT sequenced integer, OUT is_last boolean
 )

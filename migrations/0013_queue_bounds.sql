@@ -392,7 +392,7 @@ $$;
 
 REVOKE ALL ON FUNCTION append_task_log_mark FROM PUBLIC; -- noqa: CP02
 
--- Move at most so many events from the queue to the log, and give them the next positions.
+-- Move up to `most` events from the queue to the log, and give them the next positions.
 --
 -- sequenced: how many were moved; NULL if another session is at it. is_last: whether none was left.
 -- It takes the lock before its snapshot, so that it sees what the session before has committed.

@@ -118,8 +118,8 @@ BEGIN
 END
 $$;
 
--- Merge the newest run with those before it that are not much larger, to a run of at most so many
--- rows. So the number of runs grows with the logarithm of what they count.
+-- Merge the newest run with those before it that are at most four times as large, to a run of up to
+-- `most_cells` rows. So the number of runs grows with the logarithm of what they count.
 CREATE FUNCTION merge_task_count_runs(most_cells bigint) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -159,7 +159,7 @@ BEGIN
 END
 $$;
 
--- Bring at most so many rows of the oldest run back into the base.
+-- Move at most `most_cells` rows of the oldest run back into the base.
 CREATE FUNCTION return_task_count_runs(most_cells bigint) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT

@@ -55,7 +55,7 @@ class Caller(Output):
     """When the key or token expires; None means never."""
     via: str
     """What the request is authenticated by: an API `key`, a `token`, or the `session` of the web
-    page. It is `nobody` if the request needs no authentication, since no API key exists."""
+    page. `nobody` means that the service requires no API key, because none exists."""
     version: str
     """The version of the service."""
     trace_url: str | None

@@ -1,7 +1,7 @@
 """The servers that queries run on: the primary, and standbys that are fresh enough.
 
 A query for a version of the history may run on a standby that has replayed the WAL up to the place
-of this version. So the primary only has to tell versions, which is cheap, and standbys compute
+of this version. So the primary only has to return versions, which is cheap, and standbys compute
 pages and statistics. A standby that does not get there in time, or does not answer, is out of use
 until a check finds that it does, and its queries run on the primary.
 """
@@ -35,12 +35,13 @@ if TYPE_CHECKING:
 
 #: How long a query waits for a standby to replay what it needs, usually some milliseconds.
 _WAIT_SECONDS: Final = 0.05
-#: The first pause between two looks at a standby. Each further one is twice as long.
+#: The first pause between two reads of what a standby has replayed. Each further one is twice as
+#: long.
 _SHORTEST_PAUSE: Final = 0.002
 _CHECK_EVERY_SECONDS: Final = 1.0
 #: The same for a standby that is out of use.
 _CHECK_AGAIN_SECONDS: Final = 0.25
-#: A standby that does not answer a check for so long is out of use.
+#: The time limit of a check. A standby that exceeds it is taken out of use.
 _CHECK_SECONDS: Final = 2.0
 
 _Result = TypeVar("_Result")
