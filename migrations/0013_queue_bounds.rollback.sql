@@ -290,11 +290,11 @@ REVOKE ALL ON FUNCTION append_task_log_mark FROM PUBLIC; -- noqa: CP02
 -- move into it, and with a later snapshot not find them in the queue either. So partitions are made
 -- a week ahead. If one is missing all the same, this only makes it, and the next call moves.
 --
--- The floor of the queue rises in three calls. The first call notes the last event_id that was given
--- out. A later call notes its own transaction id. Each transaction that got an event_id up to the
--- noted one has a lower transaction id. A third call raises the floor if all these transactions had
--- ended before it read the queue, and it has moved all events that it read. An id of another server,
--- in a history that was restored, is noted anew.
+-- The floor of the queue rises in three calls. The first call notes the last event_id that was
+-- given out. A later call notes its own transaction id. Each transaction that got an event_id up to
+-- the noted one has a lower transaction id. A third call raises the floor if all these transactions
+-- had ended before it read the queue, and it has moved all events that it read. In a history that
+-- was restored, it notes an id of another server anew.
 CREATE OR REPLACE FUNCTION sequence_task_events(
     most integer, OUT sequenced integer, OUT is_last boolean
 )

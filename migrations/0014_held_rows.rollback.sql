@@ -206,9 +206,9 @@ $$;
 -- after it and for all tasks; NULL: count all. At least one event is counted. folded: how many were
 -- counted; NULL if another session folds. is_last: whether none was left.
 -- is_lazy: if PostgreSQL cannot remove the old versions of the counts, count only when a quarter as
--- many events wait as there are old versions, or 5,000. Each reader reads all old versions, and adds
--- all events that wait. A dump, a long transaction, and the replication slot of a standby that is
--- gone keep old versions.
+-- many events wait as there are old versions, or 5,000. Each reader reads all old versions, and
+-- adds all events that wait. A dump, a long transaction, and the replication slot of a standby that
+-- is gone keep old versions.
 -- A session that is killed leaves everything as it was.
 -- Raises invalid_transaction_state if it is not the only work of its transaction.
 CREATE OR REPLACE FUNCTION fold_task_counts(
