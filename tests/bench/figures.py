@@ -225,12 +225,28 @@ class RecordedTo(_Model):
     standby_cpu_us: Figure | None
 
 
+class Shared(_Model):
+    """The same work for one server, and for a primary whose standbys compute the pages.
+
+    Seconds of processor time, of all processes of a server or of the service.
+    """
+
+    standbys: int
+    pages: int
+    tasks: int
+    """Recorded meanwhile, each by a POST."""
+    primary_cpu: Figure
+    standbys_cpu: list[Figure]
+    service_cpu: Figure
+
+
 class Replicas(_Model):
-    """A primary and its standby on one machine."""
+    """A primary and its standbys on one machine."""
 
     waited: list[Waited]
     read: list[ReadOn]
     recorded: list[RecordedTo]
+    shared: list[Shared]
 
 
 class Export(_Model):

@@ -1,9 +1,10 @@
-"""Part 11: a standby of the server: what it costs to record, what it answers, how long it lags."""
+"""Part 11: standbys of the server: what they cost, answer and save, and how long they lag."""
 
 from __future__ import annotations
 
 import asyncio
 import http.client
+import itertools
 import json
 import tempfile
 import time
@@ -12,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from audit.dsn import parse
 from audit.history.positions import parse_positions
 from audit.history.service import AuditService
 from audit.postgres.pool import open_pool
 from audit.settings import Settings
 from tests.bench import load, systems
 from tests.bench.client import Load, request
-from tests.bench.figures import Figure, ReadOn, RecordedTo, Replicas, Waited
+from tests.bench.figures import Figure, ReadOn, RecordedTo, Replicas, Shared, Waited
 from tests.bench.reading import FEW, PAGE
 from tests.bench.run import Bench
 from tests.bench.shapes import API, Services, shapes
@@ -44,6 +46,10 @@ _TASK: Final = {
 _DURABLE: Final = {"fsync": "on", "full_page_writes": "on"}
 _QUEUED: Final = "SELECT 1 FROM task_event_queue LIMIT 1"
 _PATIENT: Final = Settings(pool_size=2, staleness_wait_seconds=60)
+#: The work that standbys share: so many pages a second of a round, and a task for each ten pages.
+_PAGES: Final = 1000
+_SHARED_SHAPES: Final = ("failures of 7 days", "frequent service", "the same and intent")
+_SHARING: Final = 8
 
 
 @dataclass(slots=True)
@@ -66,7 +72,7 @@ class _Waits:
 
 
 def measure(bench: Bench) -> Replicas:
-    """Return what a primary gave without and with a standby, on a copy of the database."""
+    """Return what a primary gave without and with standbys, on a copy of the database."""
     load.prepare(bench.dsn, bench.tasks, bench.progress)
     with (
         load.scratch(bench.dsn, bench.tasks) as dsn,
@@ -77,13 +83,20 @@ def measure(bench: Bench) -> Replicas:
         alone = _record(bench, service, dsn, None)
         options = {**load.SERVER, **_DURABLE}
         with standby_at(bench.dsn, Path(folder) / "standby", **options) as standby:
-            copied = standby.dsn.replace(f"/{_name(bench.dsn)}?", f"/{_name(dsn)}?")
+            copied = load.of_database(standby.dsn, _name(dsn))
             wait_for_replay(dsn, copied)
             recorded = _record(bench, service, dsn, copied)
             with systems.service(copied, computing=True) as on_standby:
                 read = _read(bench, {computing: dsn, on_standby: copied})
             waited = asyncio.run(_wait(bench, service, copied))
-    return Replicas(waited=waited, read=read, recorded=[alone, recorded])
+            unshared = _share(bench, computing, dsn, [])
+            with standby_at(bench.dsn, Path(folder) / "second", **options) as second:
+                standbys = [copied, load.of_database(second.dsn, _name(dsn))]
+                hosts = ",".join(parse(standby).hosts[0].name for standby in standbys)
+                names = f"host={hosts} user={parse(dsn)['user']} dbname={_name(dsn)}"
+                with systems.service(dsn, computing=True, read_dsn=names) as sharing:
+                    shared = _share(bench, sharing, dsn, standbys)
+    return Replicas(waited=waited, read=read, recorded=[alone, recorded], shared=[unshared, shared])
 
 
 def _name(dsn: str) -> str:
@@ -135,6 +148,46 @@ def _read(bench: Bench, services: dict[System, str]) -> list[ReadOn]:
         )
         for name, service in zip(("primary", "standby"), services, strict=True)
     ]
+
+
+def _share(bench: Bench, service: System, dsn: str, standbys: Sequence[str]) -> Shared:
+    """Compute pages and record tasks, first unmeasured, so that every session is open."""
+    every = {shape.name: shape for shape in shapes(bench.tasks)}
+    targets = [every[name].target(PAGE) for name in _SHARED_SHAPES]
+    messages = [request(target, service.host) for target in targets]
+    pages = [*itertools.islice(itertools.cycle(messages), max(3, int(_PAGES * bench.seconds)))]
+    task = request(_TASKS_URL, service.host, body=json.dumps([_TASK]).encode())
+    reading = Load(service.host, service.port, pages, _SHARING, 60, once=True)
+    recording = Load(
+        service.host, service.port, [task] * (len(pages) // 10 or 1), _RECORDERS, 60, once=True
+    )
+    processes = [service.pid, *map(systems.postmaster, (dsn, *standbys))]
+    spent: list[list[float]] = [[] for _ in processes]
+
+    def work() -> None:
+        wait_for_recorders = bench.writer.start(recording, 201)
+        bench.client.send(reading)
+        wait_for_recorders()
+        wait_until(lambda: not execute(dsn, _QUEUED))
+        for standby in standbys:
+            wait_for_replay(dsn, standby)
+
+    work()
+    part = "sharing with standbys" if standbys else "sharing with none"
+    for _ in bench.in_turns(part, [None]):
+        before = [systems.cpu_seconds(process) for process in processes]
+        work()
+        for number, process in enumerate(processes):
+            spent[number].append(systems.cpu_seconds(process) - before[number])
+    on_service, on_primary, *on_standbys = map(Figure.of, spent)
+    return Shared(
+        standbys=len(standbys),
+        pages=len(pages),
+        tasks=len(recording.requests),
+        primary_cpu=on_primary,
+        standbys_cpu=on_standbys,
+        service_cpu=on_service,
+    )
 
 
 async def _wait(bench: Bench, primary: System, standby: str) -> list[Waited]:

@@ -270,7 +270,20 @@ def _replicas(replicas: Replicas) -> list[Table]:
         recorded.add_row(
             str(to.standbys), *map(_told, (to.per_second, to.primary_cpu_us, to.standby_cpu_us))
         )
-    return [waited, read, recorded]
+    ((pages, tasks),) = {(work.pages, work.tasks) for work in replicas.shared}
+    shared = _table(
+        f"{pages} computed pages of 100, and {tasks} tasks recorded meanwhile; seconds of processor"
+        " time of all processes",
+        "standbys", "primary", "each standby", "service",
+    )  # fmt: skip
+    for work in replicas.shared:
+        shared.add_row(
+            str(work.standbys),
+            _told(work.primary_cpu),
+            ", ".join(map(_told, work.standbys_cpu)) or "-",
+            _told(work.service_cpu),
+        )
+    return [waited, read, recorded, shared]
 
 
 def _export(export: Sequence[Export]) -> Table:

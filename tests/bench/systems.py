@@ -55,9 +55,13 @@ class System:
 
 
 @contextlib.contextmanager
-def service(dsn: str, *, workers: int = WORKERS, computing: bool = False) -> Iterator[System]:
+def service(
+    dsn: str, *, workers: int = WORKERS, computing: bool = False, read_dsn: str | None = None
+) -> Iterator[System]:
     """Run the service; `computing` is without its memory of answers."""
     variables = {**_PATIENT, **(_COMPUTING if computing else {}), "AUDIT_DSN": dsn}
+    if read_dsn is not None:
+        variables["AUDIT_READ_DSN"] = read_dsn
     with serving("--workers", str(workers), log=None, **variables) as (process, url, _):
         parts = urlsplit(url)
         assert parts.hostname

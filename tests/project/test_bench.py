@@ -136,6 +136,8 @@ def test_a_standby_is_compared_with_its_primary(finished: tuple[Result, Path, st
     assert all(one.reads.median > 0 for one in replicas.waited)
     assert ["primary", "standby"] == [one.server for one in replicas.read]
     assert [0, 1] == [one.standbys for one in replicas.recorded]
+    assert [0, 2] == [len(one.standbys_cpu) for one in replicas.shared]
+    assert all(one.primary_cpu.median > 0 for one in replicas.shared)
 
 
 @pytest.mark.slow
