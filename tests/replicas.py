@@ -99,3 +99,15 @@ def wait_for_replay(primary: str, standby: str) -> None:
     ((written,),) = execute(primary, "SELECT pg_current_wal_lsn()::text")
     caught_up = f"SELECT 1 WHERE pg_last_wal_replay_lsn() >= '{written}'::pg_lsn"
     wait_until(lambda: execute(standby, caught_up))
+
+
+@contextmanager
+def paused_replay(standby: Server) -> Iterator[None]:
+    """Let a standby replay nothing while the block runs."""
+    paused = "SELECT 1 WHERE pg_get_wal_replay_pause_state() = 'paused'"
+    execute(standby.dsn, "SELECT pg_wal_replay_pause()")
+    wait_until(lambda: execute(standby.dsn, paused))
+    try:
+        yield
+    finally:
+        execute(standby.dsn, "SELECT pg_wal_replay_resume()")

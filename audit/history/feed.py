@@ -8,6 +8,9 @@ While readers wait, each process looks at the end of the log several times a sec
 them, and wakes those that the log has passed. Each reader then reads the changes that match its
 filter, from its own position on. So a slow reader is only later than others: no change is stored
 for it, and no connection is held for it.
+
+A standby may be behind what a reader has read from another server. Then the reader waits, as at the
+end of the log.
 """
 
 from __future__ import annotations
@@ -82,8 +85,9 @@ class Feed:
         self._may_sequence = True
         self._readers = 0
         self._reads: dict[object, Once[Portion]] = {}
-        #: The size of the log at the last look.
+        #: The size of the log at the last look, and whether the server was a standby.
         self._log_size = -1
+        self._is_standby = False
         #: The readers that wait, with their positions.
         self._waiting: dict[asyncio.Future[bool], int] = {}
         self._look: asyncio.Task[None] | None = None
@@ -156,8 +160,8 @@ class Feed:
                 max_bytes=max_bytes,
                 **selected,
             )
-        self._log_size = row["log_size"]
-        if self._log_size < position:
+        self._log_size, self._is_standby = row["log_size"], row["is_standby"]
+        if self._log_size < position and not self._is_standby:
             raise PositionGone(
                 f"the log has {self._log_size} changes, so no reader can have reached the position"
                 f" {position}: an older backup of the database was restored; read the tasks anew",
@@ -166,7 +170,7 @@ class Feed:
         return Portion(
             row["changes"],
             row["positions"],
-            row["next_position"],
+            max(position, row["next_position"]),
             row["next_position"] < row["log_size"],
             row["behind_seconds"],
         )
@@ -202,13 +206,13 @@ class Feed:
                 return portion
 
     async def wait(self, position: int, seconds: float) -> bool:
-        """Wait until the log no longer ends at this position; return whether it is so.
+        """Wait until a reader at this position has something to learn; return whether it has.
 
         It returns early if `seconds` have passed, or if the feed is closed.
         """
         if self.is_closed:
             return False
-        if self._log_size != position and self._look is not None:
+        if self._has_left(position) and self._look is not None:
             return True
         loop = asyncio.get_running_loop()
         moved: asyncio.Future[bool] = loop.create_future()
@@ -252,13 +256,17 @@ class Feed:
         known = max(self._waiting.values(), default=None)
         async with self._database.connection() as connection:
             row = await fetch_row(connection, statements.READ_LOG_HEAD, known=known)
-        self._log_size = row["log_size"]
+        self._log_size, self._is_standby = row["log_size"], row["is_standby"]
         if row["delay_seconds"] is not None:
             self._metrics.fed(max(row["delay_seconds"], 0))
         for moved, position in self._waiting.items():
-            if position != self._log_size:
+            if self._has_left(position):
                 _resolve(moved, True)
         return is_last
+
+    def _has_left(self, position: int) -> bool:
+        """Return whether the log continues at a position, or does not reach it any more."""
+        return self._log_size > position or (self._log_size < position and not self._is_standby)
 
 
 def _resolve(future: asyncio.Future[bool], result: bool) -> None:

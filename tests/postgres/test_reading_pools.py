@@ -24,7 +24,7 @@ from audit.web.app import create_app
 from tests.api import API, TASKS, metric
 from tests.conftest import Client, execute, task
 from tests.processes import get, serving
-from tests.replicas import Replicas, replicated, standby_of
+from tests.replicas import Replicas, paused_replay, replicated, standby_of
 from tests.waiting import quiet, until, wait_until
 
 Clients = Callable[[web.Application], Awaitable[Client]]
@@ -115,18 +115,6 @@ async def until_writable(client: Client) -> None:
 def metrics_of(url: str) -> str:
     with urllib.request.urlopen(f"{url}/metrics") as answer:
         return str(answer.read().decode())
-
-
-@contextmanager
-def paused_replay(standby: Server) -> Iterator[None]:
-    """Let a standby replay nothing while the block runs."""
-    paused = "SELECT 1 WHERE pg_get_wal_replay_pause_state() = 'paused'"
-    execute(standby.dsn, "SELECT pg_wal_replay_pause()")
-    wait_until(lambda: execute(standby.dsn, paused))
-    try:
-        yield
-    finally:
-        execute(standby.dsn, "SELECT pg_wal_replay_resume()")
 
 
 @contextmanager

@@ -26,11 +26,12 @@ from tests.api import API, TASKS, metric
 from tests.commandline import audit
 from tests.conftest import Client, as_role, execute, task
 from tests.processes import get, serving
-from tests.replicas import Replicas
+from tests.replicas import Replicas, paused_replay
 from tests.waiting import until, wait_until
 
 PRIMARY_URL = "https://audit.example.com"
 REFUSED = "the database server accepts no writes, because it is a standby or is set to read-only"
+STATEMENTS = 'task_audit_statement_duration_seconds_count{{statement="{}"}}'
 Clients = Callable[[web.Application], Awaitable[Client]]
 
 
@@ -169,6 +170,40 @@ async def test_readers_of_the_feed_on_a_standby_get_each_change(
         async for line in feed.content:
             if new["task_id"].encode() in line:
                 break
+
+
+async def test_a_reader_of_the_feed_may_move_to_a_standby_that_is_behind(
+    replicas: Replicas, primary: Client, standby: Client
+) -> None:
+    with paused_replay(replicas.standby):
+        new = [task(status="pending") for _ in range(3)]
+        async with primary.post(TASKS, json=new) as answer:
+            assert 201 == answer.status
+        await primary.app[SERVICE].upkeep.sequence_events()
+        async with primary.get(f"{API}/changes", params={"wait": 0}) as answer:
+            position = (await answer.json())["position"]
+        for wait in (0, 1):
+            params = {"position": position, "wait": wait}
+            async with standby.get(f"{API}/changes", params=params) as answer:
+                body = await answer.json()
+                assert (200, [], position) == (answer.status, body["changes"], body["position"])
+        reads = metric(standby, STATEMENTS.format("read_feed"))
+        params = {"position": position, "wait": 20}
+        polling = asyncio.create_task(standby.get(f"{API}/changes", params=params))
+        timeout = aiohttp.ClientTimeout(sock_read=30)
+        feed = await standby.get(f"{API}/feed", params={"position": position}, timeout=timeout)
+        await asyncio.sleep(1)
+        assert 2 >= metric(standby, STATEMENTS.format("read_feed")) - reads
+    newer = task(status="pending")
+    await recorded(replicas, primary, newer)
+    assert [newer["task_id"]] == [
+        change["task"]["task_id"] for change in (await (await polling).json())["changes"]
+    ]
+    async for line in feed.content:
+        assert not any(one["task_id"].encode() in line for one in new)
+        if newer["task_id"].encode() in line:
+            break
+    feed.close()
 
 
 async def test_a_page_on_a_standby_changes_with_the_primary(
