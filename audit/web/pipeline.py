@@ -50,7 +50,7 @@ class Pipeline:
         # A reader of the feed waits for changes for as long as it likes.
         has_deadline = not (route.scope is Scope.RECORD or route.waits)
         return self._around(
-            at_position(route.handler) if route.scope is Scope.READ else route.handler,
+            at_position(route.handler) if route.reads else route.handler,
             route.path,
             admit=admit if route.needs_key else None,
             deadline=self._deadline if has_deadline else None,

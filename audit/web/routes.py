@@ -92,9 +92,14 @@ class Route:
 
     @property
     def all_headers(self) -> tuple[str, ...]:
-        """The names of optional request headers. Every route that reads waits for positions."""
-        of_reads = ("Audit-Position-At-Least",) if self.scope is Scope.READ else ()
+        """The names of optional request headers."""
+        of_reads = ("Audit-Position-At-Least",) if self.reads else ()
         return (*self.headers, *of_reads)
+
+    @property
+    def reads(self) -> bool:
+        """Whether it responds with what is recorded, and so waits for positions."""
+        return errors.UnknownPosition in self.problems
 
     @property
     def needs_key(self) -> bool:

@@ -13,7 +13,7 @@ from audit.settings import Settings
 from audit.web.app import create_app
 from tests.api import API, TASKS
 from tests.conftest import Client, execute, task
-from tests.replicas import Replicas, replicated
+from tests.replicas import Replicas, paused_replay, replicated
 from tests.waiting import until
 
 AT_LEAST = "Audit-Position-At-Least"
@@ -67,16 +67,11 @@ async def test_a_standby_that_is_behind_is_waited_for(
     primary, standby = await services(replicas, aiohttp_client, staleness_wait_seconds=60)
     url, headers = await record(primary)
     assert 200 == await status(standby, url, headers)
-    execute(replicas.standby.dsn, "SELECT pg_wal_replay_pause()")
-    try:
-        paused = "SELECT 1 WHERE pg_get_wal_replay_pause_state() = 'paused'"
-        await until(lambda: execute(replicas.standby.dsn, paused))
+    with paused_replay(replicas.standby):
         url, headers = await record(primary)
         reading = asyncio.create_task(status(standby, url, headers))
         assert 404 == await status(standby, url)
         assert not reading.done()
-    finally:
-        execute(replicas.standby.dsn, "SELECT pg_wal_replay_resume()")
     assert 200 == await reading
 
 
@@ -84,17 +79,27 @@ async def test_a_standby_that_stays_behind_is_unavailable(
     replicas: Replicas, aiohttp_client: Clients
 ) -> None:
     primary, standby = await services(replicas, aiohttp_client, staleness_wait_seconds=0.1)
-    execute(replicas.standby.dsn, "SELECT pg_wal_replay_pause()")
-    try:
-        paused = "SELECT 1 WHERE pg_get_wal_replay_pause_state() = 'paused'"
-        await until(lambda: execute(replicas.standby.dsn, paused))
+    with paused_replay(replicas.standby):
         url, headers = await record(primary)
         refused = await standby.get(url, headers=headers)
-    finally:
-        execute(replicas.standby.dsn, "SELECT pg_wal_replay_resume()")
     assert 503 == refused.status
     assert "1" == refused.headers["Retry-After"]
     assert "urn:task-audit:problem:unavailable" == (await refused.json())["type"]
+
+
+async def test_manifests_of_exports_wait_for_positions_too(
+    replicas: Replicas, aiohttp_client: Clients
+) -> None:
+    primary, standby = await services(replicas, aiohttp_client)
+    async with primary.get(f"{API}/export") as answer:
+        export_id = answer.headers["X-Export-ID"]
+        await answer.read()
+    _, headers = await record(primary)
+    for path in ("exports", f"exports/{export_id}"):
+        async with standby.get(f"{API}/{path}", headers=headers) as answer:
+            assert (200, True) == (answer.status, "Audit-Staleness-Seconds" in answer.headers)
+            assert export_id in await answer.text()
+        assert 422 == await status(standby, f"{API}/{path}", {"Audit-Position-At-Least": "x"})
 
 
 async def test_responses_of_a_standby_say_how_old_they_may_be(
@@ -112,15 +117,12 @@ async def test_responses_of_a_standby_say_how_old_they_may_be(
     assert await age(primary) is None
     fresh = await age(standby)
     assert fresh is not None
-    execute(replicas.standby.dsn, "SELECT pg_wal_replay_pause()")
-    try:
+    with paused_replay(replicas.standby):
         await record(primary)
         ages = [fresh]
         async with asyncio.timeout(60):
             while ages[-1] < 2:
                 ages.append(await age(standby) or 0)
-    finally:
-        execute(replicas.standby.dsn, "SELECT pg_wal_replay_resume()")
 
 
 async def test_positions_after_a_failover(tmp_path: Path, aiohttp_client: Clients) -> None:
