@@ -21,6 +21,7 @@ from platformdirs import user_config_path
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from audit.errors import Problem
+from audit.files import replaceable
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 _NAME = re.compile("[A-Za-z0-9_-]{1,64}", re.ASCII)
@@ -228,6 +229,7 @@ def _reason(failure: subprocess.SubprocessError) -> str:
 
 def _replace(path: Path, text: str) -> None:
     """Write a file that its owner alone may read. If that fails, the old file stays as it was."""
+    path = replaceable(path)
     mode = path.stat().st_mode & 0o700 if path.exists() else 0o600
     number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:

@@ -25,6 +25,7 @@ from pydantic import BaseModel
 
 from audit.client.models import ExportManifest
 from audit.errors import Problem
+from audit.files import replaceable
 
 _PIECE_BYTES: Final = 1024 * 1024
 
@@ -112,10 +113,15 @@ class ExportFile:
     """A file to export to."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.part = _beside(path, ".part")
-        self.state = _beside(path, ".part.json")
-        self.manifest = _beside(path, ".manifest.json")
+        """Export to a path.
+
+        Raises:
+            OSError: what is there is not a regular file.
+        """
+        self.path = replaceable(path)
+        self.part = _beside(self.path, ".part")
+        self.state = _beside(self.path, ".part.json")
+        self.manifest = _beside(self.path, ".manifest.json")
 
     def open_part(self, *, resume: bool) -> IO[bytes]:
         """Open the part for this process alone.

@@ -102,6 +102,11 @@ def export(
         return
     if output is None:
         raise typer.BadParameter("-o: name the file to write")
+    if str(output) == "-":
+        raise typer.BadParameter(
+            "-o: name a file, which is checked before it gets its name; for a pipe, read"
+            " /api/v1/audit/export with curl"
+        )
     place = where.place()
     if place.url is None:
         raise typer.BadParameter("an export needs a service: give --url or --profile, not --dsn")
@@ -125,7 +130,7 @@ def _export(
     with naming(url), export_client_at(url, place.key(), place.ca_file) as client:
         try:
             return client.export(output, resume=resume, **params)
-        except (Unavailable, KeyboardInterrupt):
+        except (Unavailable, OSError, KeyboardInterrupt):
             if file.part.exists():
                 note(f"{file.part} has what came so far; the command with --resume continues it")
             raise

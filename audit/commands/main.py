@@ -170,7 +170,8 @@ def _report(failure: BaseException, signals: StopSignals) -> int:
             return ExitCode.BROKEN_PIPE
         case OSError():
             discard_output()
-            note(f"cannot read or write: {failure.strerror or failure}")
+            name = f" {failure.filename}" if failure.filename else ""
+            note(f"cannot read or write{name}: {failure.strerror or failure}")
             return ExitCode.INPUT_OUTPUT
     raise failure
 

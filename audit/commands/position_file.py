@@ -9,6 +9,8 @@ from typing import Final
 
 import typer
 
+from audit.files import replaceable
+
 _SYNC_EVERY_SECONDS: Final = 1.0
 
 
@@ -20,8 +22,13 @@ class PositionFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._new = path.with_name(f"{path.name}.new")
+        """Keep the position at a path.
+
+        Raises:
+            OSError: what is there is not a regular file.
+        """
+        self._path = replaceable(path)
+        self._new = self._path.with_name(f"{self._path.name}.new")
         self._saved: int | None = None
         self._synced_at = 0.0
 

@@ -6,8 +6,10 @@ import csv
 import gzip
 import hashlib
 import json
+import os
 import re
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,11 @@ from typing import Any
 import pytest
 
 from tests.api import FULL_TASK
-from tests.commandline import Ended, audit, command, count, ended, fails_with, lines
+from tests.commandline import ENVIRONMENT, Ended, audit, command, count, ended, fails_with, lines
 from tests.commands.conftest import DIGITS
 from tests.conftest import _database as database
 from tests.conftest import ago, execute, task
-from tests.processes import API, get, serving
+from tests.processes import API, AUDIT, get, serving
 from tests.waiting import wait_until
 
 NO_PROXY = {"NO_PROXY": "*"}
@@ -241,6 +243,38 @@ def test_two_exports_to_one_file(url: str, dsn: str, ids: list[str], tmp_path: P
     assert sorted(read(file)) == sorted([*ids, *(one["task_id"] for one in more)])
 
 
+def test_a_pipe_is_not_replaced_and_a_link_is_followed(url: str, dsn: str, tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    (link := tmp_path / "link").symlink_to("tasks")
+
+    assert fails_with(export(url, "-o", pipe), 74, f"{pipe}: not a regular file")
+    assert fails_with(export(url, "-o", tmp_path), 74, "not a regular file")
+    assert export(url, "-o", link)[0] == 0
+    assert export(url, "--verify", link)[0] == 0
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"pipe", "link", "tasks", "tasks.manifest.json"}
+
+
+def test_a_file_that_cannot_grow_is_continued(url: str, ids: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "tasks"
+    limited = ("bash", "-c", 'ulimit -f 1; exec "$@"', "-", AUDIT, "export", "--url", url)
+    done = subprocess.run(
+        [*limited, "-o", file],
+        env=ENVIRONMENT | NO_PROXY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (74, "")
+    assert f"{file}.part has what came so far; the command with --resume" in done.stderr
+    assert "File too large" in done.stderr
+    assert export(url, "-o", file, "--resume")[0] == 0
+    assert read(file) == ids
+
+
 def test_what_cannot_be_exported(url: str, dsn: str, tmp_path: Path) -> None:
     file = tmp_path / "tasks"
 
@@ -249,7 +283,10 @@ def test_what_cannot_be_exported(url: str, dsn: str, tmp_path: Path) -> None:
     assert fails_with(export(url, "-o", file, "--columns", "task_id"), 2, "columns")
     assert fails_with(export(url, "-o", file, "--format", "xml"), 2, "xml")
     assert fails_with(export(url, "-o", file, "--last", "soon"), 2, "last")
-    assert fails_with(export(url, "-o", tmp_path / "no" / "folder"), 74, "No such file")
+    assert fails_with(export(url, "-o", "-"), 2, "name a file")
+    assert fails_with(
+        export(url, "-o", tmp_path / "no" / "folder"), 74, "folder.part: No such file"
+    )
     assert fails_with(audit("export", "--dsn", dsn, "-o", str(file)), 2, "--dsn")
     unreachable = audit("export", "--url", "http://127.0.0.1:1", "-o", str(file), **NO_PROXY)
     assert unreachable[0] == 69

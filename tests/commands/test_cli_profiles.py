@@ -84,6 +84,18 @@ def test_login_adds_profiles_and_keeps_the_file(config: Path, protected: str, ke
     assert 69 == run(config, "query")[0]
 
 
+def test_login_follows_the_link_of_a_file(
+    tmp_path: Path, config: Path, protected: str, key: str
+) -> None:
+    stored = tmp_path / "dotfiles.toml"
+    write(stored, "# mine\n", 0o644)
+    (config / "config.toml").symlink_to(stored)
+
+    assert 0 == run(config, "login", "--url", protected, given=key)[0]
+    assert (config / "config.toml").is_symlink()
+    assert "[profile.default]" in stored.read_text()
+
+
 def test_login_stores_nothing_if_the_key_is_wrong(config: Path, protected: str) -> None:
     refused = run(config, "login", "--url", protected, given="taskaudit_wrong\n")
     nowhere = run(config, "login", "--url", "http://127.0.0.1:1", given="taskaudit_x\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -138,6 +139,11 @@ def test_what_cannot_be_followed(dsn: str, tmp_path: Path) -> None:
     assert fails_with(audit("tail", "--from", "-1"), 2, "--from")
     assert fails_with(audit("tail", "-o", "json"), 2, "-o json")
     assert fails_with(audit("tail", "--position-file", str(file)), 2, "does not hold a position")
+    os.mkfifo(pipe := tmp_path / "pipe")
+    assert fails_with(audit("tail", "--position-file", str(pipe)), 74, "not a regular file")
+    nowhere = str(tmp_path / "no" / "folder")
+    options = ("--position-file", nowhere, "--dsn", dsn)
+    assert fails_with(audit("tail", *options), 74, f"{nowhere}.new: No such file")
     assert fails_with(audit("tail", "--outcome", "[]", "--dsn", dsn), 2, "outcome")
     assert fails_with(audit("tail", "--from", "7", "--dsn", dsn), 65, "the log has 0 changes")
     assert fails_with(audit("tail", "--dsn", UNREACHABLE), 69)

@@ -28,6 +28,7 @@ LAYERS = [
 GROUND = {
     "settings",
     "errors",
+    "files",
     "deadlines",
     "once",
     "addresses",
