@@ -15,13 +15,14 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, get_args
 from uuid import UUID
 
 from audit.client import calls
 from audit.errors import Problem
 from audit.history.parsing import change_of, text_of
 from audit.history.states import State
+from audit.history.validation import invalid
 from audit.recorder import texts
 from audit.recorder.direct import Direct
 from audit.recorder.errors import SpoolError
@@ -109,7 +110,10 @@ class Recorder:
         Raises:
             SpoolError: the spool cannot be opened, and `on_full` is `raise`.
             BadConfiguration: the address or the key is not valid.
+            ValueError: `on_full` or `orphans` is none of its values.
         """
+        _require_one_of("on_full", on_full, get_args(OnFull))
+        _require_one_of("orphans", orphans, get_args(Orphans))
         self._members = {"created_by": created_by, "project_id": project_id}
         self._redact = redact
         self._max_text = max_text
@@ -183,7 +187,9 @@ class Recorder:
         The text of a function's task is its docstring, or its name. `members` are further members
         of the task, such as `created_by` and `estimated_resources`.
         """
-        services = list(services)
+        if callable(request_text):
+            raise TypeError("write @recorder.task() with parentheses")
+        services = _names(services)
 
         def begin(text: str) -> RecordedTask:
             return self.start(
@@ -215,13 +221,14 @@ class Recorder:
             Invalid: a member is not valid.
             SpoolError: the spool cannot store it, and `on_full` is `raise`.
         """
-        outcome = {**(outcome or {}), **({"action_type": intent} if intent else {}), **_trace()}
+        named = {"action_type": intent} if intent else {}
+        outcome = {**_members(outcome), **named, **_trace()}
         given = {**self._members, **members}
         new = {
             "task_id": str(task_id or calls.new_task_id()),
             "request_text": request_text,
-            "status": State(status).value,
-            "services_touched": list(dict.fromkeys(services)),
+            "status": _state(status).value,
+            "services_touched": _names(services),
             "outcome": outcome or None,
             **{name: value for name, value in given.items() if value is not None},
         }
@@ -238,7 +245,7 @@ class Recorder:
 
         What `outcome` and `services` say replaces what was recorded.
         """
-        return RecordedTask(self, str(task_id), outcome, services)
+        return RecordedTask(self, str(task_id), _members(outcome), _names(services))
 
     def release(self, task_id: UUID | str) -> None:
         """Say that an executing task waits, so that it is not ended if this process ends.
@@ -388,6 +395,31 @@ class Recorder:
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(1, thread_name_prefix="audit-recorder")
             return self._executor
+
+
+def _names(services: Iterable[str]) -> list[str]:
+    """Return the names of services, each once. A text would be one service per letter."""
+    if isinstance(services, str):
+        raise invalid("", "must be a list of names, not one text", "services_touched")
+    return list(dict.fromkeys(services))
+
+
+def _members(outcome: Mapping[str, Any] | None) -> Members:
+    if not isinstance(outcome, Mapping | None):
+        raise invalid("", "must be a mapping", "outcome")
+    return dict(outcome or {})
+
+
+def _state(status: State | str) -> State:
+    try:
+        return State(status)
+    except ValueError:
+        raise invalid("", f"must be one of {', '.join(State)}", "status") from None
+
+
+def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be {' or '.join(allowed)}, not {value!r}")
 
 
 def _trace() -> Members:

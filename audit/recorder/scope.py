@@ -71,6 +71,8 @@ class TaskScope:
         """Return a function each of whose calls is a task."""
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError("a generator runs while its values are used: record the code that does")
+        if self._request_text is None and not hasattr(function, "__name__"):
+            raise TypeError("recorder.task() needs the text of the request: this has no name")
         text = self._request_text or inspect.getdoc(function) or function.__name__
 
         def scope() -> TaskScope:

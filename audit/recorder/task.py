@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from audit.errors import Conflict
 from audit.history.states import State
+
+_ORDER: Final = tuple(State)
 
 
 class Sink(Protocol):
@@ -42,6 +45,7 @@ class RecordedTask:
         """What came of it. Change it at will: it is recorded with the next state."""
         self._services = dict.fromkeys(services)
         self._status = status
+        self._process = os.getpid()
         self._began = (datetime.now(UTC), time.monotonic()) if status else None
         #: The new task, if it could not be recorded. It is recorded with its next state.
         self._unrecorded: dict[str, Any] | None = None
@@ -110,9 +114,10 @@ class RecordedTask:
     def leave(self, error: BaseException | None) -> None:
         """Record the end of the code that the task stands for, unless the task has ended.
 
-        This raises nothing: what the code did is not undone by a record that cannot be made.
+        This raises nothing: what the code did is not undone by a record that cannot be made. If the
+        code forked, a child that leaves it records nothing, because its parent goes on.
         """
-        if self.has_ended:
+        if self.has_ended or os.getpid() != self._process:
             return
         is_exit = isinstance(error, SystemExit) and (error.code is None or error.code == 0)
         if error is None or is_exit:
@@ -131,6 +136,8 @@ class RecordedTask:
     def _move(self, status: State, members: dict[str, Any], *, implicit: bool = False) -> None:
         if self.has_ended:
             raise Conflict(f"the task is {self._status} already")
+        if self._status is not None and _ORDER.index(status) < _ORDER.index(self._status):
+            raise Conflict(f"the task is {self._status}, so it cannot become {status}")
         members = {"status": status.value, **members}
         if self.outcome:
             members["outcome"] = self.outcome

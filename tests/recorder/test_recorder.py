@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -202,8 +204,10 @@ def test_a_task_is_resumed_by_its_id(recorder: Recorder, look: Look) -> None:
         ({"outcome": {"size": float("nan")}}, "outcome.size"),
         ({"created_by": ""}, "created_by"),
         ({"unknown": 1}, "unknown"),
+        ({"services": "payments"}, "services_touched: must be a list"),
+        ({"outcome": "deployed"}, "outcome: must be a mapping"),
     ],
-    ids=["long name", "NaN", "empty", "unknown"],
+    ids=["long name", "NaN", "empty", "unknown", "one text", "no mapping"],
 )
 def test_invalid_content_raises_before_the_work_begins(
     recorder: Recorder, members: dict[str, Any], field: str
@@ -212,6 +216,27 @@ def test_invalid_content_raises_before_the_work_begins(
         raise AssertionError("the work began")
 
     assert recorder.stats().waiting == 0
+
+
+def test_calls_that_cannot_be_meant_raise(make: Record, recorder: Recorder) -> None:
+    with pytest.raises(ValueError, match="on_full must be raise or drop-and-count"):
+        make(on_full="ignore")
+    with pytest.raises(ValueError, match="orphans must be fail or leave"):
+        make(orphans="kill")
+    with pytest.raises(Invalid, match="status: must be one of pending"):
+        recorder.start("Deploy", status="done")
+    with pytest.raises(Invalid, match="services_touched: must be a list"):
+        recorder.resume(str(uuid4()), services="payments")
+    with pytest.raises(TypeError, match="parentheses"):
+        recorder.task(print)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="has no name"):
+        recorder.task()(partial(print, "Deploy"))
+
+    task = recorder.start("Deploy", status="executing")
+    with pytest.raises(Conflict, match="executing, so it cannot become approved"):
+        task.approve()
+    task.execute()
+    task.complete()
 
 
 def test_an_invalid_outcome_at_the_end_does_not_disturb_the_work(

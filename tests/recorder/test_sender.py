@@ -228,6 +228,28 @@ def test_children_of_a_fork_record_into_the_same_spool(
     assert found == dict.fromkeys(expected, "completed")
 
 
+LEFT_BY_A_CHILD = """
+import os, sys
+from audit.recorder import Recorder
+recorder = Recorder(sys.argv[1], spool=sys.argv[2])
+with recorder.task("left by a child"):
+    child = os.fork()
+    if child == 0:
+        sys.exit()
+    os.waitpid(child, 0)
+    sys.exit("the parent goes on")
+"""
+
+
+def test_a_child_that_leaves_the_block_of_its_parent_does_not_end_the_task(
+    url: str, run: Run, tmp_path: Path, statuses: Statuses
+) -> None:
+    assert run(LEFT_BY_A_CHILD, url, tmp_path / "spool.db").wait(60) == 1
+
+    assert statuses()["left by a child"] == "failed"
+    assert Spool(tmp_path / "spool.db").refused() == []
+
+
 def test_another_process_goes_on_when_the_sender_is_killed(
     make: Record,
     url: str,
