@@ -120,6 +120,10 @@ def _usable_cores() -> int:
     return min(cores, _MAX_DEFAULT_WORKERS)
 
 
+#: Up to three of so few connections compute responses at a time.
+_LEAST_STANDBY_POOL: Final = 4
+
+
 def _default_pool_size(given: dict[str, Any]) -> int:
     """Divide the connections among the workers and one more, which runs during a restart."""
     workers: int = given.get("workers", 1)
@@ -251,6 +255,11 @@ class Settings(Limits):
     @classmethod
     def _add_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
         return dict(_from_environment(cls.model_fields)) | given
+
+    @property
+    def standby_pool_size(self) -> int:
+        """The connections to each standby. One is free for checks, whatever queries run."""
+        return max(_LEAST_STANDBY_POOL, self.pool_size)
 
     @property
     def standbys(self) -> list[str]:

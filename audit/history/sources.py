@@ -38,11 +38,11 @@ _WAIT_SECONDS: Final = 0.05
 #: The first pause between two reads of what a standby has replayed. Each further one is twice as
 #: long.
 _SHORTEST_PAUSE: Final = 0.002
-_CHECK_EVERY_SECONDS: Final = 1.0
+CHECK_EVERY_SECONDS: Final = 1.0
 #: The same for a standby that is out of use.
 _CHECK_AGAIN_SECONDS: Final = 0.25
 #: The time limit of a check. A standby that exceeds it is taken out of use.
-_CHECK_SECONDS: Final = 2.0
+CHECK_SECONDS: Final = 2.0
 
 _Result = TypeVar("_Result")
 
@@ -135,7 +135,7 @@ class Standby(Source):
         while True:
             try:
                 async with (
-                    asyncio.timeout(_CHECK_SECONDS),
+                    asyncio.timeout(CHECK_SECONDS),
                     self.database.connection() as connection,
                 ):
                     await _wait_for_replay(connection, wanted())
@@ -148,7 +148,7 @@ class Standby(Source):
                 self.is_in_use = True
                 self._attempts.succeeded()
                 self._metrics.standby(self.name, "in_use")
-            await asyncio.sleep(_CHECK_EVERY_SECONDS if self.is_in_use else _CHECK_AGAIN_SECONDS)
+            await asyncio.sleep(CHECK_EVERY_SECONDS if self.is_in_use else _CHECK_AGAIN_SECONDS)
 
     @asynccontextmanager
     async def _connection(self, version: Version | None) -> AsyncIterator[Connection]:

@@ -255,8 +255,9 @@ async def open_pools(
         writing = await stack.enter_async_context(open_pool(settings, dsn, metrics, traces))
         reading = {}
         if settings.read_dsn is not None:
+            of_standby = settings.model_copy(update={"pool_size": settings.standby_pool_size})
             for host in read_dsn(settings.read_dsn.get_secret_value()).each_host():
-                pool = open_pool(settings, host, metrics, traces, idle_seconds=_IDLE_SECONDS)
+                pool = open_pool(of_standby, host, metrics, traces, idle_seconds=_IDLE_SECONDS)
                 reading[str(host.hosts[0])] = await stack.enter_async_context(pool)
         yield Pools(writing, reading)
 

@@ -96,7 +96,7 @@ def _lifespan(
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         settings, metrics = app[SETTINGS], app[METRICS]
-        metrics.pool(settings.pool_size * (1 + len(settings.standbys)))
+        metrics.pool(settings.pool_size + settings.standby_pool_size * len(settings.standbys))
         # The keys have a connection of their own. A revoked key is then refused in time even if
         # all other connections are busy.
         keys_settings = settings.model_copy(update={"pool_size": 1})

@@ -18,6 +18,7 @@ import pytest
 from aiohttp import web
 
 from audit.dsn import parse
+from audit.history.sources import CHECK_EVERY_SECONDS, CHECK_SECONDS
 from audit.postgres.embedded import Server
 from audit.settings import Settings
 from audit.web.app import create_app
@@ -426,3 +427,29 @@ async def test_a_transaction_leaves_a_standby_that_hangs(
             locking.rollback()
             await until(lambda: all(each.done() for each in asking))
     assert {200} == {each.result().status for each in asking}
+
+
+async def test_slow_queries_of_a_small_pool_do_not_look_like_a_standby_that_hangs(
+    replicas: Replicas, aiohttp_client: Clients
+) -> None:
+    settings = {"pool_size": 3, "queue_seconds": 600, "statement_timeout_seconds": 600}
+    client = await aiohttp_client(app_of(replicas.primary.dsn, replicas.standby.dsn, **settings))
+    await until(lambda: has_state(client, replicas.standby, "in_use"))
+    await answered_by(client, replicas.standby, "query?limit=9")
+    before = reads(client, replicas.standby)
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with psycopg.connect(replicas.primary.dsn) as locking:
+        locking.execute("LOCK TABLE tasks")
+        locked = (
+            "SELECT 1 FROM pg_locks WHERE relation = 'tasks'::regclass AND mode ~ '^AccessExcl'"
+        )
+        await until(lambda: execute(replicas.standby.dsn, locked))
+        # A tally and two lists run at a time.
+        asking = []
+        for path in ("query?outcome={}", "query?limit=1", "query?limit=2"):
+            asking.append(asyncio.create_task(client.get(f"{API}/{path}")))
+            await until(lambda: len(execute(replicas.standby.dsn, waiting)) == len(asking))
+        await asyncio.sleep(CHECK_EVERY_SECONDS + CHECK_SECONDS + 0.5)
+        assert has_state(client, replicas.standby, "in_use")
+    assert {200} == {(await each).status for each in asking}
+    assert before + len(asking) == reads(client, replicas.standby)

@@ -150,6 +150,11 @@ def test_alert_says_what_it_means_and_what_to_do(rule: dict[str, Any]) -> None:
     assert set(re.findall(r"task_audit_\w+", text)) <= set(SERIES)
 
 
+def test_the_guide_for_operators_has_every_alert() -> None:
+    guide = (DOCS / "operations.md").read_text()
+    assert [] == [rule["alert"] for rule in RULES if f"`{rule['alert']}`" not in guide]
+
+
 def test_names_of_alerts_and_places_of_panels_are_unique() -> None:
     names = [rule["alert"] for rule in RULES]
     cells = [
