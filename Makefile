@@ -26,7 +26,7 @@ story: .venv/installed  ## Record while the service is killed twice, and show th
 	@.venv/bin/python examples/story.py
 
 test: .venv/installed-dev .venv/installed-generators .venv/installed-integrations .venv/installed-page  ## Run every test on a PostgreSQL that they start themselves
-	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not faults"
+	.venv/bin/python -m pytest --numprocesses 3 --dist loadfile -m "not faults"
 
 test-faults: .venv/installed-dev .venv/installed-patroni  ## Break what may break, under load: SOAK=600 seconds of the last part
 	AUDIT_FAULTS_SOAK_SECONDS=$(SOAK) .venv/bin/python -m pytest tests/faults
