@@ -8,7 +8,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -31,10 +32,12 @@ from celery import Celery
 from audit.integrations.celery import connect
 from audit.recorder import Recorder
 
-app = Celery("deployer", broker="filesystem://")
-app.conf.broker_transport_options = {
-    name: os.environ["QUEUE"] for name in ("data_folder_in", "data_folder_out", "control_folder")
-}
+app = Celery("deployer", broker=os.environ["BROKER"])
+if app.conf.broker_url == "filesystem://":
+    app.conf.broker_transport_options = {
+        name: os.environ["QUEUE"]
+        for name in ("data_folder_in", "data_folder_out", "control_folder")
+    }
 recorder = Recorder(spool=os.environ["AUDIT_SPOOL"], created_by="deployer")
 connect(
     app,
@@ -73,6 +76,16 @@ app.conf.broker_transport_options = {
 }
 app.send_task("deployer.succeed", ["plain"], task_id="not a UUID")
 """
+#: A worker that runs each line that it reads. `sys.stdin` belongs to Celery, which closes it.
+PUBLISHING_WORKER = """
+import os, threading
+from deployer import *
+def obey():
+    for line in os.fdopen(os.dup(0)):
+        exec(line)
+threading.Thread(target=obey, daemon=True).start()
+app.Worker(pool="prefork", concurrency=1, without_mingle=True, without_gossip=True).start()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +102,7 @@ def environment(folder: Path, url: str) -> dict[str, str]:
         **{name: value for name, value in os.environ.items() if not name.startswith("AUDIT_")},
         "AUDIT_URL": url,
         "AUDIT_SPOOL": str(folder / "spool.db"),
+        "BROKER": "filesystem://",
         "QUEUE": str(folder / "queue"),
         "PYTHONPATH": str(folder),
         "C_FORCE_ROOT": "1",
@@ -175,19 +189,39 @@ def test_the_worker_records_a_task_that_its_publisher_does_not_record(
     wait_until(lambda: [task[1] for task in tasks(shared_dsn, "plain")] == ["completed"])
 
 
-def test_a_running_task_that_is_revoked_and_terminated_has_failed(
-    worker: subprocess.Popen[bytes], environment: dict[str, str], shared_dsn: str
+def test_the_next_task_of_a_worker_after_one_that_was_terminated(
+    folder: Path, environment: dict[str, str], shared_dsn: str
 ) -> None:
-    # One process of the worker stays free. With a broker in files, Celery receives no message while
-    # all of its processes are busy, so it could not be told to revoke a task.
+    # A process that is terminated may hold the lock of a queue of files. Here, the worker has no
+    # other process, and its broker is its own memory, so that the test publishes in the worker.
     task_id = str(uuid4())
-    publish(environment, f"wait.apply_async(['revoked'], task_id='{task_id}')")
-    wait_until(lambda: [task[1] for task in tasks(shared_dsn, "revoked")] == ["executing"])
-    publish(environment, f"app.control.revoke('{task_id}', terminate=True)")
-    wait_until(lambda: [task[1] for task in tasks(shared_dsn, "revoked")] == ["failed"])
+    with publishing_worker(folder, environment) as publish:
+        publish(f"wait.apply_async(['revoked'], task_id='{task_id}')")
+        wait_until(lambda: [task[1] for task in tasks(shared_dsn, "revoked")] == ["executing"])
+        publish(f"app.control.revoke('{task_id}', terminate=True)")
+        publish("succeed.delay('after the revoked one')")
+        wait_until(lambda: [task[1] for task in tasks(shared_dsn, "revoked")] == ["failed"])
+        found = partial(tasks, shared_dsn, "after the revoked one")
+        wait_until(lambda: [task[1] for task in found()] == ["completed"])
+
     # Celery reports two reasons, and the first one is recorded.
     assert re.match("revoked while|WorkerLostError", tasks(shared_dsn, "revoked")[0][2])
-    # The test publishes nothing more. With a broker in files, the processes of the worker share the
-    # lock of a queue, and a process that is terminated may not release it.
-    assert worker.poll() is None
     assert Spool(environment["AUDIT_SPOOL"]).refused() == []
+
+
+@contextlib.contextmanager
+def publishing_worker(
+    folder: Path, environment: dict[str, str]
+) -> Iterator[Callable[[str], object]]:
+    """Run a worker with one process, and yield what runs a line of code in it."""
+    with (folder / "log").open("wb") as log, subprocess.Popen(
+        [PYTHON, "-c", PUBLISHING_WORKER], env=environment | {"BROKER": "memory://"},
+        stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdin
+        standard_input = process.stdin.fileno()
+        try:
+            yield lambda line: os.write(standard_input, f"{line}\n".encode())
+        finally:
+            print((folder / "log").read_text())  # noqa: T201 - pytest shows it if a test fails
+            os.killpg(process.pid, signal.SIGKILL)
