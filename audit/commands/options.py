@@ -126,7 +126,24 @@ ApiKey = Annotated[
     ),
 ]
 
+Timeout = Annotated[
+    str | None,
+    typer.Option("--timeout", help="End with 124 after this time, such as 90s, 10m or 2h."),
+]
+
 _Done = TypeVar("_Done")
+
+
+def seconds_of(timeout: str | None) -> float | None:
+    """Return the value of --timeout in seconds."""
+    from audit.commands.rendering.times import read_span
+
+    if timeout is None:
+        return None
+    span = read_span(timeout)
+    if span is None:
+        raise typer.BadParameter("--timeout must be a time such as 90s, 10m or 2h")
+    return span.total_seconds()
 
 
 def with_option_groups(command: Callable[..., _Done]) -> Callable[..., _Done]:

@@ -11,7 +11,7 @@ from uuid import UUID
 import typer
 
 from audit.commands.exit_codes import ExitCode
-from audit.commands.options import with_option_groups
+from audit.commands.options import Timeout, seconds_of, with_option_groups
 from audit.commands.output import note
 from audit.commands.place import Where
 from audit.commands.printing import Rows, Show
@@ -38,10 +38,7 @@ def watch(
     task_id: TaskId,
     show: Show,
     where: Where,
-    timeout: Annotated[
-        str | None,
-        typer.Option("--timeout", help="End with 124 after this time, such as 90s, 10m or 2h."),
-    ] = None,
+    timeout: Timeout = None,
     wait_for: Annotated[
         bool, typer.Option("--wait-for", help="Wait for a task that is not recorded yet.")
     ] = False,
@@ -60,7 +57,7 @@ def watch(
     """
     show.refuse(Output.JSON, Output.IDS)
     show.chosen(EVENT_COLUMNS)
-    seconds = _seconds(timeout)
+    seconds = seconds_of(timeout)
     place = where.place()
     zone = show.zone(place.tz)
 
@@ -79,17 +76,6 @@ def watch(
         raise typer.Exit(ExitCode.TIMEOUT) from None
     if exit_status and status != State.COMPLETED:
         raise typer.Exit(ExitCode.NO)
-
-
-def _seconds(timeout: str | None) -> float | None:
-    from audit.commands.rendering.times import read_span
-
-    if timeout is None:
-        return None
-    span = read_span(timeout)
-    if span is None:
-        raise typer.BadParameter("--timeout must be a time such as 90s, 10m or 2h")
-    return span.total_seconds()
 
 
 class _Follower:

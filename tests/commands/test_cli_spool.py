@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from audit.recorder.process import Process
 from audit.recorder.spool import Holder, Spool
-from tests.commandline import audit
+from tests.commandline import audit, count
+
+NO_PROXY = {"NO_PROXY": "*"}
 
 
 @pytest.fixture
@@ -57,6 +60,26 @@ def test_retry_puts_records_back(spool: Spool) -> None:
     )
     assert audit("spool", "retry", str(spool.path))[1] == "1 records are sent again\n"
     assert (spool.size().waiting, spool.size().refused) == (3, 0)
+
+
+def test_flush_sends_what_waits(tmp_path: Path, url: str, dsn: str) -> None:
+    spool = Spool(tmp_path / "spool.db")
+    for number in range(3):
+        task_id = str(uuid4())
+        spool.add(task_id, json.dumps({"task_id": task_id, "request_text": f"task {number}"}))
+    flush = ("spool", "flush", str(spool.path), "--url")
+
+    nowhere = audit(*flush, "http://127.0.0.1:1", "--timeout", "1s", **NO_PROXY)
+    assert nowhere[0] == 69
+    assert nowhere[1].startswith("3 waiting ")
+    assert "does not answer: Connection refused" in nowhere[2]
+    flushed = audit(*flush, url, **NO_PROXY)
+    assert flushed == (0, "0 waiting (the oldest for 0 s), 0 tasks running, 0 refused\n", "")
+    assert count(dsn) == 3
+
+    spool.add("wrong", json.dumps({"task_id": str(uuid4()), "request_text": ""}))
+    code, said, _ = audit(*flush, url, **NO_PROXY)
+    assert (code, said.endswith(", 1 refused\n")) == (65, True)
 
 
 def test_drop_deletes_what_it_is_told_to(spool: Spool) -> None:
