@@ -228,14 +228,13 @@ class AsyncClient:
             Unavailable: the export was cut off, or the service does not answer.
             WrongFile: a part is there and `resume` is not given, or it is of another export.
         """
-        with closing(
-            await asyncio.to_thread(Download, Path(path), params, resume=resume)
-        ) as download:
+        with closing(Download(Path(path), params)) as download:
+            await _in_thread(partial(download.open, resume=resume))
             await self._run(self._wire.exchange(download.call), partial(self._receive, download))
             recorded = None
             if call := download.manifest_call():
                 recorded = await self.send(call)
-            return await asyncio.to_thread(download.finish, recorded)
+            return await _in_thread(partial(download.finish, recorded))
 
     async def record(
         self, task: NewTask | Mapping[str, Any] | None = None, /, **members: Unpack[NewTaskMembers]
@@ -348,10 +347,23 @@ class AsyncClient:
                 timeout=transport.timeouts(SILENT_SECONDS),
             ) as response:
                 reply = transport.reply(response, b"")
-                if not await asyncio.to_thread(download.begin, reply):
+                if not await _in_thread(partial(download.begin, reply)):
                     return transport.reply(response, await response.aread())
                 async for piece in response.aiter_bytes():
                     download.write(piece)
                 return reply
         except (httpx2.HTTPError, httpx2.InvalidURL) as failure:
             return download.lost(transport.lost(failure))
+
+
+async def _in_thread(function: Callable[[], Result]) -> Result:
+    """Run a function that uses the disk. If this is cancelled, it waits for the function to end.
+
+    Otherwise the thread would go on with a file that another export may have opened.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(function))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise

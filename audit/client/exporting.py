@@ -29,12 +29,10 @@ _MOVING: Final = frozenset({"last", "days"})
 class Download:
     """Writes an export to a file, or the rest of one to its part."""
 
-    def __init__(self, path: Path, params: Mapping[str, Any], *, resume: bool) -> None:
-        """Read what an earlier download left, if it is to be resumed.
+    #: What to ask for, once the part is open.
+    call: Call[None]
 
-        Raises:
-            WrongFile: there is a part that is not to be resumed, or is of another export.
-        """
+    def __init__(self, path: Path, params: Mapping[str, Any]) -> None:
         self.file = ExportFile(path)
         self._params = calls.export_params(params)
         self._format = str(self._params.get("format", "ndjson"))
@@ -45,14 +43,19 @@ class Download:
         self._current: dict[str, Any] | None = None
         self._total = 0
         self._is_finished = False
+        self._is_open = False
+
+    def open(self, *, resume: bool) -> None:
+        """Open the part, and read what an earlier download left, if it is to be resumed.
+
+        Raises:
+            WrongFile: there is a part that is not to be resumed, or is of another export.
+        """
         self._part = self.file.open_part(resume=resume)
-        try:
-            self._resume()
-        except BaseException:
-            self.close()
-            raise
+        self._is_open = True
+        self._resume()
         self._after = self._before.last_task() if self._before.tasks else None
-        self.call: Call[None] = calls.export({**self._params, "after": self._after})
+        self.call = calls.export({**self._params, "after": self._after})
 
     @property
     def tasks_before(self) -> int:
@@ -60,7 +63,9 @@ class Download:
         return self._before.tasks
 
     def close(self) -> None:
-        """Close the part. It stays if something has come."""
+        """Close the part, if it is open. It stays if something has come."""
+        if not self._is_open:
+            return
         self._part.flush()
         if not self._is_finished and not os.fstat(self._part.fileno()).st_size:
             self.file.discard_part()

@@ -217,7 +217,8 @@ class Client:
             Unavailable: the export was cut off, or the service does not answer.
             WrongFile: a part is there and `resume` is not given, or it is of another export.
         """
-        with closing(Download(Path(path), params, resume=resume)) as download:
+        with closing(Download(Path(path), params)) as download:
+            download.open(resume=resume)
             self._run(self._wire.exchange(download.call), partial(self._receive, download))
             recorded = None
             if call := download.manifest_call():

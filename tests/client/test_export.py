@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from audit.client import AsyncClient, Invalid, Unavailable, WrongFile
 from tests.client.conftest import Connect
 from tests.client.proxy import CUT_BEFORE, CUT_WITHIN, FaultProxy, Refusal
 from tests.conftest import ago, task
+
+#: The names of an export that is complete.
+ENDS = ("", ".manifest.json")
 
 
 @pytest.fixture
@@ -27,6 +31,10 @@ def ids(client: Any, me: str) -> list[str]:
     ]
     client.record_many(tasks)
     return [str(one["task_id"]) for one in tasks]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 def read(file: Path) -> list[str]:
@@ -115,3 +123,34 @@ async def test_the_event_loop_does_not_wait_for_the_disk(
         manifest = await client.export(tmp_path / "tasks", created_by=me)
 
     assert manifest.complete
+
+
+async def test_a_cancelled_export_waits_for_the_disk_and_can_be_continued_at_once(
+    url: str, me: str, ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    to_disk = os.fsync
+    before_cancel = 0
+    waited = 0
+
+    def slow(file: int) -> None:
+        nonlocal before_cancel, waited
+        before_cancel -= 1
+        if before_cancel == -1:
+            loop.call_soon_threadsafe(running.cancel)
+            time.sleep(0.3)
+            waited += 1
+        to_disk(file)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    async with AsyncClient(url) as client:
+        for number in range(5):  # one for each time that an export waits for the disk
+            file = tmp_path / str(number)
+            before_cancel = number
+            running = asyncio.ensure_future(client.export(file, created_by=me))
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            assert waited == number + 1
+            manifest = await client.export(file, created_by=me, resume=True)
+            assert (manifest.tasks, read(file)) == (200, ids)
+    assert names(tmp_path) == {f"{number}{end}" for number in range(5) for end in ENDS}
