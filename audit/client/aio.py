@@ -331,7 +331,7 @@ class AsyncClient:
                     timeout=transport.timeouts(attempt.seconds),
                 ) as response,
             ):
-                return transport.reply(response, await response.aread())
+                return await _read(response)
         except TimeoutError:
             return transport.TOO_SLOW
         except (httpx2.HTTPError, httpx2.InvalidURL) as failure:
@@ -348,7 +348,7 @@ class AsyncClient:
             ) as response:
                 reply = transport.reply(response, b"")
                 if not await _in_thread(partial(download.begin, reply)):
-                    return transport.reply(response, await response.aread())
+                    return await _read(response)
                 async for piece in response.aiter_bytes():
                     download.write(piece)
                 return reply
@@ -367,3 +367,12 @@ async def _in_thread(function: Callable[[], Result]) -> Result:
     except asyncio.CancelledError:
         await asyncio.wait([running])
         raise
+
+
+async def _read(response: httpx2.Response) -> Reply | Lost:
+    body = bytearray()
+    async for piece in response.aiter_bytes():
+        body += piece
+        if len(body) > transport.LARGEST_REPLY:
+            return transport.TOO_LARGE
+    return transport.reply(response, bytes(body))

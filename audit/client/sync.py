@@ -304,12 +304,7 @@ class Client:
                 headers=attempt.headers,
                 timeout=transport.timeouts(attempt.seconds),
             ) as response:
-                body = bytearray()
-                for piece in response.iter_bytes():
-                    body += piece
-                    if time.monotonic() > end:
-                        return transport.TOO_SLOW
-                return transport.reply(response, bytes(body))
+                return _read(response, end)
         except (httpx2.HTTPError, httpx2.InvalidURL) as failure:
             return transport.lost(failure)
 
@@ -324,9 +319,21 @@ class Client:
             ) as response:
                 reply = transport.reply(response, b"")
                 if not download.begin(reply):
-                    return transport.reply(response, response.read())
+                    return _read(response, time.monotonic() + SILENT_SECONDS)
                 for piece in response.iter_bytes():
                     download.write(piece)
                 return reply
         except (httpx2.HTTPError, httpx2.InvalidURL) as failure:
             return download.lost(transport.lost(failure))
+
+
+def _read(response: httpx2.Response, end: float) -> Reply | Lost:
+    """Read a response until a time."""
+    body = bytearray()
+    for piece in response.iter_bytes():
+        body += piece
+        if time.monotonic() > end:
+            return transport.TOO_SLOW
+        if len(body) > transport.LARGEST_REPLY:
+            return transport.TOO_LARGE
+    return transport.reply(response, bytes(body))

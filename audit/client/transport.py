@@ -17,6 +17,9 @@ from audit.profiles import BadConfiguration
 _CONNECT_SECONDS: Final = 10.0
 #: A response that comes in pieces, but not in time.
 TOO_SLOW: Final = Lost("the response did not arrive in time")
+#: The service limits a page to less (`max_page_bytes`), but the program may have a wrong URL.
+LARGEST_REPLY: Final = 1024**3
+TOO_LARGE: Final = Lost("the response is too large", may_recover=False)
 
 
 def options(url: str, ca_file: Path | None) -> dict[str, Any]:

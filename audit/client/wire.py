@@ -144,6 +144,15 @@ class Retries:
     needs_contact: bool = False
     """Whether a service that has never answered is asked again only if it says when."""
 
+    def __post_init__(self) -> None:
+        """Refuse what would send nothing, or without end.
+
+        Raises:
+            BadConfiguration: `tries` or `timeout` is too small.
+        """
+        if self.tries < 1 or not self.timeout > 0:
+            raise BadConfiguration("tries must be at least 1, and timeout more than 0 seconds")
+
     @property
     def longest_poll(self) -> int:
         """How many seconds the service may wait for changes before it responds."""
@@ -347,7 +356,7 @@ class Wire:
         detail = str(document.get("detail") or f"status {reply.status}")
         kind = _kinds().get(name)
         if kind is None:
-            if reply.status in _WRONG_SERVICE:
+            if reply.status in _WRONG_SERVICE or reply.status < HTTPStatus.BAD_REQUEST:
                 kind, detail = Unavailable, f"{self.url} refuses the request: {detail}"
             elif _may_recover(reply):
                 kind, detail = Unavailable, f"{self.url} does not answer: {detail}"

@@ -23,6 +23,7 @@ from audit.client import (
     TimedOut,
     TooManyRequests,
     Unavailable,
+    transport,
 )
 from tests.client.conftest import Connect
 from tests.client.proxy import (
@@ -231,7 +232,7 @@ def test_a_refusal_is_not_sent_again(
     assert 1 == len(proxy.seen)
 
 
-@pytest.mark.parametrize("status", [404, 405])
+@pytest.mark.parametrize("status", [304, 404, 405])
 def test_another_service_is_reported(connect: Connect, alone: Faults, status: int) -> None:
     proxy = alone(Refusal(status), Refusal(200, body=b"<html>welcome</html>"))
     client = connect(proxy.url)
@@ -241,6 +242,25 @@ def test_another_service_is_reported(connect: Connect, alone: Faults, status: in
     with pytest.raises(Unavailable, match="is not a task-audit service"):
         client.whoami()
     assert 2 == len(proxy.seen)
+
+
+def test_a_response_without_end_is_not_collected(
+    connect: Connect, alone: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "LARGEST_REPLY", 1000)
+    proxy = alone(Refusal(200, body=b" " * 2000))
+
+    with pytest.raises(Unavailable, match="the response is too large"):
+        connect(proxy.url).whoami()
+    assert 1 == len(proxy.seen)
+
+
+@pytest.mark.parametrize("limit", [{"tries": 0}, {"timeout": 0}, {"timeout": float("nan")}])
+def test_limits_that_allow_no_attempt_are_refused(
+    connect: Connect, limit: dict[str, float]
+) -> None:
+    with pytest.raises(BadConfiguration, match="tries must be at least 1"):
+        connect("http://127.0.0.1:1", **limit)
 
 
 def test_batches_that_are_too_large_for_a_proxy_are_sent_in_halves(
