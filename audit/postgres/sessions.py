@@ -205,13 +205,13 @@ class Servers:
     ) -> _Session:
         wanted = "read-write" if must_write else self._dsn["target_session_attrs"]
         fallback: _Session | None = None
-        failure: Exception | None = None
+        failures: list[Exception] = []
         try:
-            async for endpoint in self._endpoints():
+            async for endpoint in self._endpoints(failures):
                 try:
                     session = await self._begin(endpoint, kind, given)
-                except (OSError, asyncpg.CannotConnectNowError) as failed:
-                    failure = failure or failed
+                except (OSError, asyncpg.CannotConnectNowError) as failure:
+                    failures.append(failure)
                     continue
                 is_wanted, is_acceptable = _suits(session, wanted)
                 if is_wanted or (is_acceptable and endpoint == self._endpoint):
@@ -226,12 +226,15 @@ class Servers:
         finally:
             if fallback is not None:
                 fallback.terminate()
-        if failure is not None:
-            raise failure
+        if failures:
+            raise failures[0]
         raise Unavailable(f"no database server is {wanted}", retry_after_seconds=1)
 
-    async def _endpoints(self) -> AsyncIterator[_Endpoint]:
-        """Yield the endpoint of the pool, if there is one, then all others of the hosts."""
+    async def _endpoints(self, failures: list[Exception]) -> AsyncIterator[_Endpoint]:
+        """Yield the endpoint of the pool, if there is one, then all others of the hosts.
+
+        A host whose name has no address is left out, and its error is added to `failures`.
+        """
         if self._endpoint is not None:
             yield self._endpoint
         hosts = list(self._dsn.hosts)
@@ -239,7 +242,12 @@ class Servers:
         if is_random:
             random.shuffle(hosts)
         for host in hosts:
-            addresses = await _addresses(host)
+            try:
+                async with asyncio.timeout(self._host_seconds):
+                    addresses = await _addresses(host)
+            except OSError as failure:
+                failures.append(failure)
+                continue
             if is_random:
                 random.shuffle(addresses)
             for address in addresses:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import socket
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -71,6 +73,26 @@ async def test_both_drivers_choose_the_same_server(
     dsn = two.dsn(f"target_session_attrs={attributes}", standby_first=standby_first)
     assert is_standby == await is_standby_by_asyncpg(dsn)
     assert is_standby == await asyncio.to_thread(is_standby_by_psycopg, dsn)
+
+
+async def test_a_host_without_an_address_is_left_out(two: Replicas) -> None:
+    """As of a container that has stopped."""
+    dsn = two.dsn().replace("host=", "host=db1.invalid,")
+    assert not await is_standby_by_asyncpg(dsn)
+    assert not await asyncio.to_thread(is_standby_by_psycopg, dsn)
+
+
+async def test_a_name_that_is_not_resolved_in_time_is_left_out(
+    two: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: resolved.wait(60))
+    settings = Settings(pool_size=1, acquire_timeout_seconds=2)
+    try:
+        async with open_pool(settings, two.dsn().replace("host=", "host=db1.invalid,")) as pool:
+            assert not await pool.fetchval("SELECT pg_is_in_recovery()")
+    finally:
+        resolved.set()
 
 
 async def test_an_error_says_that_no_server_is_suitable(two: Replicas) -> None:
