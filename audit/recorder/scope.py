@@ -6,7 +6,7 @@ import asyncio
 import functools
 import inspect
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -49,12 +49,12 @@ class TaskScope:
 
     async def __aenter__(self) -> RecordedTask:
         """Record the task in a thread, so that other coroutines run while the disk is busy."""
-        entering = self._executor().submit(self.__enter__)
+        entering = self._submit(self.__enter__)
         try:
             return await asyncio.shield(asyncio.wrap_future(entering))
         except BaseException as error:
             # The task may be recorded although this coroutine is cancelled: then it ends here.
-            self._executor().submit(self.__exit__, type(error), error, None)
+            self._submit(self.__exit__, type(error), error, None)
             raise
 
     async def __aexit__(
@@ -64,8 +64,20 @@ class TaskScope:
         traceback: TracebackType | None,
     ) -> None:
         # If the coroutine is cancelled while it waits, the thread records the end all the same.
-        leaving = self._executor().submit(self.__exit__, kind, error, traceback)
+        leaving = self._submit(self.__exit__, kind, error, traceback)
         await asyncio.shield(asyncio.wrap_future(leaving))
+
+    def _submit(self, call: Callable[..., Returned], *arguments: Any) -> Future[Returned]:
+        """Run a call in the thread, or here if the recorder is closed or Python ends."""
+        try:
+            return self._executor().submit(call, *arguments)
+        except RuntimeError:
+            done: Future[Returned] = Future()
+            try:
+                done.set_result(call(*arguments))
+            except BaseException as error:  # noqa: BLE001 - who awaits the future gets it
+                done.set_exception(error)
+            return done
 
     def __call__(self, function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
         """Return a function each of whose calls is a task."""

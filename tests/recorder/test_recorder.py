@@ -159,6 +159,23 @@ async def test_a_coroutine_that_is_cancelled_before_its_block_leaves_no_open_tas
     assert {task["status"] for task in page["tasks"]} <= {"failed"}
 
 
+async def test_a_block_that_ends_after_the_recorder_was_closed_is_stored(
+    make: Record, look: Look
+) -> None:
+    recorder = make()
+    async with recorder.task("Deploy") as task:
+        await asyncio.to_thread(recorder.close)
+    with pytest.raises(Invalid):
+        async with recorder.task(""):
+            raise AssertionError("never reached")
+    async with recorder.task("Clean up") as later:
+        pass
+
+    assert await asyncio.to_thread(make().flush)
+    for task_id in (task.task_id, later.task_id):
+        assert (await asyncio.to_thread(look, task_id))["status"] == "completed"
+
+
 def test_states_that_the_caller_reports(recorder: Recorder, look: Look, url: str) -> None:
     task = recorder.start("Deploy", services=["payments"], outcome={"region": "eu"})
     assert recorder.flush()

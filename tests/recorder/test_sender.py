@@ -250,6 +250,27 @@ def test_a_child_that_leaves_the_block_of_its_parent_does_not_end_the_task(
     assert Spool(tmp_path / "spool.db").refused() == []
 
 
+ENDS = """
+import asyncio, sys, threading, time
+from audit.recorder import Recorder
+recorder = Recorder(sys.argv[1], spool=sys.argv[2])
+async def work():
+    async with recorder.task("while Python ends"):
+        while threading.main_thread().is_alive():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+threading.Thread(target=asyncio.run, args=[work()]).start()
+"""
+
+
+def test_coroutines_of_a_thread_may_end_after_the_main_thread(
+    url: str, run: Run, tmp_path: Path, statuses: Statuses
+) -> None:
+    assert run(ENDS, url, tmp_path / "spool.db").wait(60) == 0
+
+    assert statuses()["while Python ends"] == "completed"
+
+
 def test_another_process_goes_on_when_the_sender_is_killed(
     make: Record,
     url: str,
