@@ -12,7 +12,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar, Unpack
@@ -228,13 +227,16 @@ class AsyncClient:
             Unavailable: the export was cut off, or the service does not answer.
             WrongFile: a part is there and `resume` is not given, or it is of another export.
         """
-        with closing(Download(Path(path), params)) as download:
+        download = Download(Path(path), params)
+        try:
             await _in_thread(partial(download.open, resume=resume))
             await self._run(self._wire.exchange(download.call), partial(self._receive, download))
             recorded = None
             if call := download.manifest_call():
                 recorded = await self.send(call)
             return await _in_thread(partial(download.finish, recorded))
+        finally:
+            await _in_thread(download.close)
 
     async def record(
         self, task: NewTask | Mapping[str, Any] | None = None, /, **members: Unpack[NewTaskMembers]

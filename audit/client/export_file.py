@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
+from uuid import UUID
 
 from pydantic import BaseModel
 
@@ -45,6 +46,8 @@ class State(BaseModel):
     """The parameters of the export."""
     parts: list[dict[str, Any]]
     """The manifests of the parts. Only the service can complete that of the last one."""
+    sha256: str | None = None
+    """Of the whole records of the part. None if the process that wrote it could not tell."""
 
 
 @dataclass
@@ -70,11 +73,11 @@ class Content:
         """
         try:
             if not self.header:
-                return str(json.loads(self.last)["task_id"])
+                return str(UUID(json.loads(self.last)["task_id"]))
             text = (self.header + self.last).decode()
             names, cells = csv.reader(io.StringIO(text, newline=""))
-            return cells[names.index("task_id")]
-        except (ValueError, KeyError, TypeError):
+            return str(UUID(cells[names.index("task_id")]))
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise WrongFile(
                 "the last line has no task_id, so the export cannot be resumed: remove the part,"
                 " and export again"

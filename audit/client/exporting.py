@@ -66,10 +66,23 @@ class Download:
         """Close the part, if it is open. It stays if something has come."""
         if not self._is_open:
             return
-        self._part.flush()
-        if not self._is_finished and not os.fstat(self._part.fileno()).st_size:
-            self.file.discard_part()
-        self._part.close()
+        try:
+            self._part.flush()
+            if not self._is_finished and not os.fstat(self._part.fileno()).st_size:
+                self.file.discard_part()
+            elif not self._is_finished and self._current is not None:
+                self._seal()
+        finally:
+            self._part.close()
+
+    def _seal(self) -> None:
+        """Keep the digest of the part, so that a change before it is continued is found."""
+        assert self._current is not None  # noqa: S101 - there was a response
+        os.fsync(self._part.fileno())
+        self._part.seek(0)
+        content = read_content(self._part, self._format)
+        parts = [*self._parts, self._current]
+        self.file.write_state(State(params=self._params, parts=parts, sha256=content.sha256))
 
     def begin(self, reply: Reply) -> bool:
         """Return whether a response is an export. If it is, its body is to be written."""
@@ -165,6 +178,11 @@ class Download:
         if _without_times(state.params) != _without_times(self._params):
             raise WrongFile(f"{self.file.part} is of an export with other options: {state.params}")
         before = read_content(self._part, self._format)
+        if state.sha256 not in {None, before.sha256}:
+            raise WrongFile(
+                f"{self.file.part} was changed after the export was cut off: remove it, and export"
+                " again"
+            )
         if before.tasks:
             self._before, self._params, parts = before, state.params, state.parts
             others = sum(part["tasks"] for part in parts[:-1])

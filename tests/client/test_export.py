@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -89,6 +89,31 @@ def test_an_export_that_is_cut_off_is_continued(
     assert [False, False, True] == [part["complete"] for part in manifest.parts]
     assert 200 == sum(part["tasks"] for part in manifest.parts) == manifest.tasks
     assert "last" not in manifest.params
+
+
+@pytest.mark.parametrize("form", ["ndjson", "csv"])
+def test_a_part_that_was_changed_is_not_continued(
+    connect: Connect,
+    url: str,
+    me: str,
+    ids: list[str],
+    tmp_path: Path,
+    form: Literal["ndjson", "csv"],
+) -> None:
+    file, part = tmp_path / "tasks", tmp_path / "tasks.part"
+    with FaultProxy(url, CUT_WITHIN) as proxy:
+        client = connect(proxy.url)
+        with pytest.raises(Unavailable, match="cut off"):
+            client.export(file, created_by=me, format=form)
+        came = part.read_bytes()
+        lines = came.splitlines(keepends=True)
+        for changed in (b"".join([*lines[:3], *lines[4:]]), came.replace(b"0 0", b"1 1")):
+            part.write_bytes(changed)
+            with pytest.raises(WrongFile, match="changed after the export was cut off"):
+                client.export(file, created_by=me, format=form, resume=True)
+            assert part.read_bytes() == changed
+        part.write_bytes(came)
+        assert client.export(file, created_by=me, format=form, resume=True).tasks == 200
 
 
 def test_an_export_that_has_not_begun_is_tried_again(
