@@ -16,6 +16,15 @@ from audit.errors import FieldError, Invalid, Problem
 from audit.limits import DEFAULTS, Limits
 
 NOT_AN_OBJECT: Final = "must be a JSON object"
+#: The words of this API for what pydantic calls wrong, by pydantic's type of the error.
+_WORDS: Final = {
+    "missing": "is required",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length:,} characters",
+    "list_type": "must be a JSON array",
+    "dict_type": NOT_AN_OBJECT,
+}
 #: The name of an unknown member may be as long as a task. Errors show no more of it.
 _LONGEST_FIELD = 200
 
@@ -122,6 +131,8 @@ def _errors(
         detail = each["msg"].removeprefix("Value error, ")
         if each["type"] == "extra_forbidden":
             detail = unknown
+        elif each["type"] in _WORDS:
+            detail = _WORDS[each["type"]].format(**each.get("ctx", {}))
         if not each["loc"] and ": " in detail:
             field, _, detail = detail.partition(": ")
         errors.append({"field": field, "detail": detail})

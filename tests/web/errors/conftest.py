@@ -26,10 +26,10 @@ from tests.inprocess import Server
 
 ONE: Final = f"{TASKS}/{uuid.UUID(int=1, version=4)}"
 Request = tuple[str, str, dict[str, Any]]
-#: Words that only the code of the service, its driver or PostgreSQL use.
+#: Words that only the code of the service, its driver, PostgreSQL or pydantic use.
 INSIDE = re.compile(
     r"\b(SELECT|INSERT|UPDATE|FROM|asyncpg|psycopg|Traceback|SQLSTATE|relation|constraint|syntax)\b"
-    r"|\.py\b|postgres(ql)?:|Error\b|task_keys|tasks_|secret"
+    r"|\.py\b|postgres(ql)?:|Error\b|task_keys|tasks_|secret|(Input|String|List) should|Field req"
 )
 
 

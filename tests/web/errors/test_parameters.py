@@ -6,7 +6,7 @@ import base64
 import hashlib
 import struct
 import uuid
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import pytest_asyncio
@@ -70,6 +70,39 @@ async def test_a_parameter_that_is_not_valid_is_named(
     }
 
     assert expected == actual
+
+
+@pytest.mark.parametrize(
+    ("sent", "details"),
+    [
+        ({}, ["request_text: is required"]),
+        (
+            {"request_text": 1, "services_touched": "a", "outcome": [], "suggestions": {}},
+            [
+                "request_text: must be text",
+                "services_touched: must be a JSON array",
+                "outcome: must be a JSON object",
+                "suggestions: must be a JSON array",
+            ],
+        ),
+        (
+            {"request_text": "", "created_by": "a" * 256, "services_touched": ["a", ""]},
+            [
+                "request_text: must not be empty",
+                "created_by: must have at most 255 characters",
+                "services_touched.1: must not be empty",
+            ],
+        ),
+    ],
+    ids=["missing", "types", "lengths"],
+)
+async def test_what_is_wrong_is_said_in_plain_words(
+    client: Client, sent: dict[str, Any], details: list[str]
+) -> None:
+    body = await problem(await send(client, "POST", TASKS, json=sent))
+
+    said = {f"{error['field']}: {error['detail']}" for error in body["errors"]}
+    assert said == set(details)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +191,7 @@ async def test_all_wrong_parameters_are_named_with_what_is_allowed(
         "since": "RFC 3339",
         "until": "RFC 3339",
         "project_id": "UUID",
-        "intent": "1 character",
+        "intent": "must not be empty",
         "nope": "created_by, cursor, days, intent, last, limit, offset, outcome, project_id,"
         " service, since, status, total, until",
     }
