@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Awaitable, Callable
@@ -172,6 +173,34 @@ async def test_brush_zooms_to_the_edges_of_bars(
     assert await shown_total(page) == inside
     await page.keyboard.press("0")
     await page.wait_for_url(before)
+
+
+async def test_labels_of_bars_have_equal_distances(open_page: Opener) -> None:
+    """Of days across the end of a month, and of weeks, of which a label is every second."""
+    for query in (
+        "since=2026-10-20T00:00:00Z&until=2026-11-08T00:00:00Z&interval=1d",
+        "since=2026-08-24T00:00:00Z&until=2026-11-30T00:00:00Z&interval=1w",
+    ):
+        page = await open_page(f"tasks?{query}")
+        places = await page.locator(".bars .tick").evaluate_all(
+            "ticks => ticks.map((tick) => parseFloat(tick.getAttribute('x1')))"
+        )
+
+        distances = [b - a for a, b in itertools.pairwise(places)]
+        assert len(distances) > 4
+        assert distances == pytest.approx([distances[0]] * len(distances))
+
+
+async def test_table_has_rates_where_all_states_are_counted(open_page: Opener) -> None:
+    window = "since=2026-11-01T00:00:00Z&until=2026-11-09T00:00:00Z"
+    for query, has_rates in ((window, True), (f"{window}&status=failed", False)):
+        page = await open_page(f"tasks?{query}")
+        await page.get_by_role("button", name="Table").click()
+
+        heads = await page.locator(".twin th[scope=col]").all_inner_texts()
+        assert ("% failed" in heads) is has_rates
+        assert await page.locator(".hint").count() == 0
+        assert await page.get_by_role("button", name="Log", exact=True).count() == 0
 
 
 async def test_double_click_zooms_out(open_page: Opener, site: Site) -> None:

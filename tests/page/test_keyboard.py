@@ -74,6 +74,19 @@ async def test_a_failure_is_found_and_its_id_copied(open_page: Opener) -> None:
     await page.wait_for_url(f"**/tasks/{first}")
 
 
+async def test_bar_with_the_focus_says_how_to_zoom(open_page: Opener) -> None:
+    page = await open_page("tasks?status=failed")
+    keys = page.locator(".readout .keys")
+    assert not await keys.is_visible()
+
+    await page.get_by_role("button", name="Table").focus()
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("ArrowRight")
+
+    assert await keys.is_visible()
+    assert "Enter zooms in" in await keys.inner_text()
+
+
 async def test_help_lists_the_shortcuts_and_returns_the_focus(open_page: Opener) -> None:
     page = await open_page("tasks?status=failed")
     button = page.get_by_role("button", name="Help")

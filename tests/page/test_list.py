@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 
-from tests.page.conftest import Opener, Site, seen, settled
+from tests.page.conftest import NARROW, Opener, Site, seen, settled
 from tests.processes import API, AUDIT, get
 
 
@@ -107,6 +107,15 @@ async def test_zone_of_the_url_is_the_zone_of_every_time(open_page: Opener, site
     assert await page.locator(".rows .zone").inner_text() == "(Kathmandu)"
 
 
+async def test_head_of_a_phone_has_two_rows(open_page: Opener) -> None:
+    page = await open_page("tasks?last=24h&tz=Europe/Berlin", size=NARROW)
+
+    head = await page.locator(".head").bounding_box()
+    assert head
+    assert head["height"] < 100
+    assert await page.locator(".menu-holder.zone").inner_text() == "Berlin"
+
+
 async def test_empty_list_says_what_would_show_tasks(open_page: Opener, site: Site) -> None:
     page = await open_page("tasks?service=story&last=1h")
     any_time = page.locator(".empty li", has_text="At any time")
@@ -118,6 +127,12 @@ async def test_empty_list_says_what_would_show_tasks(open_page: Opener, site: Si
     await settled(page)
     assert page.url == f"{site.url}/tasks?service=story"
     assert len((await seen(page))["tasks"]) == 1
+
+
+async def test_tasks_of_several_services_touched_all_of_them(open_page: Opener) -> None:
+    page = await open_page("tasks?service=payments&service=nosuch")
+
+    assert await page.inner_text(".empty li") == "Without service payments and nosuch"
 
 
 async def test_history_without_tasks_says_so(open_page: Opener, scratch_empty: Site) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import uuid
 
 from playwright.async_api import Page
 
+from tests.conftest import execute
 from tests.page.conftest import STORY, STORY_OUTCOME, Opener, Site, settled
 from tests.processes import API, get
 
@@ -39,6 +42,37 @@ async def test_timeline_says_who_changed_what(open_page: Opener) -> None:
     assert await lines(page, ".phase-words span:not(.muted)") == [
         "waited 3.2s for approval",
         "ran 4m 47s",
+    ]
+
+
+async def test_only_what_has_run_is_said_to_have_run(open_page: Opener, scratch: Site) -> None:
+    """A failed task without the time of its end is not open, and an approved one does not run."""
+    failed_id, approved_id = str(uuid.uuid4()), str(uuid.uuid4())
+    execute(
+        scratch.dsn,
+        "INSERT INTO tasks (task_id, request_text, status, created_at, approved_at) VALUES"
+        f" ('{failed_id}', 'x', 'failed', '2026-11-18T07:00Z', NULL),"
+        f" ('{approved_id}', 'x', 'approved', '2026-11-18T07:00Z', '2026-11-18T07:01Z')",
+    )
+    said = []
+    for task_id in (failed_id, approved_id):
+        page = await open_page(f"tasks/{task_id}", at=scratch)
+        await page.wait_for_selector(".timeline")
+        said.append(await lines(page, ".task-state, .phase-words span:not(.muted)"))
+
+    failed, (approved, waited, since) = said
+    assert failed == ["failed"]
+    assert re.fullmatch(r"approved for \d+d( \d+h)?", approved)
+    assert waited == "waited 1m for approval"
+    assert re.fullmatch(r"approved for \d+d( \d+h)?", since)
+
+
+async def test_id_that_is_none_is_refused_in_one_sentence(open_page: Opener) -> None:
+    page = await open_page("tasks/nonsense", ready=False)
+
+    assert await lines(page, ".failure > :is(p:not(.muted), ul)") == [
+        "Parameters or fields are not valid",
+        "task_id: must be a UUID such as 7d9f1c9e-0c3f-4d0e-9a63-6b6f0b7c2d11",
     ]
 
 

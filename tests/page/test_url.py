@@ -149,7 +149,7 @@ async def test_copied_link_shows_the_old_tasks_and_the_moving_one_the_new(
     ("query", "says"),
     [
         ("status=fialed", "status = fialed"),
-        ("foo=1", "foo = 1"),
+        ("foo=1", "foo = 1 unknown; the parameters here are created_by, cursor, days"),
         ("last=0h", "last = 0h"),
         ("cursor=AQAAAA", "cursor = AQAAAA"),
         ("tz=Mars/Olympus&last=7d", "tz = Mars/Olympus"),

@@ -193,6 +193,14 @@ function offsetMs(time, zone) {
 }
 
 /**
+ * Such as "Berlin": where there is no room for a continent.
+ * @param {string} zone
+ */
+export function zoneName(zone) {
+  return zone.slice(zone.lastIndexOf("/") + 1).replaceAll("_", " ");
+}
+
+/**
  * Return a time as `<input type="datetime-local">` takes it.
  * @param {string | number | Date} time
  * @param {string} zone
@@ -352,7 +360,8 @@ const RULES = [
     shows: /** @type {const} */ ("time"),
   })),
   { fits: isMidnight, shows: "day" },
-  { fits: (at) => isMidnight(at) && +at.day % 2 === 1 && +at.day < 31, shows: "day" },
+  // Every second day, and of bars that are weeks every second one.
+  { fits: (at) => isMidnight(at) && dayNumber(at) % 2 === 1, shows: "day" },
   { fits: (at) => isMidnight(at) && at.weekday === "Mon", shows: "day" },
   ...[1, 2, 3, 6, 12].map((n) => ({
     fits: (/** @type {Clock} */ at) =>
@@ -360,6 +369,11 @@ const RULES = [
     shows: /** @type {const} */ ("month"),
   })),
 ];
+
+/** @param {Clock} at */
+function dayNumber(at) {
+  return Date.UTC(+at.year, +at.month - 1, +at.day) / 86400000;
+}
 
 /** @param {Clock} at */
 function isMidnight(at) {

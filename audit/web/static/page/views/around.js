@@ -4,7 +4,7 @@ import { html, nothing } from "../../lit-html/lit-html.js";
 import { ROOT } from "../api.js";
 import { duration, exact, secondsBetween } from "../time.js";
 import { changed, format } from "../url.js";
-import { count, counted, partHeading, statusIcon } from "./parts.js";
+import { count, counted, statusIcon } from "./parts.js";
 
 const MINUTE_MS = 60_000;
 const WINDOW_MS = 30 * MINUTE_MS;
@@ -12,6 +12,17 @@ const KIND_MS = 30 * 24 * 60 * MINUTE_MS;
 /** The tasks within the window are all known if there are no more. */
 const LIMIT = 50;
 const SHOWN = 3;
+
+/**
+ * The heading of a part of a task. The task itself has an h1 on its own page, and an h2 in the panel.
+ * @param {State} state
+ * @param {string} title
+ * @param {string} [note]
+ */
+export function partHeading({ view }, title, note = "") {
+  const words = html`${title} <span class="muted">${note}</span>`;
+  return view.page === "task" ? html`<h2>${words}</h2>` : html`<h3>${words}</h3>`;
+}
 
 /**
  * @param {Task} task

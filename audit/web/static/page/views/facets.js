@@ -22,6 +22,7 @@ const MANY = 50;
 export function facets(state, actions) {
   const { data, problem, loading } = state.parts.facets;
   if (problem && problem.errors.length === 0) return failed(problem, actions.reload);
+  if (problem && !data) return nothing;
   return html`
     <div class=${loading && data ? "stale" : ""} aria-busy=${loading}>
       ${GROUPS.map((group) => facet(group, data?.facets[group.name], state, actions))}

@@ -2,7 +2,7 @@
 
 import { html, nothing, svg } from "../../lit-html/lit-html.js";
 import { intervalWords, range, xTicks } from "../time.js";
-import { one } from "../url.js";
+import { all, one } from "../url.js";
 import { tooMany } from "./facets.js";
 import { count, counted, failed, icon, percent, STATUSES } from "./parts.js";
 
@@ -11,6 +11,9 @@ const HEIGHT = 120;
 const LABELS = 22;
 /** A bar of few tasks beside one of many must stay visible. */
 const LEAST = 2;
+
+/** Shown while a bar has the focus of the keyboard. */
+const KEYS = html`<span class="keys muted">arrow keys move, Shift selects, Enter zooms in</span>`;
 
 const INTERVALS = ["1m", "5m", "15m", "1h", "3h", "6h", "12h", "1d", "1w", "1mo", "1y"];
 
@@ -21,6 +24,7 @@ const INTERVALS = ["1m", "5m", "15m", "1h", "3h", "6h", "12h", "1d", "1w", "1mo"
 export function histogram(state, actions) {
   const { data, problem, loading } = state.parts.histogram;
   const failure = problem && problem.errors.length === 0;
+  if (problem && !failure && !data) return nothing;
   return html`
     <section class="card histogram" aria-label="Tasks over time" aria-busy=${loading}>
       <div class="card-head">
@@ -66,7 +70,11 @@ function readout(state, data) {
   if (bar < 0 || buckets.length === 0) {
     if (data.buckets.length === 0) return "Tasks over time";
     return html`<span class="range">${range(data.since, data.until, state.zone)}</span>
-      <span class="muted">by ${intervalWords(data.interval)}<span class="hint"> · drag to zoom</span></span>`;
+      <span class="muted">by ${intervalWords(data.interval)}${
+        state.ui.table || data.total === 0
+          ? nothing
+          : html`<span class="hint"> · drag to zoom</span>`
+      }</span>${KEYS}`;
   }
   const total = sum(buckets, (each) => each.total);
   const parts = STATUSES.map((status) => ({
@@ -80,7 +88,7 @@ function readout(state, data) {
       .map(
         ({ status, n }) =>
           html`<span class="part"><i class="swatch ${status}"></i>${count(n)} ${status}</span>`,
-      )}`;
+      )}${KEYS}`;
 }
 
 /**
@@ -118,7 +126,11 @@ function controls(state, actions, data) {
           ${INTERVALS.map((each) => html`<option value=${each} ?selected=${chosen === each}>${each}</option>`)}
         </select>
       </label>
-      <button type="button" class="small" aria-pressed=${log} title="Logarithmic scale (y)" @click=${() => actions.set({ log: !log })}>Log</button>
+      ${
+        table
+          ? nothing
+          : html`<button type="button" class="small" aria-pressed=${log} title="Logarithmic scale (y)" @click=${() => actions.set({ log: !log })}>Log</button>`
+      }
       <button type="button" class="small" aria-pressed=${table} @click=${() => actions.set({ table: !table })}>Table</button>
     </div>`;
 }
@@ -212,6 +224,8 @@ function bar(bucket, index, width, scale, state, focusable) {
  * @param {Histogram} data
  */
 function table(state, data) {
+  // Where states are chosen, the others are not counted.
+  const hasRates = all(state.view, "status").length === 0;
   return html`
     <div class="twin" tabindex="0" role="region" aria-label="Tasks over time as a table">
       <table>
@@ -220,7 +234,7 @@ function table(state, data) {
             <th scope="col">From</th>
             <th scope="col">Tasks</th>
             ${STATUSES.map((status) => html`<th scope="col">${status}</th>`)}
-            <th scope="col">failed, share</th>
+            ${hasRates ? html`<th scope="col">% failed</th>` : nothing}
           </tr>
         </thead>
         <tbody>
@@ -230,7 +244,7 @@ function table(state, data) {
                 <th scope="row">${range(bucket.start, bucket.end, state.zone)}${bucket.partial ? " (part)" : ""}</th>
                 <td>${count(bucket.total)}</td>
                 ${STATUSES.map((status) => html`<td>${count(bucket.status[status])}</td>`)}
-                <td>${failureRate(bucket)}</td>
+                ${hasRates ? html`<td>${failureRate(bucket)}</td>` : nothing}
               </tr>`,
           )}
         </tbody>

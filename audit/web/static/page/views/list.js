@@ -3,7 +3,16 @@
 import { repeat } from "../../lit-html/directives/repeat.js";
 import { html, nothing } from "../../lit-html/lit-html.js";
 import { address } from "../api.js";
-import { ago, clock, duration, exact, minute, secondsBetween, timeWords } from "../time.js";
+import {
+  ago,
+  clock,
+  duration,
+  exact,
+  minute,
+  secondsBetween,
+  timeWords,
+  zoneName,
+} from "../time.js";
 import { all, filterParams, one, toggled } from "../url.js";
 import { facets } from "./facets.js";
 import { histogram } from "./histogram.js";
@@ -13,6 +22,7 @@ import {
   empty,
   failed,
   icon,
+  isOpen,
   loading,
   menuHolder,
   percent,
@@ -31,7 +41,7 @@ export function list(state, actions) {
     <div class="list">
       <div class="title-row">
         <h1>${title(state, total)}</h1>
-        <p class="when muted">${timeWords(state)}${rate(state)}</p>
+        <p class="when muted"><span class="window">${timeWords(state)}</span>${rate(state)}</p>
         <div class="title-tools">${liveButton(state, actions)}${share(state, actions)}</div>
       </div>
       ${wrong(state, actions)}
@@ -116,7 +126,8 @@ function answer(state, actions) {
  */
 function wrong(state, actions) {
   const { list, histogram, facets } = state.parts;
-  const errors = [list, histogram, facets].flatMap((part) => part.problem?.errors ?? []);
+  // What the list says comes last, and stays: a parameter of the page is a parameter of the list.
+  const errors = [facets, histogram, list].flatMap((part) => part.problem?.errors ?? []);
   const fields = new Map(errors.map(({ field, detail }) => [field, detail]));
   if (fields.size === 0) return nothing;
   return html`
@@ -170,7 +181,7 @@ function rate(state) {
   if (!counts) return nothing;
   const ended = counts.failed + counts.completed;
   if (ended === 0) return nothing;
-  return html` · <span title="failed ÷ (failed + completed)">${percent(counts.failed / ended)} failed</span>`;
+  return html`<span class="window"> · </span><span title="failed ÷ (failed + completed)">${percent(counts.failed / ended)} failed</span>`;
 }
 
 /**
@@ -218,14 +229,6 @@ function rows(state, actions, page) {
         )}
       </tbody>
     </table>`;
-}
-
-/**
- * Such as "Berlin": a column has no room for a continent.
- * @param {string} zone
- */
-function zoneName(zone) {
-  return (zone.split("/").at(-1) ?? zone).replaceAll("_", " ");
 }
 
 /**
@@ -304,8 +307,7 @@ function services({ services_touched: touched }, actions) {
  */
 function took({ status, created_at, completed_at }, now) {
   if (completed_at) return duration(secondsBetween(created_at, completed_at));
-  const open = status === "pending" || status === "approved" || status === "executing";
-  if (!open) return html`<span class="muted">–</span>`;
+  if (!isOpen(status)) return html`<span class="muted">–</span>`;
   return html`<span class="muted" title="Not finished">${duration(Math.max(0, (now - Date.parse(created_at)) / 1000))} …</span>`;
 }
 

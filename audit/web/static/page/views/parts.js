@@ -22,6 +22,11 @@ const SHAPES = {
 };
 
 /** @param {Status} status */
+export function isOpen(status) {
+  return status === "pending" || status === "approved" || status === "executing";
+}
+
+/** @param {Status} status */
 export function statusIcon(status) {
   return html`<svg class="icon ${status}" viewBox="0 0 16 16" aria-hidden="true">${SHAPES[status]}</svg>`;
 }
@@ -97,17 +102,6 @@ export function percent(share) {
   return `${Math.min(value, 99.9).toFixed(value < 10 ? 1 : 0)} %`;
 }
 
-/**
- * The heading of a part of a task. The task itself has an h1 on its own page, and an h2 in the panel.
- * @param {State} state
- * @param {string} title
- * @param {string} [note]
- */
-export function partHeading({ view }, title, note = "") {
-  const words = html`${title} <span class="muted">${note}</span>`;
-  return view.page === "task" ? html`<h2>${words}</h2>` : html`<h3>${words}</h3>`;
-}
-
 /** Filters that no answer counts without. */
 const NOT_COUNTED_WITHOUT = ["service", "outcome"];
 /** Filters whose facet ignores the filter itself, so that it tells what is there without it. */
@@ -150,14 +144,6 @@ export function loading() {
     </div>`;
 }
 
-export function loadingTask() {
-  return html`
-    <div class="placeholder of-task" aria-busy="true">
-      <p class="hidden" role="status">Loading</p>
-      ${Array.from({ length: 7 }, () => html`<i></i>`)}
-    </div>`;
-}
-
 /**
  * @param {import("../api.js").Problem} problem
  * @param {() => void} retry
@@ -167,7 +153,7 @@ export function failed(problem, retry) {
   return html`
     <div class="state failure" role="alert">
       <p><strong>${title}</strong></p>
-      ${detail && detail !== title ? html`<p>${detail}</p>` : nothing}
+      ${detail && detail !== title && errors.length === 0 ? html`<p class="detail">${detail}</p>` : nothing}
       ${errors.length > 0 ? html`<ul>${errors.map((error) => html`<li><code>${error.field}</code>: ${error.detail}</li>`)}</ul>` : nothing}
       ${
         mayPass
@@ -221,7 +207,7 @@ function nothingRecorded() {
  * @param {string} name
  */
 function words(view, name) {
-  return html`<b>${name.replace("_", " ")}</b> ${all(view, name).join(" or ")}`;
+  return html`<b>${name.replace("_", " ")}</b> ${all(view, name).join(name === "service" ? " and " : " or ")}`;
 }
 
 /**

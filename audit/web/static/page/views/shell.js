@@ -2,7 +2,7 @@
 
 import { html, nothing, svg } from "../../lit-html/lit-html.js";
 import { ROOT } from "../api.js";
-import { timeWords } from "../time.js";
+import { timeWords, zoneName } from "../time.js";
 import { one } from "../url.js";
 import { filters } from "./filters.js";
 import { list } from "./list.js";
@@ -77,7 +77,7 @@ function head(state, actions) {
       ${list ? filters(state, actions) : nothing}
       <div class="tools">
         ${list ? tool("time", "Time (t)", "clock", timeWords(state), state, actions) : nothing}
-        ${tool("zone", "Time zone (z)", "globe", state.zone, state, actions)}
+        ${tool("zone", "Time zone (z)", "globe", state.ui.narrow ? zoneName(state.zone) : state.zone, state, actions)}
         ${tool("views", "Views (v)", "bookmark", "Views", state, actions)}
         ${button("Reload", "reload", actions.reload)}
         ${button("Light or dark (d)", "theme", actions.cycleTheme)}

@@ -5,8 +5,8 @@ import { ROOT } from "../api.js";
 import { member, parse, tree } from "../json.js";
 import { duration, exact, secondsBetween } from "../time.js";
 import { all, changed, format, one } from "../url.js";
-import { around } from "./around.js";
-import { failed, icon, loadingTask, partHeading, statusIcon } from "./parts.js";
+import { around, partHeading } from "./around.js";
+import { failed, icon, isOpen, statusIcon } from "./parts.js";
 import { timeline } from "./timeline.js";
 
 export { askAround } from "./around.js";
@@ -30,6 +30,14 @@ export function task(state, actions) {
   return html`
     ${bar(state, actions)}
     ${problem ? failed(problem, actions.reload) : data ? details(data, state, actions) : loadingTask()}`;
+}
+
+function loadingTask() {
+  return html`
+    <div class="placeholder of-task" aria-busy="true">
+      <p class="hidden" role="status">Loading</p>
+      ${Array.from({ length: 7 }, () => html`<i></i>`)}
+    </div>`;
 }
 
 /**
@@ -154,7 +162,7 @@ function duty(data, state) {
   if (data.completed_at) {
     return html`<span class="muted">took ${duration(secondsBetween(data.created_at, data.completed_at))}</span>`;
   }
-  if (data.status === "rejected" || !state.parts.task.at) return nothing;
+  if (!isOpen(data.status) || !state.parts.task.at) return nothing;
   const seconds = (state.parts.task.at.getTime() - Date.parse(data.created_at)) / 1000;
   return html`<span class="muted">for ${duration(Math.max(0, seconds))}</span>`;
 }

@@ -4,7 +4,7 @@ import { html, nothing, svg } from "../../lit-html/lit-html.js";
 import { address } from "../api.js";
 import { member, parse, tree } from "../json.js";
 import { day, duration, exact, secondsBetween, timeOfDay } from "../time.js";
-import { failed, statusIcon } from "./parts.js";
+import { failed, isOpen, statusIcon } from "./parts.js";
 
 /** Longer texts begin closed. */
 const TEXT_AT_MOST = 300;
@@ -44,6 +44,16 @@ function historyHref(actions) {
 }
 
 /**
+ * What a task has done since it was approved. A finished one ran.
+ * @type {Partial<Record<Status, string>>}
+ */
+const SINCE_APPROVAL = {
+  approved: "approved for",
+  executing: "has run for",
+  rejected: "rejected after",
+};
+
+/**
  * How long the task waited and ran, beside the time that most tasks of its kind take.
  * @param {Task} task
  * @param {State} state
@@ -51,7 +61,7 @@ function historyHref(actions) {
 function phases(task, state) {
   const { created_at: created, approved_at: approved, completed_at: completed, status } = task;
   const now = state.parts.task.at?.toISOString();
-  const end = completed ?? (status === "rejected" ? approved : now);
+  const end = completed ?? (isOpen(status) ? now : null);
   if (!end) return nothing;
   const total = secondsBetween(created, end);
   const waited = approved ? secondsBetween(created, approved) : 0;
@@ -59,16 +69,15 @@ function phases(task, state) {
   const p95 = state.parts.durations?.data?.p95;
   const longest = Math.max(total, p95 ?? 0);
   const x = (/** @type {number} */ seconds) => ((seconds / longest) * 1000).toFixed(1);
-  const running = completed ? status : "executing";
   return html`
     <svg class="phases" viewBox="0 0 1000 12" preserveAspectRatio="none" aria-hidden="true">
       <rect class="pending" x="0" y="3" width=${x(waited)} height="6"></rect>
-      <rect class=${approved ? running : status} x=${x(waited)} y="3" width=${x(total - waited)} height="6"></rect>
+      <rect class=${status} x=${x(waited)} y="3" width=${x(total - waited)} height="6"></rect>
       ${p95 ? svg`<line class="p95" x1=${x(p95)} x2=${x(p95)} y1="0" y2="12"></line>` : nothing}
     </svg>
     <p class="phase-words">
       ${approved ? html`<span>waited ${duration(waited)} for approval</span>` : nothing}
-      ${approved ? html`<span>${completed ? "ran" : "has run for"} ${duration(total - waited)}</span>` : html`<span>${completed ? "took" : "open for"} ${duration(total)}</span>`}
+      ${approved ? html`<span>${SINCE_APPROVAL[status] ?? "ran"} ${duration(total - waited)}</span>` : html`<span>${completed ? "took" : "open for"} ${duration(total)}</span>`}
       ${p95 ? html`<span class="muted" title="Of the tasks with this intent on this service in the 30 days before">95 % of its kind took at most ${duration(p95)}</span>` : nothing}
     </p>`;
 }
