@@ -8,5 +8,8 @@ from audit.commands.output import print_line
 
 
 def ansible_path() -> None:
-    """Print the folder for Ansible's callback_plugins, which has the plugin task_audit."""
+    """Print the folder of the plugin for Ansible.
+
+    It has the plugin task_audit, and belongs into Ansible's callback_plugins.
+    """
     print_line(str(files("audit.integrations") / "ansible_plugins"))

@@ -25,10 +25,11 @@ class Shell(StrEnum):
 def completion(
     shell: Annotated[Shell, typer.Argument(help="The shell.", show_default=False)],
 ) -> None:
-    """Print the script that completes commands and options in a shell.
+    """Print the script for completion in a shell.
 
-    For bash, put eval "$(audit completion bash)" into ~/.bashrc. For zsh, put the same with zsh
-    into ~/.zshrc, after compinit. For fish, put audit completion fish | source into config.fish.
+    It completes commands and options. For bash, put eval "$(audit completion bash)" into ~/.bashrc.
+    For zsh, put the same with zsh into ~/.zshrc, after compinit. For fish, put audit completion
+    fish | source into config.fish.
     """
     from typer.completion import get_completion_script  # type: ignore[attr-defined]
 

@@ -42,7 +42,10 @@ def demo(
     data_dir: DataDir = None,
     partition: Partition = None,
 ) -> None:
-    """Record a realistic generated history, with busy and rare services, and failures."""
+    """Record a generated history.
+
+    It is realistic, with busy and rare services, and failures.
+    """
     from audit.commands.record_file import send_all
     from audit.history.demo import generate
     from audit.history.parsing import MAX_TASKS_IN_ARRAY, batch_of

@@ -90,10 +90,11 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Export all tasks that match to a file, of one snapshot, newest first.
+    """Export all tasks that match to a file.
 
-    The file is complete if the command ends with 0. FILE.manifest.json has the number of its tasks
-    and its SHA-256. An export that is cut off stays in FILE.part.
+    They are of one snapshot, newest first. The file is complete if the command ends with 0.
+    FILE.manifest.json has the number of its tasks and its SHA-256. An export that is cut off stays
+    in FILE.part.
     """
     if verify is not None:
         if output is not None or resume:

@@ -61,7 +61,7 @@ class MemberFilters:
                 "service": self.service,
                 "intent": self.intent,
                 "created_by": self.created_by,
-                "project_id": str(self.project_id or ""),
+                "project_id": None if self.project_id is None else str(self.project_id),
                 "outcome": self.outcome,
             }
         )
@@ -145,5 +145,5 @@ class StatusFilters(Filters):
 
 
 def _given(options: Mapping[str, str | list[str] | None]) -> dict[str, str | list[str]]:
-    """Return the options that were given."""
-    return {name: value for name, value in options.items() if value}
+    """Return the options that were given. An empty text is one, which the service refuses."""
+    return {name: value for name, value in options.items() if value is not None and value != []}

@@ -34,19 +34,22 @@ def open_page(
         ),
     ] = None,
 ) -> None:
-    """Print the URL of the web page, with these filters or of one task, and open it."""
+    """Print the URL of the web page, and open it.
+
+    Without filters and without a task, it shows the failures of the last 7 days.
+    """
     place = where.place()
     if place.url is None:
         raise typer.BadParameter("a database has no page: give --url or --profile")
     params = filters.params(zone.zone(place.tz))
-    if zone.tz is not None:
-        params["tz"] = zone.tz
-    if task_id is not None and params:
+    if task_id is not None and (params or zone.tz):
         raise typer.BadParameter("give either the id of a task or filters")
     if task_id is not None:
         url = task_url(place.url, str(task_id))
     else:
-        url = list_url(place.url, "query", params) if params else f"{place.url.rstrip('/')}/"
+        url = f"{place.url.rstrip('/')}/"
+        if params or zone.tz:
+            url = list_url(place.url, "query", params, tz=zone.tz)
     print_line(url or "")
     sys.stdout.flush()
     if browser or (browser is None and sys.stdout.isatty() and _has_desktop()):

@@ -7,16 +7,26 @@ from typing import Final
 from urllib.parse import urlencode
 
 _ORDER: Final = (
-    "status service intent last days since until created_by project_id outcome tz".split()
+    "status service intent last days since until created_by project_id outcome tz interval".split()
 )
 _DEFAULT_SPAN: Final = "7d"
 
 
-def list_url(base: str | None, route: str, params: Mapping[str, str | Sequence[str]]) -> str | None:
-    """Return the page of a list; None without a service."""
+def list_url(
+    base: str | None,
+    route: str,
+    params: Mapping[str, str | Sequence[str]],
+    *,
+    tz: str | None = None,
+    interval: str | None = None,
+) -> str | None:
+    """Return the page of a list; None without a service.
+
+    A time zone and a length of bars are in it if they were chosen.
+    """
     if base is None:
         return None
-    given = dict(params)
+    given = {**params, **{k: v for k, v in {"tz": tz, "interval": interval}.items() if v}}
     if route == "failures":
         given["status"] = "failed"
         if not {"last", "since", "until"} & given.keys():

@@ -97,13 +97,16 @@ def stats(
     place = where.place()
     zone = show.zone(place.tz)
     params = filters.params(zone)
-    link = list_url(place.url, "query", params)
     if facet:
         statistic: _Statistic = _Facets(list(map(str, facet)), top)
     elif durations:
         statistic = _Durations(by, zone)
     else:
         statistic = _Histogram(by, zone, is_drawn=show.is_drawn)
+    interval = statistic.params.get("interval")
+    link = list_url(
+        place.url, "query", params, tz=show.tz, interval=None if interval is None else str(interval)
+    )
     show.chosen(statistic.columns)
 
     async def work(source: Source) -> None:
@@ -120,6 +123,17 @@ def stats(
     run_with_source(work, place)
     if show.is_for_people and link:
         note(link)
+
+
+def _interval(by: str) -> str:
+    """Return the interval of the service that a word means."""
+    from audit.history.bars import AUTO, LENGTHS
+
+    interval = _INTERVALS.get(by, by)
+    if interval not in {AUTO, *LENGTHS}:
+        names = ", ".join((AUTO, *_INTERVALS, *LENGTHS))
+        raise typer.BadParameter(f"--by: must be one of {names}; with --durations also intent")
+    return interval
 
 
 class _Statistic:
@@ -144,8 +158,8 @@ class _Histogram(_Statistic):
 
     def __init__(self, by: str | None, zone: Zone, *, is_drawn: bool) -> None:
         self.params = {"tz": zone.iana_name}
-        if by not in {None, "auto"}:
-            self.params["interval"] = _INTERVALS.get(str(by), str(by))
+        if by is not None and by != "auto":
+            self.params["interval"] = _interval(by)
         elif is_drawn:
             self.params["buckets"] = _BARS_ON_A_SCREEN
 
@@ -186,8 +200,7 @@ class _Durations(_Statistic):
         if by == "intent":
             self.params = {"by": "intent"}
         elif by is not None:
-            interval = _INTERVALS.get(by, by)
-            self.params = {"by": "interval", "interval": interval, "tz": zone.iana_name}
+            self.params = {"by": "interval", "interval": _interval(by), "tz": zone.iana_name}
 
     def rows(self, body: str) -> Iterable[tuple[str, Any]]:
         whole = dict(members(body))

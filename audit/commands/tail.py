@@ -61,9 +61,10 @@ def tail(
         ),
     ] = None,
 ) -> None:
-    """Follow the changes of all tasks: print each once, in order, until interrupted.
+    """Follow the changes of all tasks.
 
-    With --position-file, the next run continues where this one ended, however it ended.
+    Prints each once, in order, until interrupted. With --position-file, the next run continues
+    where this one ended, however it ended.
     """
     show.refuse(Output.JSON)
     show.chosen(CHANGE_COLUMNS)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from audit.commands.rendering.screen import Screen
     from audit.commands.source import Params, Source
 
+_DEFAULT_LIMIT: Final = 50
 _PAGE: Final = 1000
 #: The first page of a long list is short, so that its first line appears at once.
 _FIRST_PAGE: Final = 100
@@ -37,10 +38,22 @@ class Amount:
     """The options that say how many tasks to show."""
 
     limit: Annotated[
-        int,
-        typer.Option("--limit", min=1, metavar="N", help="Number of tasks to show, the newest."),
-    ] = 50
+        int | None,
+        typer.Option(
+            "--limit",
+            min=1,
+            metavar="N",
+            help="Number of tasks to show, the newest.",
+            show_default=str(_DEFAULT_LIMIT),
+        ),
+    ] = None
     every: Annotated[bool, typer.Option("--all", help="Show all tasks.")] = False
+
+    def most(self) -> int | None:
+        """Return the most tasks to show; None for all of them."""
+        if self.every and self.limit is not None:
+            raise typer.BadParameter("--limit: not together with --all")
+        return None if self.every else self.limit or _DEFAULT_LIMIT
 
 
 ExitStatus = Annotated[
@@ -52,7 +65,10 @@ ExitStatus = Annotated[
 def failures(
     filters: Filters, amount: Amount, show: Show, where: Where, exit_status: ExitStatus = False
 ) -> None:
-    """List failed tasks, newest first; those of the last 7 days if no time is given."""
+    """List failed tasks, newest first.
+
+    Without a time, they are those of the last 7 days.
+    """
     _list("failures", filters, amount, show, where, exit_status=exit_status)
 
 
@@ -97,10 +113,10 @@ class _Page:
 
 
 async def _pages(
-    source: Source, route: str, params: Params, amount: Amount, *, is_counted: bool
+    source: Source, route: str, params: Params, most: int | None, *, is_counted: bool
 ) -> AsyncIterator[_Page]:
     """Yield the pages of a list until there are as many tasks as were asked for."""
-    left = None if amount.every else amount.limit
+    left = most
     size = _FIRST_PAGE
     query = {**params, "total": "exact" if is_counted else "none"}
     while True:
@@ -133,20 +149,21 @@ def _list(
 ) -> None:
     """Show a list. With `exit_status`, end with 1 if there is any task."""
     form = show.form
+    most = amount.most()
     show.chosen(COLUMNS)
     place = where.place()
     zone = show.zone(place.tz)
     params = filters.params(zone)
     if service is not None:
         params["service"] = list(dict.fromkeys([service, *(filters.service or [])]))
-    link = list_url(place.url, route, params)
+    link = list_url(place.url, route, params, tz=show.tz)
 
     async def work(source: Source) -> _Shown:
-        is_counted = not amount.every or form is Output.JSON
-        pages = _pages(source, route, params, amount, is_counted=is_counted)
+        is_counted = most is not None or form is Output.JSON
+        pages = _pages(source, route, params, most, is_counted=is_counted)
         with show.screen() as screen:
             if form is Output.JSON:
-                return await _write_json(pages, amount, show, screen)
+                return await _write_json(pages, most, show, screen)
             table = TaskTable(
                 show.look, zone, datetime.now(UTC), lambda task_id: task_url(place.url, task_id)
             )
@@ -189,7 +206,7 @@ class _Shown:
 
 
 async def _write_json(
-    pages: AsyncIterator[_Page], amount: Amount, show: Show, screen: Screen
+    pages: AsyncIterator[_Page], most: int | None, show: Show, screen: Screen
 ) -> _Shown:
     """Write all pages as one page of the service. A single page is its body, byte by byte."""
     shown = _Shown()
@@ -204,7 +221,7 @@ async def _write_json(
         if inner or separator != ",":
             screen.write(show.look.data(separator + inner))
             separator = ","
-    limit = shown.tasks if amount.every else amount.limit
+    limit = shown.tasks if most is None else most
     screen.write(
         f'],"total":{shown.total},"limit":{limit},"offset":{offset},"next_cursor":{cursor}}}\n'
     )

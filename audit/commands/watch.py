@@ -50,10 +50,10 @@ def watch(
         ),
     ] = True,
 ) -> None:
-    """Follow a task to its end: show its events, and wait for further ones.
+    """Follow a task to its end.
 
-    Ends with 0 if the task is completed, 1 if it failed or was rejected, 66 if there is no such
-    task, and 124 after --timeout.
+    Shows its events, and waits for further ones. Ends with 0 if the task is completed, 1 if it
+    failed or was rejected, 66 if there is no such task, and 124 after --timeout.
     """
     show.refuse(Output.JSON, Output.IDS)
     show.chosen(EVENT_COLUMNS)

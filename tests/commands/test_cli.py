@@ -102,6 +102,7 @@ def test_help_names_every_command_and_exit_code() -> None:
         "record",
         "openapi",
     } <= set(re.findall(r"^  ([a-z]+) ", out, re.MULTILINE))
+    assert "..." not in out.partition("Commands:")[2], "a summary is longer than its line"
     codes = "0 1 2 65 66 69 74 77 78 124 130 141".split()
     assert codes == re.findall(r"\d+", out.partition("Exit codes:")[2])
 

@@ -240,6 +240,10 @@ def test_recent_times_are_short(dsn: str) -> None:
         (["query", "--columns", "nope"], "no column 'nope'; there are task_id, "),
         (["query", "--columns", "status", "-o", "ids"], "--columns: ids has no columns"),
         (["query", "--limit", "0"], "--limit"),
+        (["query", "--limit", "3", "--all"], "--limit: not together with --all"),
+        (["query", "--service", ""], "--service: must not be empty"),
+        (["query", "--created-by", ""], "--created-by: must not be empty"),
+        (["query", "--last", ""], "--last: must be a span"),
     ],
     ids=str,
 )

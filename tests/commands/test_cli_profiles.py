@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from audit.commands.page_url import list_url
 from tests.certificates import make_certificates
 from tests.commandline import audit, fails_with, lines, on_terminal
 from tests.commands.conftest import AnsweringServer
@@ -326,3 +327,10 @@ def test_open_starts_the_browser_of_the_user(config: Path, url: str, tmp_path: P
     run(config, "open", **browser)
     on_terminal(80, "open", "--no-browser", **browser)
     assert not seen.exists()
+
+
+def test_link_beside_statistics_shows_their_zone_and_bars() -> None:
+    link = list_url("http://h/", "query", {"last": "7d"}, tz="Asia/Kathmandu", interval="1d")
+
+    assert "http://h/tasks?last=7d&tz=Asia%2FKathmandu&interval=1d" == link
+    assert "http://h/tasks?status=failed&last=7d" == list_url("http://h", "failures", {})

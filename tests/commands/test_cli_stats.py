@@ -171,7 +171,8 @@ def test_no_tasks_are_no_bars(dsn: str) -> None:
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ("--by fortnight", "--by: must be one of auto, 1m"),
+        ("--by fortnight", "--by: must be one of auto, minute, hour"),
+        ("--by intent", "with --durations also intent"),
         ("--facet nope", "'status', 'service'"),
         ("--facet status --by day", "--facet: not together"),
         ("--top 3", "--top: only together"),
