@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
 from typing import Final
 
 from aiohttp import web
@@ -27,26 +26,16 @@ def at_position(handler: Handler) -> Handler:
     On a standby, the response says how old it may be.
     """
 
-    def handle(request: web.Request) -> Awaitable[web.StreamResponse]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        service = request.app[SERVICE]
         given = request.headers.getall(_AT_LEAST, None)
-        if given is None and request.app[SERVICE].staleness.seconds is None:
-            return handler(request)
-        return _answer_at(request, given, handler)
+        server = None if given is None else await service.positions.require(parse_positions(given))
+        response = await handler(request)
+        if server is not None:
+            service.positions.require_same(server)
+        seconds = await service.staleness.seconds()
+        if seconds is not None:
+            response.headers[_STALENESS] = f"{seconds + _ROUNDING:.1f}"
+        return response
 
     return handle
-
-
-async def _answer_at(
-    request: web.Request, given: Sequence[str] | None, handler: Handler
-) -> web.StreamResponse:
-    service = request.app[SERVICE]
-    if given is None:
-        response = await handler(request)
-    else:
-        server = await service.positions.require(parse_positions(given))
-        response = await handler(request)
-        service.positions.require_same(server)
-    seconds = service.staleness.seconds
-    if seconds is not None:
-        response.headers[_STALENESS] = f"{seconds + _ROUNDING:.1f}"
-    return response

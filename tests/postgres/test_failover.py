@@ -136,6 +136,24 @@ async def test_writes_succeed_again_after_the_primary_has_restarted(
     assert 200 == (await client.get(f"{API}/query")).status
 
 
+async def test_the_first_response_of_a_standby_says_how_old_it_may_be(
+    two: Replicas, aiohttp_client: Clients
+) -> None:
+    client = await aiohttp_client(create_app(Settings(pool_size=3), two.dsn()))
+    assert "Audit-Staleness-Seconds" not in (await client.get(f"{API}/query")).headers
+    two.wait_for_standby()
+
+    await asyncio.to_thread(two.primary.stop)
+    try:
+        async with asyncio.timeout(60):
+            while (answer := await client.get(f"{API}/query")).status == 503:
+                pass
+    finally:
+        two.primary.start()
+    assert 200 == answer.status
+    assert "Audit-Staleness-Seconds" in answer.headers
+
+
 async def is_recorded(service: AuditService) -> bool:
     try:
         await service.record([task()])
