@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -51,6 +52,8 @@ def prepare_streams() -> None:
 
     Otherwise the next file or connection that is opened gets the number of the closed stream.
     """
+    # Printing must not fail on a character that the terminal's encoding lacks.
+    errors = "backslashreplace"
     for name, mode, unusable in (
         ("stdin", "r", os.O_WRONLY),
         ("stdout", "w", os.O_RDONLY),
@@ -60,9 +63,12 @@ def prepare_streams() -> None:
         if stream is None:
             number = os.open(os.devnull, unusable)
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
+        elif isinstance(stream.buffer, io.RawIOBase) and name == "stdout":
+            # With PYTHONUNBUFFERED, Python does not notice that a write took a part of a line only.
+            number, encoding = stream.fileno(), stream.encoding
+            sys.stdout = os.fdopen(number, "w", 1, encoding, errors, closefd=False)
         elif mode == "w":
-            # Printing must not fail on a character that the terminal's encoding lacks.
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=errors)
 
 
 def discard_output() -> None:

@@ -8,9 +8,11 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tests.commandline import UNREACHABLE, audit, command, ended, fails_with, lines
+import pytest
+
+from tests.commandline import ENVIRONMENT, UNREACHABLE, audit, command, ended, fails_with, lines
 from tests.conftest import execute, task
-from tests.processes import free_port, serving
+from tests.processes import AUDIT, free_port, serving
 from tests.waiting import wait_until
 
 NO_PROXY = {"NO_PROXY": "*"}
@@ -94,6 +96,36 @@ def test_now_is_kept_as_a_position(dsn: str, tmp_path: Path) -> None:
     assert file.read_text() == "2\n"
     assert take(second, 1) == new
     killed(second)
+
+
+@pytest.mark.parametrize("variables", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["", "unbuffered"])
+def test_a_change_that_cannot_be_written_is_printed_by_the_next_run(
+    dsn: str, tmp_path: Path, variables: dict[str, str]
+) -> None:
+    recorded = record(dsn, 9)
+    execute(dsn, "SELECT sequence_task_events(10)")
+    file, printed = tmp_path / "position", tmp_path / "printed"
+    options = ("--from", "start", "-o", "ids", "--position-file", file, "--dsn", dsn)
+    limited = ("bash", "-c", 'ulimit -f 1; exec "$@"', "-", AUDIT, "tail", *options)
+    printed.write_text("x" * 900 + "\n")  # of 1,024 bytes
+    with printed.open("a") as output:
+        done = subprocess.run(
+            limited,
+            env=ENVIRONMENT | variables,
+            stdout=output,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=60,
+        )
+    _, *whole, half = printed.read_text().split("\n")
+    rest = tail(*options)
+
+    assert (done.returncode, b"File too large" in done.stderr) == (74, True)
+    later = take(rest, 6)
+    assert sorted([*whole, *later]) == sorted(recorded)
+    assert half
+    assert later[0].startswith(half)
+    killed(rest)
 
 
 def test_filters_and_forms(dsn: str) -> None:
