@@ -41,17 +41,14 @@ class Cluster:
         self._primary = NAMES[0]
         hosts = ",".join(parse(server.dsn).hosts[0].name for server in servers.values())
         self.dsn = f"host={hosts} user=audit dbname=postgres"
+        # A standby uses the second when it is promoted.
         for server in servers.values():
             execute(
                 server.dsn,
                 f"ALTER SYSTEM SET primary_conninfo = '{self.dsn} target_session_attrs=read-write'",
+                f"ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 ({', '.join(NAMES)})'",
                 "SELECT pg_reload_conf()",
             )
-        execute(
-            self.primary.dsn,
-            f"ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 ({', '.join(NAMES)})'",
-            "SELECT pg_reload_conf()",
-        )
 
     @property
     def primary(self) -> Server:
@@ -83,8 +80,10 @@ class Cluster:
         (server._cluster / "standby.signal").touch()
 
     def wait_until_complete(self) -> None:
-        """Wait until the primary sends its changes to both standbys."""
-        streaming = "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'"
+        """Wait until the primary sends its changes to both standbys, and waits for one of them."""
+        streaming = (
+            "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = 'quorum'"
+        )
         wait_until(lambda: len(execute(self.primary.dsn, streaming)) == len(NAMES) - 1)
 
 
@@ -196,6 +195,7 @@ class Clients:
         """Send a request until it is acknowledged; return the position."""
         answer = await self._send(session, method, path, json=body)
         while answer is None:
+            assert [] == self.wrong  # it would be refused for ever
             await asyncio.sleep(0.1)
             answer = await self._send(session, method, path, json=body)
         self.times.append(time.monotonic())
