@@ -120,7 +120,7 @@ def _usable_cores() -> int:
     return min(cores, _MAX_DEFAULT_WORKERS)
 
 
-#: Up to three of so few connections compute responses at a time.
+#: Of four connections, queries use at most three at a time. The fourth is for checks.
 _LEAST_STANDBY_POOL: Final = 4
 
 

@@ -55,7 +55,7 @@ class Caller(Output):
     """When the key or token expires; None means never."""
     via: str
     """What the request is authenticated by: an API `key`, a `token`, or the `session` of the web
-    page. `nobody` means that the service requires no API key, because none exists."""
+    page. It is `nobody` if no API key exists, so that the service accepts requests without one."""
     version: str
     """The version of the service."""
     trace_url: str | None

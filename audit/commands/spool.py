@@ -72,7 +72,8 @@ def flush(
     """
     from audit.recorder import Recorder
 
-    refused_before = _open(file).size().refused
+    spool = _open(file)
+    refused_before = spool.size().refused
     problems: list[Exception] = []
     # Whether a process that executed a task is gone is for the program to say that started it.
     recorder = Recorder(url, key=key, spool=file, on_error=problems.append, orphans="leave")
@@ -80,7 +81,7 @@ def flush(
         is_sent = recorder.flush(seconds_of(timeout) or 0)
     finally:
         recorder.close(0)
-    size = _open(file).size()
+    size = spool.size()
     _print_size(size)
     if size.refused > refused_before:
         raise typer.Exit(ExitCode.DATA)

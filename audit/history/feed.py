@@ -161,7 +161,7 @@ class Feed:
                 **selected,
             )
         self._log_size, self._is_standby = row["log_size"], row["is_standby"]
-        if self._log_size < position and not self._is_standby:
+        if self._is_gone(position):
             raise PositionGone(
                 f"the log has {self._log_size} changes, so no reader can have reached the position"
                 f" {position}: an older backup of the database was restored; read the tasks anew",
@@ -206,13 +206,15 @@ class Feed:
                 return portion
 
     async def wait(self, position: int, seconds: float) -> bool:
-        """Wait until a reader at this position has something to learn; return whether it has.
+        """Wait until the log has a change at this position, or the position is gone.
+
+        Return whether it is so.
 
         It returns early if `seconds` have passed, or if the feed is closed.
         """
         if self.is_closed:
             return False
-        if self._has_left(position) and self._look is not None:
+        if self._has_news(position) and self._look is not None:
             return True
         loop = asyncio.get_running_loop()
         moved: asyncio.Future[bool] = loop.create_future()
@@ -260,13 +262,17 @@ class Feed:
         if row["delay_seconds"] is not None:
             self._metrics.fed(max(row["delay_seconds"], 0))
         for moved, position in self._waiting.items():
-            if self._has_left(position):
+            if self._has_news(position):
                 _resolve(moved, True)
         return is_last
 
-    def _has_left(self, position: int) -> bool:
-        """Return whether the log continues at a position, or does not reach it any more."""
-        return self._log_size > position or (self._log_size < position and not self._is_standby)
+    def _has_news(self, position: int) -> bool:
+        """Return whether the log has a change at a position, or the position is gone."""
+        return self._log_size > position or self._is_gone(position)
+
+    def _is_gone(self, position: int) -> bool:
+        """Return whether the log of a primary is shorter than a reader has read."""
+        return self._log_size < position and not self._is_standby
 
 
 def _resolve(future: asyncio.Future[bool], result: bool) -> None:

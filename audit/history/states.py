@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 
 class State(StrEnum):
@@ -20,5 +21,12 @@ class State(StrEnum):
         """Whether a task in this state is immutable."""
         return self in _TERMINAL
 
+    def is_before(self, other: State) -> bool:
+        """Whether this state is above the other one in the list."""
+        return _ORDER.index(self) < _ORDER.index(other)
 
+
+_ORDER = tuple(State)
 _TERMINAL = frozenset({State.COMPLETED, State.FAILED, State.REJECTED})
+#: What the error says about any other text.
+MUST_BE_STATE: Final = f"must be one of {', '.join(State)}"

@@ -22,7 +22,7 @@ from pydantic_core import core_schema
 from audit.errors import Invalid, Malformed
 from audit.history.json_text import SPACE, Reader
 from audit.history.json_values import write
-from audit.history.states import State
+from audit.history.states import MUST_BE_STATE, State
 from audit.limits import DEFAULTS
 
 _UUID: Final = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
@@ -205,7 +205,7 @@ Timestamp = Annotated[
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 CreatedAt = Annotated[Timestamp, AfterValidator(_not_before_2000)]
-Status = Annotated[State, _Message(f"must be one of {', '.join(State)}")]
+Status = Annotated[State, _Message(MUST_BE_STATE)]
 Name = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=_LONGEST_NAME)]
 RequestText = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=65_536)]
 Services = Annotated[

@@ -21,7 +21,7 @@ from uuid import UUID
 from audit.client import calls
 from audit.errors import Problem
 from audit.history.parsing import change_of, text_of
-from audit.history.states import State
+from audit.history.states import MUST_BE_STATE, State
 from audit.history.validation import invalid
 from audit.recorder import texts
 from audit.recorder.direct import Direct
@@ -414,7 +414,7 @@ def _state(status: State | str) -> State:
     try:
         return State(status)
     except ValueError:
-        raise invalid("", f"must be one of {', '.join(State)}", "status") from None
+        raise invalid("", MUST_BE_STATE, "status") from None
 
 
 def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -6,12 +6,10 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from audit.errors import Conflict
 from audit.history.states import State
-
-_ORDER: Final = tuple(State)
 
 
 class Sink(Protocol):
@@ -136,7 +134,7 @@ class RecordedTask:
     def _move(self, status: State, members: dict[str, Any], *, implicit: bool = False) -> None:
         if self.has_ended:
             raise Conflict(f"the task is {self._status} already")
-        if self._status is not None and _ORDER.index(status) < _ORDER.index(self._status):
+        if self._status is not None and status.is_before(self._status):
             raise Conflict(f"the task is {self._status}, so it cannot become {status}")
         members = {"status": status.value, **members}
         if self.outcome:

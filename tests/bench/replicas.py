@@ -46,7 +46,8 @@ _TASK: Final = {
 _DURABLE: Final = {"fsync": "on", "full_page_writes": "on"}
 _QUEUED: Final = "SELECT 1 FROM task_event_queue LIMIT 1"
 _PATIENT: Final = Settings(pool_size=2, staleness_wait_seconds=60)
-#: The work that standbys share: so many pages a second of a round, and a task for each ten pages.
+#: The work that standbys share: the pages to compute for each second of a round. For each ten pages
+#: a task is recorded.
 _PAGES: Final = 1000
 _SHARED_SHAPES: Final = ("failures of 7 days", "frequent service", "the same and intent")
 _SHARING: Final = 8

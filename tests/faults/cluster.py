@@ -29,7 +29,7 @@ from tests.waiting import until, wait_until
 API: Final = "/api/v1/audit"
 NAMES: Final = ("a", "b", "c")
 _OPTIONS: Final = {**FAST, "wal_keep_size": "1GB", "wal_retrieve_retry_interval": "100"}
-#: What tells that a service could not do it now. The request is sent again.
+#: With these statuses, a service refuses what it cannot do now. The client sends the request again.
 _RETRIED: Final = (503, 504)
 
 
@@ -41,7 +41,7 @@ class Cluster:
         self._primary = NAMES[0]
         hosts = ",".join(parse(server.dsn).hosts[0].name for server in servers.values())
         self.dsn = f"host={hosts} user=audit dbname=postgres"
-        # A standby uses the second when it is promoted.
+        # A standby uses `synchronous_standby_names` when it is promoted.
         for server in servers.values():
             execute(
                 server.dsn,
@@ -156,7 +156,7 @@ class Clients:
                 self._is_done = True
 
     async def more(self, changes: int = 50) -> None:
-        """Wait until so many more changes are acknowledged."""
+        """Wait until the services have acknowledged this number of further changes."""
         wanted = len(self.times) + changes
         await until(lambda: self._is_done or len(self.times) >= wanted, 120)
         assert not self._is_done
@@ -195,7 +195,7 @@ class Clients:
         """Send a request until it is acknowledged; return the position."""
         answer = await self._send(session, method, path, json=body)
         while answer is None:
-            assert [] == self.wrong  # it would be refused for ever
+            assert [] == self.wrong  # the services would refuse the request again and again
             await asyncio.sleep(0.1)
             answer = await self._send(session, method, path, json=body)
         self.times.append(time.monotonic())

@@ -60,7 +60,7 @@ class Recorders:
                 await asyncio.sleep(0.02)
 
     async def more(self, changes: int = 50) -> None:
-        """Wait until so many more changes are acknowledged."""
+        """Wait until the services have acknowledged this number of further changes."""
         wanted = len(self.times) + changes
         await until(lambda: len(self.times) >= wanted)
 
